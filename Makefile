@@ -1,0 +1,34 @@
+# Every target sets up what it needs; .venv is created with the standard venv and pip, from constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow check bench clean
+.DEFAULT_GOAL := demo
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## evaluate the bundled CartPole-v1 policy in context; compare with truth and critic
+	$(BIN)/icrl-gym evaluate
+
+test: $(STAMP)  ## the fast suite
+	$(BIN)/python -m pytest -n 2 -q
+
+test-slow: $(STAMP)  ## everything, minutes
+	$(BIN)/python -m pytest -n 2 -q -m 'slow or not slow'
+
+check: $(STAMP)  ## style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(STAMP)  ## speed and memory, as ratios within one run
+	$(BIN)/python scripts/benchmark_speed.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Environments of the icrl_gym project, registered as ``icrl/...-v0``."""
