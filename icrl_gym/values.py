@@ -9,10 +9,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
 
 from icrl_gym.observations import Observations
 
@@ -91,7 +91,7 @@ class ValueEstimates:
             raise ValueError(f"level must be in (0, 1), got {level}")
         if self.stderr is None:
             raise ValueError("interval: these estimates carry no standard error (stderr is None)")
-        half_width = stats.norm.ppf(0.5 + level / 2) * self.stderr
+        half_width = NormalDist().inv_cdf(0.5 + level / 2) * self.stderr
         return self.values - half_width, self.values + half_width
 
     def attribution(self) -> np.ndarray:
