@@ -1,0 +1,170 @@
+"""Run folders: filled under a temporary name and renamed when complete; files are written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+DEFAULT_ROOT = Path("runs")
+UNFINISHED = ".unfinished-"  # prefix of a folder whose run is still going, or was killed
+PACKAGES = ("icrl-gym", "gymnasium", "torch", "numpy", "scipy", "stable-baselines3", "sb3-contrib", "tensorboard")
+
+
+class RunFolder:
+    """A folder that exists under its own name only once the run is complete.
+
+    Attributes:
+        path: where to write while the run goes on.
+        final: the name that it gets in the end.
+    """
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+        self.path = final.with_name(UNFINISHED + final.name)
+
+
+@contextmanager
+def run_folder(directory: str | os.PathLike[str] | None, env_id: str, root: Path = DEFAULT_ROOT) -> Iterator[RunFolder]:
+    """Make a run folder; give it its name on success, and remove it on any error.
+
+    Args:
+        directory: a name chosen by the user, which must not exist yet; None: ``<root>/<env>-<utc>-<n>``, never taken.
+        env_id: used in the default name.
+        root: where default folders go.
+
+    Raises:
+        FileExistsError: ``directory`` exists, or another run is filling it.
+        OSError: the folder cannot be made.
+    """
+    final = None if directory is None else Path(os.path.abspath(directory))
+    _make_parent(root if final is None else final.parent)
+    folder = _claim_default(root, env_id) if final is None else _claim(final)
+    try:
+        yield folder
+        os.rename(folder.path, folder.final)
+    except BaseException:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+
+
+def _make_parent(parent: Path) -> None:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"run_dir: cannot make the folder {str(parent)!r}: {error.strerror}") from error
+
+
+def _claim_default(root: Path, env_id: str) -> RunFolder:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", env_id).strip("-.") or "env"
+    for number in itertools.count():
+        try:
+            return _claim(root / f"{stem}-{stamp}-{number}")
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable")
+
+
+def _claim(final: Path) -> RunFolder:
+    """Take a name: the unfinished folder is the lock, and the final name is looked at only while it is held."""
+    folder = RunFolder(final)
+    try:
+        folder.path.mkdir()
+    except FileExistsError:
+        owner = "another run is filling it, or was killed and left"
+        raise FileExistsError(f"run_dir: {str(final)!r} is taken: {owner} {str(folder.path)!r}") from None
+    except OSError as error:
+        raise type(error)(f"run_dir: cannot make the run folder {str(final)!r}: {error.strerror}") from error
+    if os.path.lexists(final):
+        folder.path.rmdir()
+        raise FileExistsError(f"run_dir: the run folder {str(final)!r} exists already; name one that does not")
+    return folder
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write standard JSON (NaN and infinities become null), atomically."""
+    with _replacing(path) as file:
+        json.dump(standard_json(content), file, indent=2, allow_nan=False)
+        file.write("\n")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a table with a header line, atomically; None becomes an empty cell, floats keep every digit."""
+    with _replacing(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8", newline=""
+    ) as file:
+        try:
+            yield file  # type: ignore[misc]
+            file.flush()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def standard_json(content: Any) -> Any:
+    """The same tree with paths as text, tuples as lists, and undefined numbers as None."""
+    if isinstance(content, Mapping):
+        return {str(key): standard_json(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [standard_json(value) for value in content]
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    return os.fspath(content) if isinstance(content, os.PathLike) else content
+
+
+def versions() -> dict[str, Any]:
+    """Python, platform, installed packages, and the commit of this package's source where it is a checkout."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _installed_version(name) for name in PACKAGES},
+        "commit": source_commit(Path(__file__).parent),
+    }
+
+
+def _installed_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def source_commit(package: Path) -> str | None:
+    """Commit of the git checkout that tracks ``package``, with ``+changes`` if it was edited; else None.
+
+    A package that is installed inside somebody's own checkout is not tracked there, and gets None.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
