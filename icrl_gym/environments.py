@@ -1,0 +1,216 @@
+"""Making, naming and unwrapping environments."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+Wrapper = Callable[[gymnasium.Env], gymnasium.Env] | str
+
+# Wrappers that pass observations, actions and rewards through unchanged; they are no part of an environment's identity.
+TRANSPARENT_WRAPPERS = frozenset(
+    {"Autoreset", "EvaluateInContext", "HumanRendering", "Monitor", "OrderEnforcing", "PassiveEnvChecker"}
+    | {"RecordEpisodeStatistics", "RecordTrajectory", "RecordVideo", "RenderCollection", "TimeLimit"}
+    | {"VectorEvaluateInContext", "VectorRecordTrajectory"}
+)
+# The transparent ones that keep a log of their own, which steps taken elsewhere must not enter.
+_LOGGING_WRAPPERS = frozenset(
+    {"EvaluateInContext", "Monitor", "RecordEpisodeStatistics", "RecordTrajectory", "RecordVideo"}
+)
+# Keyword arguments of make and make_vec that do not change the decision process.
+_NEUTRAL_ARGUMENTS = frozenset(
+    {"render_mode", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers", "max_episode_steps"}
+)
+
+
+def make_environment(
+    env_or_id: str | gymnasium.Env,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrapper: Wrapper | None = None,
+) -> gymnasium.Env:
+    """Make an environment from its id, or take one that exists, and put a wrapper around it.
+
+    Args:
+        env_or_id: an id, also of the form "module:Env-v0" (the module is imported first), or an environment.
+        env_kwargs: keyword arguments of the environment; only with an id.
+        wrapper: a callable from environment to environment, or its name "module:Class", as in
+            "minigrid.wrappers:ImgObsWrapper".
+
+    Raises:
+        ValueError: unknown id (the nearest names are listed), unknown module or wrapper, or ``env_kwargs`` beside an
+            environment that exists already.
+        TypeError: neither an id nor an environment; arguments that the environment does not know; a wrapper that does
+            not return an environment.
+    """
+    if isinstance(env_or_id, str):
+        env = _make_from_id(env_or_id, dict(env_kwargs or {}))
+    elif not isinstance(env_or_id, gymnasium.Env):
+        raise TypeError(f"env must be an environment id or a gymnasium.Env, got {type(env_or_id).__name__}")
+    elif env_kwargs:
+        raise ValueError(
+            f"env_kwargs {dict(env_kwargs)} need an environment id, got an environment that exists already"
+        )
+    else:
+        env = env_or_id
+    return env if wrapper is None else _wrapped(env, wrapper)
+
+
+def _make_from_id(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env:
+    module, separator, _ = env_id.rpartition(":")
+    if separator:
+        _import_registrations(module, env_id)
+    try:
+        return gymnasium.make(env_id, **env_kwargs)
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
+        raise ValueError(f"unknown environment id {env_id!r}; {_suggestion(env_id)}") from error
+    except gymnasium.error.Error as error:
+        if "Malformed environment ID" not in str(error):
+            raise
+        raise ValueError(f"malformed environment id {env_id!r}; {_suggestion(env_id)}") from error
+
+
+def _import_registrations(module: str, env_id: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(f"environment id {env_id!r}: there is no module {module!r}") from error
+
+
+def _suggestion(env_id: str) -> str:
+    name = env_id.rpartition(":")[2]
+    lowered = {known.lower(): known for known in gymnasium.registry}
+    near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
+    if near:
+        return f"nearest known: {', '.join(near)}"
+    return "no similar name is known; ids of other packages are written module:Env-v0"
+
+
+def _wrapped(env: gymnasium.Env, wrapper: Wrapper) -> gymnasium.Env:
+    function = _import_wrapper(wrapper) if isinstance(wrapper, str) else wrapper
+    if not callable(function):
+        raise TypeError(f"wrapper must be a callable or 'module:Class', got {wrapper!r}")
+    wrapped = function(env)
+    if not isinstance(wrapped, gymnasium.Env):
+        raise TypeError(f"wrapper {wrapper!r} must return a gymnasium.Env, got {type(wrapped).__name__}")
+    return wrapped
+
+
+def _import_wrapper(name: str) -> Callable[[gymnasium.Env], gymnasium.Env]:
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        raise ValueError(f"wrapper must be written 'module:Class', got {name!r}")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"wrapper {name!r} cannot be imported: {error}") from error
+
+
+def environment_identity(env: gymnasium.Env | VectorEnv) -> str:
+    """The name of the decision process: id, arguments that are not the defaults, wrappers that change what is seen.
+
+    For example ``FrozenLake-v1 {"is_slippery": false}`` or ``MiniGrid-Empty-5x5-v0 + ImgObsWrapper``. Time limits and
+    wrappers that only watch are left out, so the identity survives `strip_time_limit`. An environment that was never
+    registered is named after its class. Functions inside a wrapper's arguments are named, not compared. The members of
+    a vector that differ are joined by " | ".
+    """
+    if isinstance(env, VectorEnv):
+        return _vector_identity(env)
+    wrappers = []
+    while isinstance(env, gymnasium.Wrapper):
+        wrappers.append((type(env).__name__, getattr(env, "_saved_kwargs", None)))
+        env = env.env
+    parts = [_base_identity(env.spec, type(env)), *_wrapper_identities(reversed(wrappers))]
+    return " + ".join(parts)
+
+
+def _vector_identity(env: VectorEnv) -> str:
+    wrappers = []
+    while isinstance(env, gymnasium.vector.VectorWrapper):
+        wrappers.append((type(env).__name__, getattr(env, "_saved_kwargs", None)))
+        env = env.env
+    if hasattr(env, "envs"):
+        members = list(dict.fromkeys(environment_identity(member) for member in env.envs))  # type: ignore[attr-defined]
+    elif hasattr(env, "get_attr"):
+        members = list(dict.fromkeys(_spec_identity(spec, type(env)) for spec in env.get_attr("spec")))  # type: ignore
+    else:
+        members = [_spec_identity(env.spec, type(env))]
+    return " + ".join([" | ".join(members), *_wrapper_identities(reversed(wrappers))])
+
+
+def _spec_identity(spec: Any, made_by: type) -> str:
+    wrappers = [] if spec is None else [(wrapper.name, wrapper.kwargs) for wrapper in spec.additional_wrappers]
+    return " + ".join([_base_identity(spec, made_by), *_wrapper_identities(wrappers)])
+
+
+def _base_identity(spec: Any, made_by: type) -> str:
+    if spec is None:
+        return f"{made_by.__module__}.{made_by.__qualname__}"
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(made_by.__init__).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    if spec.id in gymnasium.registry:
+        defaults |= gymnasium.registry[spec.id].kwargs
+    given = {
+        name: value
+        for name, value in spec.kwargs.items()
+        if name not in _NEUTRAL_ARGUMENTS and not (name in defaults and _described(value) == _described(defaults[name]))
+    }
+    return spec.id + (f" {_described(given)}" if given else "")
+
+
+def _wrapper_identities(wrappers: Any) -> list[str]:
+    """Identities of ``(class name, constructor arguments)`` pairs, the innermost first."""
+    visible = [(name, arguments) for name, arguments in wrappers if name not in TRANSPARENT_WRAPPERS]
+    arguments_of = [
+        {key: value for key, value in (arguments or {}).items() if key != "env"} for _, arguments in visible
+    ]
+    return [
+        name + (f" {_described(arguments)}" if arguments else "")
+        for (name, _), arguments in zip(visible, arguments_of, strict=True)
+    ]
+
+
+def _described(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=_json_form)
+
+
+def _json_form(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    text = repr(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in text else text
+
+
+def strip_time_limit(env: gymnasium.Env) -> gymnasium.Env:
+    """The same stack without `TimeLimit` and without the wrappers that keep a log (Monitor, RecordVideo, ...).
+
+    The innermost environment is SHARED with ``env``; every wrapper kept is a shallow copy. Use one stack or the other,
+    and reset ``env`` before stepping it again. A limit that the environment imposes itself (``max_steps`` in MiniGrid)
+    stays.
+    """
+    if not isinstance(env, gymnasium.Wrapper):
+        return env
+    inner = strip_time_limit(env.env)
+    if isinstance(env, gymnasium.wrappers.TimeLimit) or type(env).__name__ in _LOGGING_WRAPPERS:
+        return inner
+    outer = copy.copy(env)
+    outer.env = inner
+    outer._cached_spec = None
+    return outer
