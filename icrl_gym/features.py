@@ -1,0 +1,323 @@
+"""From raw observations to the feature vectors that attention compares.
+
+| observation space | features |
+|---|---|
+| Box, up to 64 numbers | the numbers, standardised by the context |
+| Box, more | pooled to at most 16 x 16 where it has two or more axes, standardised, projected to 64 by a seeded orthogonal matrix |
+| Discrete, up to 256 values | one-hot; above that a seeded random unit vector per value |
+| MultiDiscrete | one-hot per component up to 256 in all, else the numbers, standardised |
+| MultiBinary | the bits |
+| Dict, Tuple | the parts side by side |
+| Text, Graph, Sequence, OneOf | refused |
+
+Everything learned from data is learned from the context alone. A categorical component that differs adds 2 to the squared
+distance, which is what two independent draws of a standardised coordinate differ by on average; a lone Discrete space has
+no geometry, so there distinct values are put far apart. The *effective dimension* counts each varying coordinate and each
+varying categorical component once; kernel widths scale with its square root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import spaces
+
+from icrl_gym.observations import Observations, as_batch, check_finite, named_leaves
+
+MAX_FEATURES = 64  # of one Box leaf
+MAX_ONE_HOT = 256  # values
+MAX_POOLED_SIDE = 16  # pixels
+LONE_DISCRETE_SCALE = 4.0  # distinct values of a lone Discrete space: squared distance 2 * 4^2
+CONSTANT_TOLERANCE = 1e-7  # a coordinate whose spread is below this fraction of its magnitude is constant
+PROJECTION_SEED = 0
+
+FeatureFunction = Callable[[Observations], Any]  # raw observations (B,) + shape -> (B, D)
+
+
+@dataclass(frozen=True)
+class Standardiser:
+    """Column-wise (x - mean) / spread; constant columns become 0."""
+
+    mean_D: np.ndarray
+    inverse_spread_D: np.ndarray
+
+    @classmethod
+    def fit(cls, columns_ND: np.ndarray) -> Standardiser:
+        spread_D = columns_ND.std(axis=0)
+        magnitude_D = np.abs(columns_ND).max(axis=0)
+        varies_D = spread_D > CONSTANT_TOLERANCE * np.maximum(magnitude_D, np.finfo(float).tiny)
+        inverse_D = np.divide(1.0, spread_D, out=np.zeros_like(spread_D), where=varies_D)
+        return cls(columns_ND.mean(axis=0), inverse_D)
+
+    def __call__(self, columns_BD: np.ndarray) -> np.ndarray:
+        return (columns_BD - self.mean_D) * self.inverse_spread_D
+
+    @property
+    def num_varying(self) -> int:
+        return int((self.inverse_spread_D > 0).sum())
+
+
+class LeafEncoder(Protocol):
+    """Features of one array-valued part of the observation; `fit` sees the context's sources only."""
+
+    def fit(self, leaf: np.ndarray) -> None: ...
+
+    def __call__(self, leaf: np.ndarray) -> np.ndarray: ...
+
+    @property
+    def effective_dimension(self) -> int: ...
+
+
+class NumericEncoder:
+    """Numbers: pooled if they form a large image, standardised, projected if there are more than 64."""
+
+    def __init__(self) -> None:
+        self._second: Standardiser | None = None
+        self._projection_DP: np.ndarray | None = None
+
+    def fit(self, leaf: np.ndarray) -> None:
+        flat_ND = _flatten(leaf)
+        self._first = Standardiser.fit(flat_ND)
+        num_columns = flat_ND.shape[1]
+        if num_columns > MAX_FEATURES:
+            normal = np.random.default_rng(PROJECTION_SEED).standard_normal((num_columns, MAX_FEATURES))
+            self._projection_DP = np.linalg.qr(normal)[0]
+            self._second = Standardiser.fit(self._first(flat_ND) @ self._projection_DP)
+
+    def __call__(self, leaf: np.ndarray) -> np.ndarray:
+        features = self._first(_flatten(leaf))
+        if self._second is not None:
+            features = self._second(features @ self._projection_DP)
+        return features
+
+    @property
+    def effective_dimension(self) -> int:
+        varying = self._first.num_varying
+        return varying if self._second is None else min(varying, self._second.num_varying)
+
+
+class OneHotEncoder:
+    """Integer components, each one-hot (``num_values`` of them, counted from ``start``), scaled."""
+
+    def __init__(self, num_values: np.ndarray, start: np.ndarray, scale: float) -> None:
+        self._num_values, self._start, self._scale = num_values, start, scale
+        self._offsets = np.concatenate([[0], np.cumsum(num_values)[:-1]])
+
+    def fit(self, leaf: np.ndarray) -> None:
+        components = leaf.reshape(len(leaf), -1)
+        self._num_varying = int((components != components[:1]).any(axis=0).sum())
+
+    def __call__(self, leaf: np.ndarray) -> np.ndarray:
+        components = leaf.reshape(len(leaf), -1) - self._start
+        inside = (components >= 0) & (components < self._num_values)
+        features = np.zeros((len(leaf), int(self._num_values.sum())))
+        rows, columns = np.nonzero(inside)
+        features[rows, (components + self._offsets)[rows, columns].astype(int)] = self._scale
+        return features
+
+    @property
+    def effective_dimension(self) -> int:
+        return self._num_varying
+
+
+class EmbeddingEncoder:
+    """Integers of a large Discrete space: a seeded random unit vector of 64 numbers per value, scaled."""
+
+    def __init__(self, scale: float) -> None:
+        self._scale = scale
+
+    def fit(self, leaf: np.ndarray) -> None:
+        self._num_varying = int((leaf != leaf[:1]).any())
+
+    def __call__(self, leaf: np.ndarray) -> np.ndarray:
+        values, inverse = np.unique(leaf, return_inverse=True)
+        vectors = np.stack([self._vector(int(value)) for value in values])
+        return vectors[inverse]
+
+    def _vector(self, value: int) -> np.ndarray:
+        sign = int(value < 0)
+        normal = np.random.default_rng([PROJECTION_SEED, sign, abs(value)]).standard_normal(MAX_FEATURES)
+        return self._scale * normal / np.linalg.norm(normal)
+
+    @property
+    def effective_dimension(self) -> int:
+        return self._num_varying
+
+
+class BitEncoder:
+    """Bits, scaled so that one that differs adds 2 to the squared distance."""
+
+    def fit(self, leaf: np.ndarray) -> None:
+        bits = leaf.reshape(len(leaf), -1)
+        self._num_varying = int((bits != bits[:1]).any(axis=0).sum())
+
+    def __call__(self, leaf: np.ndarray) -> np.ndarray:
+        return np.sqrt(2.0) * leaf.reshape(len(leaf), -1).astype(np.float64)
+
+    @property
+    def effective_dimension(self) -> int:
+        return self._num_varying
+
+
+def _box(space: spaces.Box, alone: bool) -> LeafEncoder:
+    return NumericEncoder()
+
+
+def _discrete(space: spaces.Discrete, alone: bool) -> LeafEncoder:
+    scale = LONE_DISCRETE_SCALE if alone else 1.0
+    if space.n > MAX_ONE_HOT:
+        return EmbeddingEncoder(scale)
+    return OneHotEncoder(np.array([space.n]), np.array([space.start]), scale)
+
+
+def _multi_discrete(space: spaces.MultiDiscrete, alone: bool) -> LeafEncoder:
+    if space.nvec.sum() > MAX_ONE_HOT:
+        return NumericEncoder()
+    return OneHotEncoder(space.nvec.reshape(-1), space.start.reshape(-1), 1.0)
+
+
+def _multi_binary(space: spaces.MultiBinary, alone: bool) -> LeafEncoder:
+    return BitEncoder()
+
+
+ENCODERS: dict[type[spaces.Space], Callable[[Any, bool], LeafEncoder]] = {
+    spaces.Box: _box,
+    spaces.Discrete: _discrete,
+    spaces.MultiDiscrete: _multi_discrete,
+    spaces.MultiBinary: _multi_binary,
+}
+
+
+class FeatureMap:
+    """Features of observations of one space: `fit` on a context once, then call on any observations.
+
+    Args:
+        space: the observation space.
+        function: the user's own features instead, ``(B,) + shape -> (B, D)``; they are standardised by the context.
+
+    Raises:
+        TypeError: the space (or a part of it) has no features; the part is named.
+    """
+
+    def __init__(self, space: spaces.Space, function: FeatureFunction | None = None) -> None:
+        self.space = space
+        self._function = function
+        if function is not None:
+            self._encoders: list[LeafEncoder] = [NumericEncoder()]
+        else:
+            alone = not isinstance(space, (spaces.Dict, spaces.Tuple))
+            self._encoders = [_encoder(part, path, alone) for path, part in _leaf_spaces(space, "observations")]
+
+    def fit(self, observations: Observations) -> FeatureMap:
+        """Learn standardisation from the context's source observations, (N,) + shape. Returns self."""
+        for encoder, leaf in zip(self._encoders, self._leaves(observations), strict=True):
+            encoder.fit(leaf)
+        return self
+
+    def __call__(self, observations: Observations) -> np.ndarray:
+        """Features (B, D) float64 of raw observations (B,) + shape.
+
+        Raises:
+            TypeError, ValueError: the observations do not fit the space, or are not finite.
+        """
+        leaves = self._leaves(observations)
+        return np.concatenate([encoder(leaf) for encoder, leaf in zip(self._encoders, leaves, strict=True)], axis=1)
+
+    @property
+    def effective_dimension(self) -> int:
+        """Varying coordinates and categorical components in the context, at least 1."""
+        return max(1, sum(encoder.effective_dimension for encoder in self._encoders))
+
+    def _leaves(self, observations: Any) -> list[np.ndarray]:
+        batch = as_batch(observations, self.space, "observations")
+        if self._function is not None:
+            return [_checked_features(self._function(batch), len(next(named_leaves(batch, ""))[1]))]
+        leaves = [leaf for _, leaf in _ordered_leaves(batch, self.space, "observations")]
+        for path, leaf in named_leaves(batch, "observations"):
+            check_finite(leaf, path)
+        return leaves
+
+
+def sb3_features(model: Any) -> FeatureFunction:
+    """The feature extractor of a Stable-Baselines3 policy (its CNN, say) as a feature function.
+
+    Args:
+        model: an SB3 algorithm, or anything with ``policy.obs_to_tensor`` and ``policy.extract_features``.
+    """
+    import torch
+
+    policy = model.policy
+    extractor = getattr(policy, "features_extractor", None) or policy.critic.features_extractor
+
+    def features(observations: Observations) -> np.ndarray:
+        normalizer = model.get_vec_normalize_env()
+        if normalizer is not None:
+            observations = normalizer.normalize_obs(observations)
+        tensor, _ = policy.obs_to_tensor(observations)
+        with torch.no_grad():
+            return policy.extract_features(tensor, extractor).double().cpu().numpy()
+
+    return features
+
+
+def _encoder(space: spaces.Space, path: str, alone: bool) -> LeafEncoder:
+    for kind, make in ENCODERS.items():
+        if isinstance(space, kind):
+            return make(space, alone)
+    supported = ", ".join(kind.__name__ for kind in ENCODERS)
+    raise TypeError(f"{path}: {space} cannot be turned into features; supported: {supported}, Dict, Tuple of these")
+
+
+def _leaf_spaces(space: spaces.Space, path: str) -> list[tuple[str, spaces.Space]]:
+    if isinstance(space, spaces.Dict):
+        return [leaf for key, part in space.spaces.items() for leaf in _leaf_spaces(part, f"{path}[{key!r}]")]
+    if isinstance(space, spaces.Tuple):
+        return [leaf for i, part in enumerate(space.spaces) for leaf in _leaf_spaces(part, f"{path}[{i}]")]
+    return [(path, space)]
+
+
+def _ordered_leaves(batch: Observations, space: spaces.Space, path: str) -> list[tuple[str, np.ndarray]]:
+    """Leaves in the order of the space, whatever the order of a dict's keys."""
+    if isinstance(space, spaces.Dict):
+        return [x for key, part in space.spaces.items() for x in _ordered_leaves(batch[key], part, f"{path}[{key!r}]")]
+    if isinstance(space, spaces.Tuple):
+        return [x for i, part in enumerate(space.spaces) for x in _ordered_leaves(batch[i], part, f"{path}[{i}]")]
+    return [(path, batch)]
+
+
+def _checked_features(features: Any, batch: int) -> np.ndarray:
+    array = np.asarray(features, dtype=np.float64)
+    if array.ndim != 2 or len(array) != batch:
+        raise ValueError(f"features: the feature function must return ({batch}, D), got {array.shape}")
+    check_finite(array, "features")
+    return array
+
+
+def _flatten(leaf: np.ndarray) -> np.ndarray:
+    """(B,) + shape -> (B, columns) float64, large images pooled first."""
+    leaf = np.asarray(leaf, dtype=np.float64)
+    if leaf.ndim >= 3 and leaf[0].size > MAX_FEATURES:
+        for axis in _spatial_axes(leaf.shape):
+            leaf = _pool(leaf, axis)
+    return leaf.reshape(len(leaf), -1)
+
+
+def _spatial_axes(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The two axes that are not the channels: channels come first or last, and are the fewest."""
+    if len(shape) == 3:
+        return 1, 2
+    return (2, 3) if shape[1] < shape[3] else (1, 2)
+
+
+def _pool(images: np.ndarray, axis: int) -> np.ndarray:
+    """Mean over at most 16 nearly equal blocks along one axis."""
+    length = images.shape[axis]
+    if length <= MAX_POOLED_SIDE:
+        return images
+    edges = np.linspace(0, length, MAX_POOLED_SIDE + 1).round().astype(int)
+    sums = np.add.reduceat(images, edges[:-1], axis=axis)
+    widths = np.diff(edges).reshape([-1 if i == axis else 1 for i in range(images.ndim)])
+    return sums / widths

@@ -1,0 +1,302 @@
+"""The evaluator's form of the transformer: a `Setting` says which one, `compile_prompt` runs it on a prompt.
+
+Because queries are never sources, a whole forward pass over the context can be compiled into one memory vector per layer;
+a query then costs one row of attention, and any batch of queries equals one-by-one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from icrl_gym.attention import (
+    Context,
+    Gates,
+    Readout,
+    Trace,
+    equilibrium_system,
+    gaussian_attention,
+    inner_product_attention,
+    run_layers,
+    solve_equilibrium,
+)
+from icrl_gym.prompt import Prompt
+
+EQUILIBRIUM: Literal["equilibrium"] = "equilibrium"
+GROWTH_LIMIT = 2.0  # layer increments of the probe may exceed its first ones by this factor before the fallback
+PROBE_FREQUENCY = 37.0  # radians per standard deviation: neighbouring sources get unrelated probe rewards
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One parameter setting of the network (theory section 7). Defaults: the constructed evaluator at equilibrium.
+
+    Attributes:
+        kernel: "gaussian" (key biases turn the inner product into a Gaussian) or "inner_product" (the paper's).
+        num_layers: depth, or "equilibrium" for the limit of infinitely many tied layers.
+        bandwidth: Gaussian width in standard deviations of the context, times sqrt(effective dimension / 4).
+        sink: weight of the sink, in units of one source at distance zero; 0 for none.
+        forgetting: eta >= 0, a ridge towards the prompt's constant.
+        trace_decay: lambda in [0, 1].
+        step_size: alpha > 0.
+        averaging: beta in [0, 1].
+        constant_mode: solve the constant in every layer (finite depth only; an equilibrium is relative to the constant).
+        average_ends: true successors of unterminated ends are averagers.
+        start_at_constant: start all columns at the prompt's constant instead of zero.
+    """
+
+    kernel: Literal["gaussian", "inner_product"] = "gaussian"
+    num_layers: int | Literal["equilibrium"] = EQUILIBRIUM
+    bandwidth: float = 1.6
+    sink: float = 300.0
+    forgetting: float = 1e-4
+    trace_decay: float = 0.0
+    step_size: float = 1.0
+    averaging: float = 0.0
+    constant_mode: bool = True
+    average_ends: bool = True
+    start_at_constant: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every range; raise ValueError or TypeError naming the argument."""
+        if self.kernel not in ("gaussian", "inner_product"):
+            raise ValueError(f"kernel must be 'gaussian' or 'inner_product', got {self.kernel!r}")
+        whole = isinstance(self.num_layers, (int, np.integer)) and not isinstance(self.num_layers, bool)
+        if self.num_layers != EQUILIBRIUM and not (whole and self.num_layers >= 1):
+            raise ValueError(f"num_layers must be an int >= 1 or 'equilibrium', got {self.num_layers!r}")
+        limits = {
+            "bandwidth": (0.0, math.inf),
+            "sink": (0.0, math.inf),
+            "forgetting": (0.0, 1.0),
+            "trace_decay": (0.0, 1.0),
+            "step_size": (0.0, math.inf),
+            "averaging": (0.0, 1.0),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not isinstance(value, (int, float, np.number)) or not low <= value <= high or value == math.inf:
+                raise ValueError(f"{name} must be a finite number in [{low:g}, {high:g}], got {value!r}")
+        if self.bandwidth == 0 or self.step_size == 0:
+            raise ValueError("bandwidth and step_size must be positive, got 0")
+        if self.kernel == "inner_product" and self.sink:
+            raise ValueError(f"sink must be 0 with kernel 'inner_product', got {self.sink}")
+
+    @property
+    def at_equilibrium(self) -> bool:
+        return self.num_layers == EQUILIBRIUM
+
+    @property
+    def gates(self) -> Gates:
+        return Gates(self.step_size, self.averaging, self.forgetting, self.constant_mode, self.average_ends)
+
+    def fallback(self) -> Setting:
+        """The averager that is certain to contract: beta = alpha = 1, no constant mode (theory section 7)."""
+        return replace(
+            self,
+            averaging=1.0,
+            step_size=1.0,
+            forgetting=0.0,
+            constant_mode=False,
+            average_ends=True,
+            start_at_constant=True,
+        )
+
+
+THEOREM_1 = Setting(
+    kernel="inner_product",
+    num_layers=24,
+    bandwidth=1.0,
+    sink=0.0,
+    forgetting=0.0,
+    constant_mode=False,
+    average_ends=False,
+    start_at_constant=False,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledPrompt:
+    """A prompt run through the network under one setting, ready for queries.
+
+    Attributes:
+        prompt: what was run.
+        setting: the setting that was used (the fallback's, where it took over).
+        context: the prompt as tensors, with one reward channel.
+        attention_CN: (C, N) attention of all columns over the sources.
+        readout: constants and memories per layer.
+        log_weights_N: (N,) log weights of the sources.
+        fell_back: whether the averager took over.
+    """
+
+    prompt: Prompt
+    setting: Setting
+    context: Context
+    attention_CN: Tensor
+    readout: Readout
+    log_weights_N: Tensor
+    fell_back: bool
+
+    def attend(self, features_QD: np.ndarray) -> Tensor:
+        """Attention of queries over the sources, (Q, N)."""
+        query_QD = _scaled(features_QD, self.prompt, self.setting, self.context.rewards_NR)
+        source_ND = _scaled(self.prompt.source_features, self.prompt, self.setting, self.context.rewards_NR)
+        return _attention(query_QD, source_ND, self.log_weights_N, self.setting)
+
+    def values(self, attention_QN: Tensor) -> Tensor:
+        """Values of queries after each layer, (L, Q)."""
+        return self.readout(attention_QN)[..., 0]
+
+    @cached_property
+    def reward_memory(self) -> Readout:
+        """The read-out of the last layer as a linear function of the N rewards (R = N unit reward functions)."""
+        unit_NN = torch.eye(len(self.prompt), dtype=self.attention_CN.dtype, device=self.attention_CN.device)
+        readout = _run(_with_rewards(self.context, unit_NN), self.attention_CN, self.setting)
+        return Readout(readout.constants_LR[-1:], readout.memories_LNR[-1:])
+
+    def attribution(self, attention_QN: Tensor) -> Tensor:
+        """W (Q, N) with values = W @ rewards."""
+        return self.reward_memory(attention_QN)[0]
+
+
+def compile_prompt(
+    prompt: Prompt,
+    setting: Setting,
+    *,
+    log_weights: np.ndarray | None = None,
+    importance_ratios: np.ndarray | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float64,
+    fall_back: bool = True,
+    rewards: np.ndarray | None = None,
+) -> CompiledPrompt:
+    """Run the context through the network.
+
+    Whether the recursion grows is decided once per prompt, on a probe reward function that depends on the features alone;
+    so values stay linear in the rewards. If it grows, the averager takes over.
+
+    Args:
+        prompt: the context.
+        setting: the network.
+        log_weights: (N,) log weights of the sources (bootstrap weights, say); -inf drops a source.
+        importance_ratios: (N,) pi / mu of the logged actions; they weigh the sources and enter the traces.
+        device, dtype: where and how to compute.
+        fall_back: False runs the setting as it is, whatever happens.
+        rewards: (N, R) other reward functions on the same context; default the prompt's own as (N, 1).
+
+    Raises:
+        ValueError: all sources are dropped, or weights or ratios are not N numbers of the right kind.
+    """
+    ratios = _check_ratios(importance_ratios, len(prompt))
+    log_weights = _check_log_weights(log_weights, ratios)
+    rewards = prompt.rewards[:, None] if rewards is None else rewards
+    tensor = _tensor_maker(device, dtype)
+    log_weights_N = tensor(log_weights)
+    context = _context(prompt, setting, tensor(rewards), log_weights_N, ratios)
+    attention_CN = _column_attention(prompt, setting, context, log_weights_N)
+    probe_N1 = tensor(probe_rewards(prompt.source_features))[:, None]
+    readout = _run(_with_rewards(context, torch.cat([context.rewards_NR, probe_N1], dim=-1)), attention_CN, setting)
+    fell_back = fall_back and _grows(readout, prompt.gamma, setting)
+    if fell_back:
+        setting = setting.fallback()
+        readout = _run(context, attention_CN, setting)
+    return CompiledPrompt(prompt, setting, context, attention_CN, _without_probe(readout, fell_back), log_weights_N, fell_back)
+
+
+def _check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:
+    if ratios is None:
+        return np.ones(num_sources)
+    ratios = np.asarray(ratios, dtype=np.float64)
+    if ratios.shape != (num_sources,) or not (np.isfinite(ratios) & (ratios >= 0)).all():
+        raise ValueError(f"importance_ratios must be {num_sources} finite numbers >= 0, got shape {ratios.shape}")
+    return ratios
+
+
+def _check_log_weights(log_weights: np.ndarray | None, ratios: np.ndarray) -> np.ndarray:
+    log_weights = np.zeros(len(ratios)) if log_weights is None else np.asarray(log_weights, dtype=np.float64)
+    if log_weights.shape != ratios.shape or np.isnan(log_weights).any() or (log_weights == np.inf).any():
+        raise ValueError(f"log_weights must be {len(ratios)} numbers below infinity, got shape {log_weights.shape}")
+    with np.errstate(divide="ignore"):
+        log_weights = log_weights + np.log(ratios)
+    if np.isneginf(log_weights).all():
+        raise ValueError("log_weights, importance_ratios: every source is dropped; at least one must stay")
+    return log_weights
+
+
+def probe_rewards(features_ND: np.ndarray) -> np.ndarray:
+    """A reward function in [-1, 1] of the features alone, (N,), unrelated between neighbours."""
+    direction_D = np.cos(1.0 + np.arange(features_ND.shape[1]))
+    return np.cos(PROBE_FREQUENCY * (features_ND @ direction_D) + 0.5)
+
+
+def _without_probe(readout: Readout, already: bool) -> Readout:
+    if already:
+        return readout
+    assert readout.columns_LCR is not None
+    return Readout(readout.constants_LR[..., :-1], readout.memories_LNR[..., :-1], readout.columns_LCR[..., :-1])
+
+
+def _grows(readout: Readout, gamma: float, setting: Setting) -> bool:
+    assert readout.columns_LCR is not None
+    probe_LC = readout.columns_LCR[..., -1]
+    if not bool(torch.isfinite(readout.columns_LCR).all()):
+        return True
+    if setting.at_equilibrium:  # no value of rewards within [-1, 1] exceeds 1 / (1 - gamma)
+        return bool(probe_LC[-1].abs().max() > 1.0 / (1.0 - gamma))
+    increments_L = (probe_LC[1:] - probe_LC[:-1]).square().mean(dim=-1).sqrt()
+    return bool(increments_L[-1] > GROWTH_LIMIT * increments_L[:2].max())
+
+
+def _run(context: Context, attention_CN: Tensor, setting: Setting) -> Readout:
+    if setting.num_layers == EQUILIBRIUM:
+        return solve_equilibrium(context, attention_CN, setting.gates)
+    return run_layers(context, attention_CN, setting.gates, setting.num_layers, setting.start_at_constant)
+
+
+def _tensor_maker(device: str | torch.device, dtype: torch.dtype) -> Callable[[np.ndarray], Tensor]:
+    return lambda array: torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
+
+
+def _context(
+    prompt: Prompt, setting: Setting, rewards_NR: Tensor, log_weights_N: Tensor, ratios: np.ndarray
+) -> Context:
+    tensor = _tensor_maker(rewards_NR.device, rewards_NR.dtype)
+    discounts_N = tensor(prompt.discounts)
+    next_ratios = np.append(ratios[1:], 1.0)
+    return Context(
+        rewards_NR=rewards_NR,
+        discounts_N1=discounts_N.unsqueeze(-1),
+        successors_N=torch.as_tensor(prompt.successors, device=rewards_NR.device),
+        weights_N1=log_weights_N.exp().unsqueeze(-1),
+        trace=Trace.of(discounts_N * setting.trace_decay * tensor(prompt.trace_links * next_ratios)),
+    )
+
+
+def _with_rewards(context: Context, rewards_NR: Tensor) -> Context:
+    return replace(context, rewards_NR=rewards_NR)
+
+
+def _column_attention(prompt: Prompt, setting: Setting, context: Context, log_weights_N: Tensor) -> Tensor:
+    source_ND = _scaled(prompt.source_features, prompt, setting, context.rewards_NR)
+    end_ED = _scaled(prompt.end_features, prompt, setting, context.rewards_NR)
+    return _attention(torch.cat([source_ND, end_ED]), source_ND, log_weights_N, setting)
+
+
+def _scaled(features_BD: np.ndarray, prompt: Prompt, setting: Setting, like: Tensor) -> Tensor:
+    width = setting.bandwidth
+    if setting.kernel == "gaussian":
+        width *= math.sqrt(prompt.effective_dimension / 4)
+    return _tensor_maker(like.device, like.dtype)(features_BD / width)
+
+
+def _attention(destination_BD: Tensor, source_ND: Tensor, log_weights_N: Tensor, setting: Setting) -> Tensor:
+    if setting.kernel == "inner_product":
+        return inner_product_attention(destination_BD, source_ND, log_weights_N)
+    log_sink = torch.tensor(setting.sink, dtype=source_ND.dtype, device=source_ND.device).log()
+    return gaussian_attention(destination_BD, source_ND, log_weights_N, log_sink)
