@@ -235,3 +235,10 @@ def batch_of_one(
     """What ``step`` of one environment returned, as a vector of one would have."""
     rewards = np.asarray([reward], dtype=np.float64)
     return stack([observation]), rewards, np.array([bool(terminated)]), np.array([bool(truncated)]), info
+
+
+def reset_mask(options: Mapping[str, Any] | None) -> np.ndarray | None:
+    """Which environments ``VectorEnv.reset(options=...)`` resets, None for all; to be read before the call, which may
+    take the mask out of the options."""
+    mask = (options or {}).get("reset_mask")
+    return None if mask is None else np.array(mask, dtype=bool)
