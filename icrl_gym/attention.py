@@ -1,7 +1,7 @@
 """Softmax attention on a value stream: the pure functions under the evaluator.
 
-Sources: [XLCLCZ26] eqs 8-9 (weighted softmax TD) for the plain layer; everything else is this project's own, written down
-beside each function. Leading batch axes are allowed everywhere and written `...`.
+Sources: [XLCLCZ26] eqs 8-9 (weighted softmax TD) for the plain layer; everything else is this project's own, written
+down beside each function. Leading batch axes are allowed everywhere and written `...`.
 
 Shape legend: N source columns, E end columns (true successors that are never sources), C = N + E columns, Q queries,
 D features, R reward functions evaluated side by side, L layers.
@@ -26,7 +26,8 @@ def inner_product_attention(destination_BD: Tensor, source_ND: Tensor, key_bias_
 def gaussian_attention(destination_BD: Tensor, source_ND: Tensor, key_bias_N: Tensor, log_sink: Tensor) -> Tensor:
     """K(k | x) = w_k exp(-|x - x_k|^2 / 2) / (sink + sum_m w_m exp(-|x - x_m|^2 / 2)), (..., C, N), with w = exp(b).
 
-    One softmax over inner products: the key bias -|x_k|^2/2 makes the Gaussian, and the sink is one more key that scores
+    One softmax over inner products: the key bias -|x_k|^2/2 makes the Gaussian, and the sink is one more key that
+        scores
     |x|^2/2 + log sink, which the query carries as a feature. The features come divided by the kernel width.
 
     Args:
@@ -35,7 +36,9 @@ def gaussian_attention(destination_BD: Tensor, source_ND: Tensor, key_bias_N: Te
         key_bias_N: (..., N) log weights of the sources; -inf drops a source.
         log_sink: (...) log of the sink's weight in units of one source at distance zero; -inf for none.
     """
-    query_BD = torch.cat([destination_BD, half_square(destination_BD), torch.ones_like(destination_BD[..., :1])], dim=-1)
+    query_BD = torch.cat(
+        [destination_BD, half_square(destination_BD), torch.ones_like(destination_BD[..., :1])], dim=-1
+    )
     key_ND = torch.cat([source_ND, torch.zeros_like(source_ND[..., :1]), _gaussian_bias(source_ND, key_bias_N)], dim=-1)
     sink_1D = torch.zeros_like(key_ND[..., :1, :])
     sink_1D[..., 0, -2] = 1.0
@@ -151,18 +154,22 @@ class Readout:
         constants_LR: (..., L, R).
         memories_LNR: (..., L, N, R).
         columns_LCR: (..., L + 1, C, R) values of all columns before the first and after each layer, or None.
+        factors: LU factors and pivots of the equilibrium's matrix, or None.
     """
 
     constants_LR: Tensor
     memories_LNR: Tensor
     columns_LCR: Tensor | None = None
+    factors: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, attention_QN: Tensor) -> Tensor:
         """Values of queries after each layer, (..., L, Q, R)."""
         return self.constants_LR.unsqueeze(-2) + attention_QN.unsqueeze(-3) @ self.memories_LNR
 
 
-def run_layers(context: Context, attention_CN: Tensor, gates: Gates, num_layers: int, start_at_constant: bool) -> Readout:
+def run_layers(
+    context: Context, attention_CN: Tensor, gates: Gates, num_layers: int, start_at_constant: bool
+) -> Readout:
     """Weighted softmax TD(lambda) with its extensions, ``num_layers`` tied layers over one attention matrix.
 
     Per layer, with u the deviation from the running constant c (theory section 7):
@@ -211,17 +218,20 @@ def solve_equilibrium(context: Context, attention_CN: Tensor, gates: Gates) -> R
         [(1 - keep) I - beta K_S + alpha E (K_S - diag(discount) K_S')] a = alpha E (R - (1 - discount) c0)
 
     with keep = (1 - beta)(1 - eta), K_S' the attention of the true successors, c0 the prompt's constant; values are
-    c0 + sum_k K(k | x) a_k. For beta = 0 this is regularised kernel LSTD(lambda) with a softmax kernel. Without forgetting
-    (beta = eta = 0) repeated sources make the system singular and ends are averagers: the least-norm solution is taken.
+    c0 + sum_k K(k | x) a_k. For beta = 0 this is regularised kernel LSTD(lambda) with a softmax kernel. Without
+    forgetting (beta = eta = 0) repeated sources make the system singular and ends are averagers: the least-norm
+    solution is taken.
     """
     constant_1R, matrix_NN, right_NR = equilibrium_system(context, attention_CN, gates)
+    factors = None
     if _positive(gates.forgetting) or _positive(gates.averaging):
-        memory_NR = torch.linalg.solve(matrix_NN, right_NR)
+        factors = torch.linalg.lu_factor(matrix_NN)
+        memory_NR = torch.linalg.lu_solve(*factors, right_NR)
     else:
         source_attention = attention_CN[..., : right_NR.shape[-2], :]
         memory_NR = torch.linalg.pinv(source_attention @ matrix_NN, rtol=1e-12) @ (source_attention @ right_NR)
     columns = torch.stack([(constant_1R + 0.0 * attention_CN[..., :1]), constant_1R + attention_CN @ memory_NR], dim=-3)
-    return Readout(constant_1R, memory_NR.unsqueeze(-3), columns)
+    return Readout(constant_1R, memory_NR.unsqueeze(-3), columns, factors)
 
 
 def equilibrium_system(context: Context, attention_CN: Tensor, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:

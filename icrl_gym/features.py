@@ -3,17 +3,17 @@
 | observation space | features |
 |---|---|
 | Box, up to 64 numbers | the numbers, standardised by the context |
-| Box, more | pooled to at most 16 x 16 where it has two or more axes, standardised, projected to 64 by a seeded orthogonal matrix |
+| Box, more | images pooled to at most 16 x 16; standardised; projected to 64 by a seeded orthogonal matrix |
 | Discrete, up to 256 values | one-hot; above that a seeded random unit vector per value |
 | MultiDiscrete | one-hot per component up to 256 in all, else the numbers, standardised |
 | MultiBinary | the bits |
 | Dict, Tuple | the parts side by side |
 | Text, Graph, Sequence, OneOf | refused |
 
-Everything learned from data is learned from the context alone. A categorical component that differs adds 2 to the squared
-distance, which is what two independent draws of a standardised coordinate differ by on average; a lone Discrete space has
-no geometry, so there distinct values are put far apart. The *effective dimension* counts each varying coordinate and each
-varying categorical component once; kernel widths scale with its square root.
+Everything learned from data is learned from the context alone. A categorical component that differs adds 2 to the
+squared distance, which is what two independent draws of a standardised coordinate differ by on average; a lone
+Discrete space has no geometry, so there distinct values are put far apart. The *effective dimension* counts each
+varying coordinate and each varying categorical component once; kernel widths scale with its square root.
 """
 
 from __future__ import annotations

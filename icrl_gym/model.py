@@ -1,7 +1,7 @@
 """The evaluator's form of the transformer: a `Setting` says which one, `compile_prompt` runs it on a prompt.
 
-Because queries are never sources, a whole forward pass over the context can be compiled into one memory vector per layer;
-a query then costs one row of attention, and any batch of queries equals one-by-one.
+Because queries are never sources, a whole forward pass over the context can be compiled into one memory vector per
+layer; a query then costs one row of attention, and any batch of queries equals one-by-one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from icrl_gym.attention import (
     Gates,
     Readout,
     Trace,
-    equilibrium_system,
     gaussian_attention,
     inner_product_attention,
     run_layers,
@@ -47,7 +46,8 @@ class Setting:
         trace_decay: lambda in [0, 1].
         step_size: alpha > 0.
         averaging: beta in [0, 1].
-        constant_mode: solve the constant in every layer (finite depth only; an equilibrium is relative to the constant).
+        constant_mode: solve the constant in every layer (finite depth only; an equilibrium is relative to the
+            constant).
         average_ends: true successors of unterminated ends are averagers.
         start_at_constant: start all columns at the prompt's constant instead of zero.
     """
@@ -178,8 +178,8 @@ def compile_prompt(
 ) -> CompiledPrompt:
     """Run the context through the network.
 
-    Whether the recursion grows is decided once per prompt, on a probe reward function that depends on the features alone;
-    so values stay linear in the rewards. If it grows, the averager takes over.
+    Whether the recursion grows is decided once per prompt, on a probe reward function that depends on the features
+    alone; so values stay linear in the rewards. If it grows, the averager takes over.
 
     Args:
         prompt: the context.
@@ -206,7 +206,9 @@ def compile_prompt(
     if fell_back:
         setting = setting.fallback()
         readout = _run(context, attention_CN, setting)
-    return CompiledPrompt(prompt, setting, context, attention_CN, _without_probe(readout, fell_back), log_weights_N, fell_back)
+    return CompiledPrompt(
+        prompt, setting, context, attention_CN, _without_probe(readout, fell_back), log_weights_N, fell_back
+    )
 
 
 def _check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:
@@ -239,7 +241,8 @@ def _without_probe(readout: Readout, already: bool) -> Readout:
     if already:
         return readout
     assert readout.columns_LCR is not None
-    return Readout(readout.constants_LR[..., :-1], readout.memories_LNR[..., :-1], readout.columns_LCR[..., :-1])
+    parts = (readout.constants_LR, readout.memories_LNR, readout.columns_LCR)
+    return Readout(*(part[..., :-1] for part in parts), factors=readout.factors)
 
 
 def _grows(readout: Readout, gamma: float, setting: Setting) -> bool:

@@ -1,8 +1,8 @@
 """The transformer of the paper as printed: one trajectory, the whole matrix Z, column by column, float64.
 
-Source: [XLCLCZ26] arXiv 2605.07333v2, eqs 1-4, 10, 12, 16-19 and Theorem 1. Our names: `num_features` is d, `num_layers`
-is L. Z is (d + 3, n + 1): rows 0..d-1 hold features, row d the reward, row d+1 the target memory, row d+2 the current memory;
-column j holds S_j (0-based), the last column is the query S_n, which is never a source.
+Source: [XLCLCZ26] arXiv 2605.07333v2, eqs 1-4, 10, 12, 16-19 and Theorem 1. Our names: `num_features` is d,
+`num_layers` is L. Z is (d + 3, n + 1): rows 0..d-1 hold features, row d the reward, row d+1 the target memory, row
+d+2 the current memory; column j holds S_j (0-based), the last column is the query S_n, which is never a source.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def paper_prompt(features: np.ndarray, rewards: np.ndarray) -> np.ndarray:
     """
     features, rewards = np.asarray(features, dtype=np.float64), np.asarray(rewards, dtype=np.float64)
     if features.ndim != 2 or rewards.ndim != 1 or len(features) != len(rewards) + 1 or not len(rewards):
-        raise ValueError(f"features (n + 1, d) and rewards (n,), n >= 1, expected; got {features.shape}, {rewards.shape}")
+        raise ValueError(
+            f"features (n + 1, d) and rewards (n,), n >= 1, expected; got {features.shape}, {rewards.shape}"
+        )
     check_finite(features, "features")
     check_finite(rewards, "rewards")
     reward_row = np.append(rewards, 0.0)
@@ -41,7 +43,10 @@ def paper_prompt(features: np.ndarray, rewards: np.ndarray) -> np.ndarray:
 
 
 def paper_parameters(num_features: int, alpha: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Theorem 1's (V, A), each (d + 3, d + 3): V's last row is alpha (1, 1, -1) over (reward, target, current); A = diag(I, 0)."""
+    """Theorem 1's (V, A), each (d + 3, d + 3).
+
+    V's last row is alpha (1, 1, -1) over (reward, target, current), all else zero; A = diag(I_d, 0).
+    """
     if num_features < 1:
         raise ValueError(f"num_features must be at least 1, got {num_features}")
     size = num_features + 3

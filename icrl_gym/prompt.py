@@ -1,7 +1,8 @@
 """`Prompt`: the one place where gamma, terminated and truncated become discounts, links and masks.
 
-Columns are the N source states followed by the E true successors of stretches that did not terminate (truncated, or the log
-stops); those are destinations only. Everybody after this point reads discounts and links, nobody reads the flags.
+Columns are the N source states followed by the E true successors of stretches that did not terminate (truncated, or
+the log stops); those are destinations only. Everybody after this point reads discounts and links, nobody reads the
+flags.
 """
 
 from __future__ import annotations

@@ -126,7 +126,9 @@ def run(given: ReferenceInput, setting: ReferenceSetting, queries: np.ndarray, n
     return np.stack(layers)
 
 
-def certainty_equivalence(states: np.ndarray, next_states: np.ndarray, rewards: np.ndarray, discounts: np.ndarray) -> np.ndarray:
+def certainty_equivalence(
+    states: np.ndarray, next_states: np.ndarray, rewards: np.ndarray, discounts: np.ndarray
+) -> np.ndarray:
     """(I - P_gamma)^{-1} r of the empirical model over states 0..S-1, all visited, (S,); counts from n transitions."""
     num_states = int(states.max()) + 1
     transition = np.zeros((num_states, num_states))
