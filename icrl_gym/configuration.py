@@ -1,0 +1,84 @@
+"""Typed configuration of the main job. Flags, ``--help`` and a run folder's config.json all come from these fields.
+
+This module loads nothing heavy, so that ``icrl-gym --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+DEFAULT_ESTIMATOR = "constructed"
+DEFAULT_GAMMA = 0.99  # where neither the user nor the model says
+DEMO_ENVIRONMENT = "CartPole-v1"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluate a policy in context, and compare with the truth and with its own critic.
+
+    Collects one stretch of the policy's experience, lets the estimator read off the values of other states from it,
+    measures the true values (Monte Carlo, or exactly in tabular environments), and scores estimator and critic.
+    """
+
+    env: Annotated[str, tyro.conf.Positional] = DEMO_ENVIRONMENT
+    """Environment id, also "module:Env-v0"."""
+    policy: str = "demo"
+    """"demo" (a small PPO for CartPole-v1 that ships with the package), "random", a Stable-Baselines3 model.zip (needs
+    --trust-model), or "module:callable" from (B,) + observation shape to (B,) + action shape."""
+    trust_model: bool = False
+    """Load the model file although it contains pickled Python code, which can do anything. For files you trust."""
+    algo: str = "auto"
+    """Class of the Stable-Baselines3 model, such as "PPO"; "auto" finds it out."""
+    vec_normalize: Path | None = None
+    """VecNormalize statistics saved beside the model (pickled too)."""
+    deterministic: bool = False
+    """Take the most likely action instead of sampling. Another policy, hence another value function."""
+    env_kwargs: str = "{}"
+    """Keyword arguments of the environment, as a JSON object."""
+    wrapper: str | None = None
+    """Wrapper around the environment, as "module:Class"."""
+    estimator: str = DEFAULT_ESTIMATOR
+    """Who estimates the values; `icrl-gym info` lists the names."""
+    context_length: int = 512
+    """Transitions that the estimator gets to see."""
+    gamma: float | None = None
+    """Discount in [0, 1). Default: the model's own, else 0.99."""
+    truth: Literal["auto", "exact", "monte_carlo"] = "auto"
+    """"auto" solves exactly where the environment shows its transition table, and simulates otherwise."""
+    num_queries: int = 64
+    """States to score at, drawn from the policy's own episodes. An exact truth takes every state instead."""
+    num_rollouts: int = 32
+    """Simulated continuations per query state."""
+    seed: int = 0
+    """Of the context, of the queries and of their continuations."""
+    device: str = "cpu"
+    """Torch device of the estimator."""
+    run_dir: Path | None = None
+    """Folder for the results, which must not exist yet. Default: runs/<env>-<utc>-<n>."""
+    tensorboard: bool = True
+    """Write scalars, hyperparameters and figures for TensorBoard into the run folder."""
+
+    def check(self) -> None:
+        """Raise ValueError if a field is out of its range; the message names it."""
+        for name, least in (("context_length", 1), ("num_queries", 1), ("num_rollouts", 2), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if self.gamma is not None and not 0.0 <= self.gamma < 1.0:
+            raise ValueError(f"gamma must be in [0, 1), got {self.gamma}")
+        self.environment_arguments()
+
+    def environment_arguments(self) -> dict[str, Any]:
+        """``env_kwargs`` as a dictionary; raises ValueError if it is not a JSON object."""
+        try:
+            arguments = json.loads(self.env_kwargs)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"env_kwargs must be a JSON object, got {self.env_kwargs!r}: {error}") from error
+        if not isinstance(arguments, dict):
+            raise ValueError(f"env_kwargs must be a JSON object, got {self.env_kwargs!r}")
+        return arguments
