@@ -1,7 +1,8 @@
 """Training Stable-Baselines3 agents whose critics the estimators are compared with: recipes as data, resumable.
 
-A *snapshot* is ``<out>/<env>/<algorithm>-seed<k>/steps<N>.zip`` with a JSON card beside it. The card is written last, so a
-snapshot with a card is complete. Snapshots are taken along ONE training run: the policy after N of the recipe's steps.
+A *snapshot* is ``<out>/<env>/<algorithm>-seed<k>/steps<N>.zip`` with a JSON card beside it. The card is written last,
+so a snapshot with a card is complete. Snapshots are taken along ONE training run: the policy after N of the recipe's
+steps.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Recipe:
     Attributes:
         env: environment id.
         algorithm: a key of ``ALGORITHMS``.
-        snapshots: increasing numbers of environment steps after which the agent is saved; the last one ends the training.
+        snapshots: increasing numbers of environment steps after which the agent is saved; the last one ends the
+            training.
         num_envs: environments stepped together.
         policy_class: SB3's name of the network.
         gamma: discount in [0, 1).
@@ -155,7 +157,8 @@ RECIPES: tuple[Recipe, ...] = (
 
 
 def find_recipes(envs: tuple[str, ...], algorithms: tuple[str, ...] = ()) -> tuple[Recipe, ...]:
-    """The recipes of these environments and algorithms, in the table's order; no algorithm means each env's first recipe.
+    """The recipes of these environments and algorithms, in the table's order; no algorithm means each env's first
+    recipe.
 
     Raises:
         ValueError: an environment or an algorithm has no recipe.

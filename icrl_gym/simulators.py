@@ -1,7 +1,7 @@
 """Exact copies of a running simulator, behind one interface.
 
-A `Simulator` runs one episode and hands out `Checkpoint`s; a checkpoint makes any number of copies of the moment it was taken
-at. How a moment is held is a strategy:
+A `Simulator` runs one episode and hands out `Checkpoint`s; a checkpoint makes any number of copies of the moment it was
+taken at. How a moment is held is a strategy:
 
     deepcopy     every attribute of the environment and of its wrappers, copied
     mujoco       the same, with the physics state copied by MuJoCo and the model shared
@@ -9,12 +9,12 @@ at. How a moment is held is a strategy:
     replay       the seed and the actions since the reset, played again in a fresh environment (Box2D cannot be copied)
     independent  nothing: no copy can be made
 
-`choose_strategy` takes the first that applies and passes a check: a copy that is given the same actions must see what the
-original sees. The check is needed: a plain ``copy.deepcopy`` of most MuJoCo, Box2D and Atari environments silently
+`choose_strategy` takes the first that applies and passes a check: a copy that is given the same actions must see what
+the original sees. The check is needed: a plain ``copy.deepcopy`` of most MuJoCo, Box2D and Atari environments silently
 builds a new, freshly reset environment from the constructor's arguments.
 
-A copy is made for looking ahead: it carries no time limit and no wrapper that only watches, and it has its own random generator
-(a copied generator would give every copy the same noise).
+A copy is made for looking ahead: it carries no time limit and no wrapper that only watches, and it has its own random
+generator (a copied generator would give every copy the same noise).
 """
 
 from __future__ import annotations

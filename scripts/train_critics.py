@@ -4,8 +4,8 @@
     python scripts/train_critics.py --envs CartPole-v1 --seeds 0 1 2  # some environments, several seeds
     python scripts/train_critics.py --envs Pendulum-v1 --algorithms SAC TD3 TQC
 
-Snapshots go to <out>/<env>/<algorithm>-seed<k>/steps<N>.zip, each with a JSON card. What is already there is kept, so a run
-that was interrupted is simply started again. The recipes are the table in icrl_gym/critic_training.py.
+Snapshots go to <out>/<env>/<algorithm>-seed<k>/steps<N>.zip, each with a JSON card. What is already there is kept, so a
+run that was interrupted is simply started again. The recipes are the table in icrl_gym/critic_training.py.
 """
 
 from __future__ import annotations
