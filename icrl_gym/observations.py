@@ -59,12 +59,9 @@ def stack(single: list[Observations]) -> Observations:
 def rows_equal(first: Observations, second: Observations) -> np.ndarray:
     """Which rows of two batches are equal in every leaf, (B,) bool."""
 
-    def leaf_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.all((a == b).reshape(len(a), -1), axis=1)
-
     equal = np.ones(batch_size(first), dtype=bool)
     for (_, a), (_, b) in zip(named_leaves(first, ""), named_leaves(second, ""), strict=True):
-        equal &= leaf_rows(a, b)
+        equal &= np.all(a == b, axis=tuple(range(1, a.ndim)))
     return equal
 
 
@@ -88,8 +85,10 @@ def as_batch(observations: Any, space: spaces.Space, name: str) -> Observations:
         name: what to call the argument in an error.
 
     Raises:
-        TypeError: the structure is not the space's.
+        TypeError: the structure is not the space's, a leaf is not numeric, or ids of a Discrete space are no integers.
         ValueError: a leaf has the wrong shape, or batch lengths disagree.
+
+    Ids beyond a Discrete space pass: an id that was never seen is for the features to judge.
     """
     batch = _as_arrays(observations, space, name)
     lengths = {path: len(leaf) for path, leaf in named_leaves(batch, name)}
@@ -111,15 +110,33 @@ def _as_arrays(observations: Any, space: spaces.Space, name: str) -> Observation
         return tuple(_as_arrays(part, sub, f"{name}[{i}]") for i, (part, sub) in enumerate(parts))
     if isinstance(observations, (dict, tuple)):
         raise TypeError(f"{name} must be one array for {space}, got a {type(observations).__name__}")
-    array = np.asarray(observations)
-    if array.dtype == object or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-        raise TypeError(f"{name} must be numeric, got dtype {array.dtype}")
-    shape = space.shape
-    if shape is not None and array.shape[1:] != tuple(shape):
+    return _as_array(observations, space, name)
+
+
+def _as_array(observations: Any, space: spaces.Space, name: str) -> np.ndarray:
+    array = as_numeric(observations, name)
+    shape = () if space.shape is None else tuple(space.shape)
+    if array.ndim == 0 or array.shape[1:] != shape:
         wanted = "(B,)" if not shape else f"(B, {', '.join(map(str, shape))})"
         raise ValueError(f"{name} must have shape {wanted} for {space}, got {array.shape}")
-    if array.ndim == 0:
-        raise ValueError(f"{name} must have a batch axis, got a scalar")
+    if isinstance(space, spaces.Discrete) and array.size and not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{name} must be integers for {space}, got dtype {array.dtype}")
+    return array
+
+
+def as_numeric(values: Any, name: str) -> np.ndarray:
+    """One numeric or boolean array.
+
+    Raises:
+        TypeError: some entries are no numbers.
+        ValueError: the rows have different lengths.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} must be one array, got rows of different shapes") from error
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be numeric, got dtype {array.dtype}")
     return array
 
 

@@ -17,7 +17,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from icrl_gym.environments import environment_identity
 from icrl_gym.observations import Observations, map_leaves, stack, take
-from icrl_gym.trajectory import Trajectory, space_to_json
+from icrl_gym.space_description import space_to_json
+from icrl_gym.trajectory import Trajectory
 
 _ARRAY_ACTIONS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _FIRST_ALLOCATION = 64  # steps

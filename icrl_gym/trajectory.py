@@ -1,16 +1,16 @@
 """`Trajectory`: logged experience of one policy, checked once, stored on disk without pickle.
 
-Row k is the transition (S_k, A_k, R_{k+1}, S_{k+1}). ``next_observations`` is always the TRUE successor: at an episode's end
-the final observation, never the one after a reset. ``terminated`` and ``truncated`` are the environment's own flags; the cut
-at the end of a log is an ``episode_end`` without either flag. Streams of a vector environment are stored one after another.
+Row k is the transition (S_k, A_k, R_{k+1}, S_{k+1}). ``next_observations`` is always the TRUE successor: at an
+episode's end the final observation, never the one after a reset. ``terminated`` and ``truncated`` are the environment's
+own flags; the cut at the end of a log is an ``episode_end`` without either flag. Streams of a vector environment are
+stored one after another.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from gymnasium import spaces
 from icrl_gym.observations import (
     Observations,
     as_batch,
+    as_numeric,
     batch_size,
     check_finite,
     concatenate,
@@ -29,6 +30,7 @@ from icrl_gym.observations import (
     rows_equal,
     take,
 )
+from icrl_gym.space_description import space_from_json, space_to_json
 
 SCHEMA_VERSION = 1
 
@@ -66,6 +68,7 @@ class Trajectory:
     observation_space: spaces.Space
     env_id: str | None
     policy: str | None
+    _space_inferred: bool = field(init=False, repr=False)
 
     def __init__(
         self,
@@ -80,51 +83,30 @@ class Trajectory:
         env_id: str | None = None,
         policy: str | None = None,
     ) -> None:
+        inferred = observation_space is None
         if observation_space is None:
-            joined = map_leaves(lambda a, b: np.concatenate([np.asarray(a), np.asarray(b)]), observations, next_observations)
-            observation_space = infer_space(joined)
+            observation_space = _common_space(observations, next_observations)
         observations = as_batch(observations, observation_space, "observations")
         next_observations = as_batch(next_observations, observation_space, "next_observations")
-        n = batch_size(observations)
-        if n == 0:
-            raise ValueError("observations: the trajectory is empty; at least one transition is needed")
-        actions = np.asarray(actions)
-        rewards = np.asarray(rewards, dtype=np.float64)
-        if rewards.ndim != 1:
-            raise ValueError(f"rewards must have shape (n,), got {rewards.shape}")
-        terminated = _flags(terminated, "terminated")
-        truncated = _flags(truncated, "truncated")
-        lengths = {
-            "observations": n,
-            "actions": len(np.atleast_1d(actions)),
-            "rewards": len(rewards),
-            "next_observations": batch_size(next_observations),
-            "terminated": len(terminated),
-            "truncated": len(truncated),
-        }
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"all fields must have one length, got {lengths}")
-        for name, tree in (("observations", observations), ("next_observations", next_observations)):
-            for path, leaf in named_leaves(tree, name):
-                check_finite(leaf, path)
+        actions, rewards = as_numeric(actions, "actions"), as_numeric(rewards, "rewards").astype(np.float64)
+        terminated, truncated = _flags(terminated, "terminated"), _flags(truncated, "truncated")
+        fields_given = (observations, actions, rewards, next_observations, terminated, truncated)
+        _check_lengths(dict(zip(_ARRAYS, fields_given, strict=False)))
+        _check_values(observations, observation_space, "observations")
+        _check_values(next_observations, observation_space, "next_observations")
         check_finite(rewards, "rewards")
-        if episode_ends is None:
-            ends = _default_episode_ends(observations, next_observations, terminated | truncated)
-        else:
-            ends = _flags(episode_ends, "episode_ends")
-            if len(ends) != n:
-                raise ValueError(f"episode_ends must have length {n}, got {len(ends)}")
-            stated = terminated | truncated
-            stated[-1] = True
-            if (stated & ~ends).any():
-                index = int(np.flatnonzero(stated & ~ends)[0])
-                raise ValueError(f"episode_ends[{index}] is False but a flag is set there or the log stops")
-        values = (observations, actions, rewards, next_observations, terminated, truncated, ends)
-        for name, value in zip(_ARRAYS, values, strict=True):
+        stated = terminated | truncated
+        ends = (
+            _default_episode_ends(observations, next_observations, stated)
+            if episode_ends is None
+            else _checked_episode_ends(episode_ends, stated)
+        )
+        for name, value in zip(_ARRAYS, (*fields_given, ends), strict=True):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "observation_space", observation_space)
         object.__setattr__(self, "env_id", env_id)
         object.__setattr__(self, "policy", policy)
+        object.__setattr__(self, "_space_inferred", inferred)
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -147,7 +129,7 @@ class Trajectory:
         if not len(ends):
             raise ValueError(f"the slice {rows.start}:{rows.stop} of a trajectory of {len(self)} transitions is empty")
         ends[-1] = True
-        return Trajectory(
+        stretch = Trajectory(
             take(self.observations, rows),
             self.actions[rows],
             self.rewards[rows],
@@ -159,23 +141,29 @@ class Trajectory:
             self.env_id,
             self.policy,
         )
+        return stretch._with_space_inferred(self._space_inferred)
 
     def append(self, more: Trajectory) -> Trajectory:
         """This log followed by another of the same environment and policy.
 
         The first row of ``more`` continues the last row of this one only if no flag is set there and the states agree.
+        An observation space that was only inferred from the arrays gives way to one that was stated; two that were
+        inferred are inferred anew.
 
         Raises:
-            ValueError: the observation spaces, environments or policies differ.
+            TypeError: the observations have different structures.
+            ValueError: stated observation spaces, environments or policies differ.
         """
-        for name in ("observation_space", "env_id", "policy"):
+        for name in ("env_id", "policy"):
             mine, theirs = getattr(self, name), getattr(more, name)
             if mine != theirs and mine is not None and theirs is not None:
                 raise ValueError(f"append: {name} differs: {mine!r} against {theirs!r}")
-        continues = bool(rows_equal(take(self.next_observations, slice(-1, None)), take(more.observations, slice(1)))[0])
+        space = self._appended_space(more)
+        last, first = take(self.next_observations, slice(-1, None)), take(more.observations, slice(1))
+        continues = bool(rows_equal(last, first)[0])
         ends = np.concatenate([self.episode_ends, more.episode_ends])
         ends[len(self) - 1] = bool(self.terminated[-1] or self.truncated[-1] or not continues)
-        return Trajectory(
+        joined = Trajectory(
             concatenate([self.observations, more.observations]),
             np.concatenate([self.actions, more.actions]),
             np.concatenate([self.rewards, more.rewards]),
@@ -183,32 +171,45 @@ class Trajectory:
             np.concatenate([self.terminated, more.terminated]),
             np.concatenate([self.truncated, more.truncated]),
             ends,
-            self.observation_space,
+            space,
             self.env_id or more.env_id,
             self.policy or more.policy,
         )
+        return joined._with_space_inferred(self._space_inferred and more._space_inferred)
+
+    def _appended_space(self, more: Trajectory) -> spaces.Space:
+        mine, theirs = self.observation_space, more.observation_space
+        if not (self._space_inferred or more._space_inferred) and mine != theirs:
+            raise ValueError(f"append: observation_space differs: {mine!r} against {theirs!r}")
+        as_batch(more.observations, mine, "append: observations")
+        if self._space_inferred and more._space_inferred:
+            return _larger_space(mine, theirs)
+        return theirs if self._space_inferred else mine
+
+    def _with_space_inferred(self, inferred: bool) -> Trajectory:
+        object.__setattr__(self, "_space_inferred", inferred)
+        return self
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one ``.npz`` file (arrays plus a JSON header, no pickle), atomically. Returns the path written."""
-        path = Path(path).with_suffix(".npz")
+        path = _with_npz(path)
         header = {
             "schema_version": SCHEMA_VERSION,
             "env_id": self.env_id,
             "policy": self.policy,
             "observation_space": space_to_json(self.observation_space),
+            "space_inferred": self._space_inferred,
         }
-        arrays: dict[str, np.ndarray] = {"header": np.array(json.dumps(header))}
+        arrays: dict[str, Any] = {"header": np.array(json.dumps(header))}
         for name in _ARRAYS:
-            for leaf_path, leaf in named_leaves(getattr(self, name), name):
-                arrays[leaf_path] = leaf
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            try:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+            arrays |= dict(named_leaves(getattr(self, name), name))
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(unfinished, "wb") as file:
+                np.savez_compressed(file, **arrays)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -217,24 +218,25 @@ class Trajectory:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not a trajectory file, or one of another schema version.
+            ValueError: not a trajectory file, a damaged one, or one of another schema version.
         """
-        path = Path(path)
+        path = _with_npz(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no trajectory file {path}")
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = dict(stored)
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
             header = json.loads(str(arrays.pop("header")))
             version = header["schema_version"]
-        except FileNotFoundError:
-            raise
+            if version != SCHEMA_VERSION:
+                raise ValueError(f"schema version {version}, this version reads {SCHEMA_VERSION}")
+            space = space_from_json(header["observation_space"])
+            tree = {name: _collect(arrays, name, space) for name in ("observations", "next_observations")}
+            plain = {name: arrays[name] for name in _ARRAYS if name not in tree}
+            stored = cls(**tree, **plain, observation_space=space, env_id=header["env_id"], policy=header["policy"])
+            return stored._with_space_inferred(header["space_inferred"])
         except Exception as error:
-            raise ValueError(f"{path} is not a trajectory file: {error}") from error
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"{path} has schema version {version}, this version reads {SCHEMA_VERSION}")
-        space = space_from_json(header["observation_space"])
-        tree = {name: _collect(arrays, name, space) for name in ("observations", "next_observations")}
-        plain = {name: arrays[name] for name in _ARRAYS if name not in tree}
-        return cls(**tree, **plain, observation_space=space, env_id=header["env_id"], policy=header["policy"])
+            raise ValueError(f"{path} is not a trajectory file that can be read: {error}") from error
 
 
 _ARRAYS = tuple(f.name for f in fields(Trajectory))[:7]
@@ -247,6 +249,77 @@ def _flags(values: Any, name: str) -> np.ndarray:
     if array.dtype != bool and not np.isin(array, (0, 1)).all():
         raise TypeError(f"{name} must be boolean, got dtype {array.dtype}")
     return array.astype(bool)
+
+
+def _with_npz(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
+
+
+def _common_space(observations: Any, next_observations: Any) -> spaces.Space:
+    """The space of logged arrays, the successors included."""
+
+    def inferred(tree: Any, name: str) -> spaces.Space:
+        return infer_space(map_leaves(lambda leaf: as_numeric(leaf, name), tree))
+
+    return _larger_space(inferred(observations, "observations"), inferred(next_observations, "next_observations"))
+
+
+def _larger_space(first: spaces.Space, second: spaces.Space) -> spaces.Space:
+    """The first space with the larger number of ids of the two wherever both are Discrete."""
+    if isinstance(first, spaces.Dict) and isinstance(second, spaces.Dict) and set(first) == set(second):
+        return spaces.Dict({key: _larger_space(first[key], second[key]) for key in first.spaces})
+    if isinstance(first, spaces.Tuple) and isinstance(second, spaces.Tuple):
+        pairs = zip(first.spaces, second.spaces, strict=False)
+        return first if len(first) != len(second) else spaces.Tuple([_larger_space(*pair) for pair in pairs])
+    if isinstance(first, spaces.Discrete) and isinstance(second, spaces.Discrete):
+        return spaces.Discrete(max(int(first.n), int(second.n)))
+    return first
+
+
+def _check_lengths(columns: dict[str, Any]) -> None:
+    """Every field (n,) or longer along its other axes, with one n above 0."""
+    for name in ("actions", "rewards"):
+        if columns[name].ndim == 0 or (name == "rewards" and columns[name].ndim > 1):
+            raise ValueError(f"{name} must have shape (n,{' ...' * (name == 'actions')}), got {columns[name].shape}")
+    lengths = {name: batch_size(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"all fields must have one length, got {lengths}")
+    if lengths["rewards"] == 0:
+        raise ValueError("observations: the trajectory is empty; at least one transition is needed")
+
+
+def _check_values(observations: Observations, space: spaces.Space, name: str) -> None:
+    """Everything finite, and ids of Discrete spaces within them."""
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            _check_values(observations[key], part, f"{name}[{key!r}]")
+    elif isinstance(space, spaces.Tuple):
+        for index, part in enumerate(space.spaces):
+            _check_values(observations[index], part, f"{name}[{index}]")
+    else:
+        check_finite(observations, name)
+        if isinstance(space, spaces.Discrete):
+            _check_ids(observations, space, name)
+
+
+def _check_ids(ids: np.ndarray, space: spaces.Discrete, name: str) -> None:
+    outside = (ids < space.start) | (ids >= space.start + space.n)
+    if outside.any():
+        index = int(np.flatnonzero(outside)[0])
+        raise ValueError(f"{name} must lie in {space}: {name}[{index}] is {ids[index]}")
+
+
+def _checked_episode_ends(episode_ends: Any, stated: np.ndarray) -> np.ndarray:
+    ends = _flags(episode_ends, "episode_ends")
+    if len(ends) != len(stated):
+        raise ValueError(f"episode_ends must have length {len(stated)}, got {len(ends)}")
+    denied = stated & ~ends
+    denied[-1] |= not ends[-1]
+    if denied.any():
+        index = int(np.flatnonzero(denied)[0])
+        raise ValueError(f"episode_ends[{index}] is False but a flag is set there or the log stops")
+    return ends
 
 
 def _default_episode_ends(observations: Observations, next_observations: Observations, flags: np.ndarray) -> np.ndarray:
@@ -262,67 +335,3 @@ def _collect(arrays: dict[str, np.ndarray], name: str, space: spaces.Space) -> O
     if isinstance(space, spaces.Tuple):
         return tuple(_collect(arrays, f"{name}[{i}]", part) for i, part in enumerate(space.spaces))
     return arrays[name]
-
-
-def space_to_json(space: spaces.Space) -> dict[str, Any]:
-    """A JSON description of an observation space.
-
-    Raises:
-        TypeError: the space has no array form (Text, Graph, Sequence, OneOf).
-    """
-    if isinstance(space, spaces.Dict):
-        return {"type": "Dict", "spaces": {key: space_to_json(part) for key, part in space.spaces.items()}}
-    if isinstance(space, spaces.Tuple):
-        return {"type": "Tuple", "spaces": [space_to_json(part) for part in space.spaces]}
-    if isinstance(space, spaces.Discrete):
-        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
-    if isinstance(space, spaces.MultiDiscrete):
-        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
-    if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "n": list(space.shape)}
-    if isinstance(space, spaces.Box):
-        return {
-            "type": "Box",
-            "low": _compact(space.low),
-            "high": _compact(space.high),
-            "shape": list(space.shape),
-            "dtype": str(space.dtype),
-        }
-    raise TypeError(f"observation space {space} has no array form; supported: Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple")
-
-
-def _compact(bound: np.ndarray) -> Any:
-    """One number where all entries agree, else nested lists; infinities as strings so that the JSON is standard."""
-    if bound.size and (bound == bound.flat[0]).all():
-        return repr(bound.flat[0].item())
-    return [repr(value.item()) for value in bound.flat]
-
-
-def _bound(stored: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    def number(text: str) -> float | int:
-        return int(text) if np.issubdtype(dtype, np.integer) else float(text)
-
-    if isinstance(stored, str):
-        return np.full(shape, number(stored), dtype=dtype)
-    return np.array([number(text) for text in stored], dtype=dtype).reshape(shape)
-
-
-def space_from_json(stored: dict[str, Any]) -> spaces.Space:
-    """The inverse of `space_to_json`."""
-    match stored["type"]:
-        case "Dict":
-            return spaces.Dict({key: space_from_json(part) for key, part in stored["spaces"].items()})
-        case "Tuple":
-            return spaces.Tuple([space_from_json(part) for part in stored["spaces"]])
-        case "Discrete":
-            return spaces.Discrete(stored["n"], start=stored["start"])
-        case "MultiDiscrete":
-            return spaces.MultiDiscrete(np.array(stored["nvec"]), start=np.array(stored["start"]))
-        case "MultiBinary":
-            return spaces.MultiBinary(stored["n"])
-        case "Box":
-            shape, dtype = tuple(stored["shape"]), np.dtype(stored["dtype"])
-            low, high = (_bound(stored[name], shape, dtype) for name in ("low", "high"))
-            return spaces.Box(low, high, shape, dtype.type)
-        case other:
-            raise ValueError(f"unknown observation space type {other!r}")
