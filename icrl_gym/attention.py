@@ -27,8 +27,7 @@ def gaussian_attention(destination_BD: Tensor, source_ND: Tensor, key_bias_N: Te
     """K(k | x) = w_k exp(-|x - x_k|^2 / 2) / (sink + sum_m w_m exp(-|x - x_m|^2 / 2)), (..., C, N), with w = exp(b).
 
     One softmax over inner products: the key bias -|x_k|^2/2 makes the Gaussian, and the sink is one more key that
-        scores
-    |x|^2/2 + log sink, which the query carries as a feature. The features come divided by the kernel width.
+    scores |x|^2/2 + log sink, which the query carries as a feature. The features come divided by the kernel width.
 
     Args:
         destination_BD: (..., C, D).

@@ -16,7 +16,7 @@ from torch import Tensor
 from icrl_gym.attention import Context
 from icrl_gym.model import CompiledPrompt, Setting, probe_rewards
 
-POWER_ITERATIONS = 60
+POWER_WORK = 2_000_000_000  # multiplications of power iteration: 1,000 iterations up to 1,400 sources, at least 60
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,14 @@ def spectral_radius(compiled: CompiledPrompt) -> float:
     constant_mode = setting.constant_mode and not setting.at_equilibrium
     u_CR = compiled.attention_CN @ probe_N[:, None]
     logarithms = []
-    for _ in range(POWER_ITERATIONS):
+    iterations = int(np.clip(POWER_WORK // compiled.attention_CN.numel(), 60, 1000))
+    for _ in range(iterations):
         size = u_CR.norm()
         if not size > 0:
             return 0.0
         u_CR = _linear_layer(context, compiled.attention_CN, setting, u_CR / size, constant_mode)
         logarithms.append(u_CR.norm().log())
-    return float(torch.stack(logarithms[POWER_ITERATIONS // 2 :]).mean().exp())
+    return float(torch.stack(logarithms[iterations * 3 // 4 :]).mean().exp())
 
 
 def _linear_layer(

@@ -107,11 +107,11 @@ class OneHotEncoder:
         self._offsets = np.concatenate([[0], np.cumsum(num_values)[:-1]])
 
     def fit(self, leaf: np.ndarray) -> None:
-        components = leaf.reshape(len(leaf), -1)
+        components = _rows(leaf)
         self._num_varying = int((components != components[:1]).any(axis=0).sum())
 
     def __call__(self, leaf: np.ndarray) -> np.ndarray:
-        components = leaf.reshape(len(leaf), -1) - self._start
+        components = _rows(leaf) - self._start
         inside = (components >= 0) & (components < self._num_values)
         features = np.zeros((len(leaf), int(self._num_values.sum())))
         rows, columns = np.nonzero(inside)
@@ -134,7 +134,7 @@ class EmbeddingEncoder:
 
     def __call__(self, leaf: np.ndarray) -> np.ndarray:
         values, inverse = np.unique(leaf, return_inverse=True)
-        vectors = np.stack([self._vector(int(value)) for value in values])
+        vectors = np.array([self._vector(int(value)) for value in values]).reshape(len(values), MAX_FEATURES)
         return vectors[inverse]
 
     def _vector(self, value: int) -> np.ndarray:
@@ -151,11 +151,11 @@ class BitEncoder:
     """Bits, scaled so that one that differs adds 2 to the squared distance."""
 
     def fit(self, leaf: np.ndarray) -> None:
-        bits = leaf.reshape(len(leaf), -1)
+        bits = _rows(leaf)
         self._num_varying = int((bits != bits[:1]).any(axis=0).sum())
 
     def __call__(self, leaf: np.ndarray) -> np.ndarray:
-        return np.sqrt(2.0) * leaf.reshape(len(leaf), -1).astype(np.float64)
+        return np.sqrt(2.0) * _rows(leaf).astype(np.float64)
 
     @property
     def effective_dimension(self) -> int:
@@ -302,7 +302,12 @@ def _flatten(leaf: np.ndarray) -> np.ndarray:
     if leaf.ndim >= 3 and leaf[0].size > MAX_FEATURES:
         for axis in _spatial_axes(leaf.shape):
             leaf = _pool(leaf, axis)
-    return leaf.reshape(len(leaf), -1)
+    return _rows(leaf)
+
+
+def _rows(leaf: np.ndarray) -> np.ndarray:
+    """(B,) + shape -> (B, columns), also for an empty batch."""
+    return leaf.reshape(len(leaf), int(np.prod(leaf.shape[1:])))
 
 
 def _spatial_axes(shape: tuple[int, ...]) -> tuple[int, int]:
