@@ -23,6 +23,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D")
 GREY = "#777777"
+FINEST_GRID = 600  # rows or columns of a map that are shown one by one; more are smoothed into pixels
 VALUE_LABEL = "value (units of reward)"
 
 
@@ -62,15 +63,19 @@ def estimates_against_truth(
 
 
 def error_by_layer(
-    by_layer: Mapping[str, np.ndarray], truth: ValueEstimates, references: Mapping[str, float] | None = None
+    by_layer: Mapping[str, np.ndarray],
+    truth: ValueEstimates,
+    references: Mapping[str, float] | None = None,
+    noise_floor: float = 0.0,
 ) -> Figure:
-    """RMSE of the read-out after each layer, against horizontal lines such as the critic's RMSE and the noise floor.
+    """RMSE of the read-out after each layer, against horizontal lines such as the critic's RMSE.
 
     Args:
         by_layer: name -> (L, Q) values after layers 1..L at the truth's Q queries; one row alone (an equilibrium, which
             has no layers) is drawn as a horizontal line.
         truth: values at the Q queries.
         references: name -> RMSE.
+        noise_floor: RMSE that a perfect estimate is expected to show against this truth; drawn if it is not zero.
     """
     figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots()
@@ -87,6 +92,8 @@ def error_by_layer(
     for (name, error), (colour, style) in zip((references or {}).items(), looks, strict=False):
         top = max(top, error)
         axes.axhline(error, color=colour, linestyle=style, linewidth=1.2, label=f"{name}: {error:.3g}")
+    if noise_floor > 0:
+        axes.axhline(noise_floor, color=GREY, linewidth=0.9, label=f"noise floor of the truth: {noise_floor:.3g}")
     axes.set(xlabel="layer", ylabel="RMSE (units of reward)", ylim=(0, 1.08 * top if top > 0 else 1.0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Error of the read-out after each layer")
@@ -112,7 +119,10 @@ def attention_map(
     limit = float(np.quantile(np.abs(ordered), 0.995)) or float(np.abs(ordered).max()) or 1.0
     signed = bool((ordered < 0).any())
     norm = TwoSlopeNorm(0.0, -limit, limit) if signed else Normalize(0.0, limit)
-    image = axes.imshow(ordered, aspect="auto", cmap="PuOr" if signed else "cividis", norm=norm)
+    image = axes.imshow(
+        ordered, aspect="auto", cmap="PuOr" if signed else "cividis", norm=norm,
+        interpolation="nearest" if max(ordered.shape) <= FINEST_GRID else "auto",
+    )  # fmt: skip
     figure.colorbar(image, ax=axes, label=label, extend="both" if signed else "max")
     axes.set(xlabel="transition of the context, lowest value first", ylabel="query, lowest value first")
     axes.set_title("Which transitions each query looks at")

@@ -19,9 +19,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+from icrl_gym import __version__
+
 DEFAULT_ROOT = Path("runs")
 UNFINISHED = ".unfinished-"  # prefix of a folder whose run is still going, or was killed
-PACKAGES = ("icrl-gym", "gymnasium", "torch", "numpy", "scipy", "stable-baselines3", "sb3-contrib", "tensorboard")
+PACKAGES = ("gymnasium", "torch", "numpy", "scipy", "stable-baselines3", "sb3-contrib", "tensorboard")
 
 
 class RunFolder:
@@ -50,9 +52,9 @@ def run_folder(directory: str | os.PathLike[str] | None, env_id: str, root: Path
         FileExistsError: ``directory`` exists, or another run is filling it.
         OSError: the folder cannot be made.
     """
-    final = None if directory is None else Path(os.path.abspath(directory))
-    _make_parent(root if final is None else final.parent)
-    folder = _claim_default(root, env_id) if final is None else _claim(final)
+    final = Path(os.path.abspath(root / "new" if directory is None else directory))
+    _make_parent(final.parent)
+    folder = _claim_default(final.parent, env_id) if directory is None else _claim(final)
     try:
         yield folder
         os.rename(folder.path, folder.final)
@@ -141,7 +143,7 @@ def versions() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _installed_version(name) for name in PACKAGES},
+        "packages": {"icrl-gym": __version__, **{name: _installed_version(name) for name in PACKAGES}},
         "commit": source_commit(Path(__file__).parent),
     }
 

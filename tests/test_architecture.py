@@ -19,10 +19,10 @@ ROWS = {
     "prompt": {"features", "prompt"},
     "network": {"attention", "model", "paper", "diagnostics"},
     "estimators": {"standard_error", "evaluator", "classical", "registry"},
-    "truth": {"returns", "critics", "critic_training"},
+    "truth": {"transitions", "rollouts", "returns", "critics", "critic_training"},
     "judgement": {"scoring"},
     "wrappers": {"wrappers"},
-    "front": {"tracking", "figures", "runs", "configuration", "evaluation", "cli", "__main__"},
+    "front": {"tracking", "figures", "runs", "configuration", "policy_source", "evaluation", "cli", "__main__"},
 }
 # ... and of its own row only these.
 WITHIN_ROW = {
@@ -34,9 +34,12 @@ WITHIN_ROW = {
     "collection": {"recorder"},
     "evaluator": {"standard_error"},
     "registry": {"evaluator", "classical"},
+    "returns": {"rollouts", "transitions"},
     "critics": {"critic_training"},
-    "evaluation": {"configuration", "figures", "runs", "tracking"},
+    "policy_source": {"configuration"},
+    "evaluation": {"configuration", "policy_source", "figures", "runs", "tracking"},
     "cli": {"configuration", "evaluation", "runs"},
+    "runs": {"__init__"},  # the version
     "__main__": {"cli"},
 }
 # Imported by the tests and the reproduction of the papers only; imports prompt types at most.

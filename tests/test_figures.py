@@ -81,6 +81,13 @@ def test_an_equilibrium_is_a_horizontal_line():
     np.testing.assert_array_equal(line.get_xdata(), [0, 1])  # the whole width, in axes coordinates
 
 
+def test_the_noise_floor_is_drawn_where_there_is_one():
+    truth, rows = estimates([1.0, 2.0]), {"a": np.ones((3, 2))}
+    (_, floor) = error_by_layer(rows, truth, noise_floor=0.25).axes[0].get_lines()
+    np.testing.assert_array_equal(floor.get_ydata(), [0.25, 0.25])
+    assert len(error_by_layer(rows, truth).axes[0].get_lines()) == 1
+
+
 def test_lines_differ_in_more_than_colour():
     figure = error_by_layer({"a": np.zeros((1, 2)), "b": np.ones((1, 2))}, estimates([1.0, 2.0]), {"c": 1.0})
     assert len({line.get_linestyle() for line in figure.axes[0].get_lines()}) == 3

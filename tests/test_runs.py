@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import icrl_gym
 from icrl_gym import runs
 
 
@@ -140,6 +141,7 @@ def test_csv_keeps_every_digit(tmp_path):
 def test_versions_name_python_and_the_packages_that_matter():
     found = runs.versions()
     assert found["python"].startswith("3.")
+    assert found["packages"]["icrl-gym"] == icrl_gym.__version__
     assert all(found["packages"][name] for name in ("gymnasium", "torch", "numpy", "stable-baselines3"))
 
 

@@ -1,0 +1,210 @@
+"""``icrl-gym``: sub-commands generated from typed dataclasses.
+
+Standard output carries the result and nothing else, standard error progress and errors. Bad input is one line and exit
+code 2; with the environment variable ICRL_GYM_DEBUG=1 the traceback is shown instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from icrl_gym.configuration import DEFAULT_ESTIMATOR, EvaluateConfig
+from icrl_gym.runs import standard_json, versions
+
+if TYPE_CHECKING:
+    from icrl_gym.evaluation import Evaluation
+
+BAD_INPUT = 2  # exit code
+EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, gymnasium.error.Error)
+
+
+@dataclass(frozen=True)
+class EvaluateCommand(EvaluateConfig):
+    json: bool = False
+    """Print one JSON object instead of the table."""
+
+
+EvaluateCommand.__doc__ = EvaluateConfig.__doc__
+
+
+@dataclass(frozen=True)
+class InfoCommand:
+    """Show versions, the checkpoints in this package with their cards, and the estimators by name."""
+
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``icrl-gym``; returns the exit code."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        {name: configuration for name, (configuration, _) in COMMANDS.items()},
+        prog="icrl-gym",
+        description="Value functions without training: in-context policy evaluation for Gymnasium.",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    run = next(run for configuration, run in COMMANDS.values() if type(command) is configuration)
+    try:
+        run(command)
+    except EXPECTED_ERRORS as error:
+        if os.environ.get("ICRL_GYM_DEBUG"):
+            raise
+        sys.stderr.write(f"icrl-gym: error: {' '.join(str(error).split())}\n")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write("icrl-gym: interrupted; nothing was kept\n")
+        return 130
+    return 0
+
+
+def run_evaluate(command: EvaluateCommand) -> None:
+    """The sub-command ``evaluate``."""
+    from icrl_gym.evaluation import evaluate
+
+    fields = {field.name: getattr(command, field.name) for field in dataclasses.fields(EvaluateConfig)}
+    with _bars() as bars:
+        evaluation = evaluate(EvaluateConfig(**fields), _advance(bars))
+    if command.json:
+        _print_json(_summary(evaluation))
+    else:
+        _print_evaluation(evaluation, Console())
+
+
+def run_info(command: InfoCommand) -> None:
+    """The sub-command ``info``."""
+    from icrl_gym.registry import estimators
+
+    found = {"versions": versions(), "checkpoints": checkpoint_cards(), "estimators": sorted(estimators())}
+    if command.json:
+        _print_json(found)
+    else:
+        _print_info(found, Console())
+
+
+# One line per sub-command: its name, its flags, and what it runs.
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "evaluate": (EvaluateCommand, run_evaluate),
+    "info": (InfoCommand, run_info),
+}
+
+
+def checkpoint_cards() -> dict[str, Any]:
+    """The cards of all checkpoints inside the package, by name."""
+    folder = Path(__file__).parent / "checkpoints"
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def _bars() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _advance(bars: Progress) -> Callable[[str, int, int], None]:
+    """A bar per part of the work, made when the part is first heard of."""
+    tasks: dict[str, TaskID] = {}
+
+    def advance(part: str, done: int, total: int) -> None:
+        if part not in tasks:
+            tasks[part] = bars.add_task(part, total=total)
+        bars.update(tasks[part], completed=done, total=total)
+
+    return advance
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(standard_json(content), allow_nan=False) + "\n")
+
+
+def _summary(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "config": dataclasses.asdict(evaluation.config),
+        "run_dir": evaluation.run_dir,
+        "estimand": dataclasses.asdict(evaluation.truth.estimand),
+        "scores": {
+            name: {"environment_steps": evaluation.steps[name], **result.as_dict()}
+            for name, result in evaluation.scores.items()
+        },
+        "verdict": evaluation.verdict,
+        "notes": list(evaluation.notes),
+    }
+
+
+def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    truth = next(iter(evaluation.scores.values()))
+    estimand = evaluation.truth.estimand
+    console.print(
+        f"\n{estimand.env}, policy {estimand.policy}, gamma {estimand.gamma:g}", markup=False, highlight=False
+    )
+    console.print(_score_table(evaluation))
+    console.print(
+        f"Truth: {truth.n} states, standard deviation {truth.truth_std:.3g}, noise floor {truth.noise_floor:.2g}.",
+        highlight=False,
+    )
+    for note in evaluation.notes:
+        console.print(f"Note: {note}", markup=False, highlight=False)
+    console.print(f"\n{evaluation.verdict}", style="bold", markup=False, highlight=False)
+    for line in _what_next(evaluation):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _score_table(evaluation: Evaluation) -> Table:
+    """One row per estimator; a dash where a figure is not defined."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("estimator", no_wrap=True)
+    for heading in ("RMSE", "RMSE/std", "bias", "expl.var.", "Spearman", "cover 90%", "env steps"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, s in evaluation.scores.items():
+        figures = (s.rmse, s.rmse_over_std, s.bias, s.explained_variance, s.spearman, s.coverage)
+        steps = evaluation.steps[name]
+        table.add_row(name, *map(_figure, figures), "-" if steps is None else f"{steps:,}")
+    return table
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "-"
+
+
+def _what_next(evaluation: Evaluation) -> list[str]:
+    config, run_dir = evaluation.config, evaluation.run_dir
+    shown = Path(os.path.relpath(run_dir)) if run_dir.is_relative_to(Path.cwd()) else run_dir
+    lines = [f"\nWritten to {shown}"]
+    if config.tensorboard:
+        lines.append(f"Look at it:     tensorboard --logdir {shlex.quote(str(shown.parent))}")
+    other = "Pendulum-v1" if "Pendulum" not in config.env else "Acrobot-v1"
+    lines.append(f"More context:   icrl-gym evaluate {config.env} --context-length {4 * config.context_length}")
+    lines.append(f"Something else: icrl-gym evaluate {other} --policy random")
+    lines.append("Your own agent: icrl-gym evaluate ENV --policy model.zip --trust-model")
+    return lines
+
+
+def _print_info(found: dict[str, Any], console: Console) -> None:
+    installed = found["versions"]
+    table = Table("package", "version", title="Versions")
+    for name, version in {"python": installed["python"], **installed["packages"]}.items():
+        table.add_row(name, version or "not installed")
+    table.add_row("commit", installed["commit"] or "unknown (not a checkout)")
+    console.print(table)
+    for name, card in found["checkpoints"].items():
+        table = Table("entry", "value", title=f"Checkpoint {name}")
+        for entry, value in card.items():
+            table.add_row(entry, value if isinstance(value, str) else json.dumps(value))
+        console.print(table)
+    marked = [f"{name} (default)" if name == DEFAULT_ESTIMATOR else name for name in found["estimators"]]
+    console.print(f"Estimators: {', '.join(marked)}", highlight=False)

@@ -1,0 +1,335 @@
+"""The main job: collect, evaluate in context, measure the truth, ask the critic, score, and leave a run folder.
+
+`evaluate` is what ``icrl-gym evaluate`` calls; nothing here prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import Env
+
+from icrl_gym import figures
+from icrl_gym.collection import collect
+from icrl_gym.configuration import DEFAULT_GAMMA, EvaluateConfig
+from icrl_gym.critics import sb3_critic_values
+from icrl_gym.environments import make_environment
+from icrl_gym.observations import take
+from icrl_gym.policies import ActingPolicy, as_policy
+from icrl_gym.policy_source import PolicySource, find_policy
+from icrl_gym.registry import Estimator, make_estimator
+from icrl_gym.returns import exact_values, monte_carlo_values
+from icrl_gym.runs import run_folder, versions, write_csv, write_json
+from icrl_gym.scoring import INTERVAL_LEVEL, Score, score
+from icrl_gym.tracking import EventWriter, open_writer
+from icrl_gym.trajectory import Trajectory
+from icrl_gym.transitions import TransitionTable
+from icrl_gym.values import ValueEstimates
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+FIGURE_LAYERS = 24  # depth of the network whose layers are drawn where the estimator itself is an equilibrium
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What one run found.
+
+    Attributes:
+        config: what was asked for.
+        gamma: the discount that was used.
+        trajectory: the context.
+        truth: true values at the queries; their standard error is None where they are exact.
+        estimates: name -> values at the same queries; the in-context estimator first, then the critic if there is one.
+        scores: name -> figures of each against the truth.
+        steps: name -> environment steps that it saw, or None if unknown.
+        notes: remarks that belong beside the numbers.
+        run_dir: where everything was written.
+    """
+
+    config: EvaluateConfig
+    gamma: float
+    trajectory: Trajectory
+    truth: ValueEstimates
+    estimates: Mapping[str, ValueEstimates]
+    scores: Mapping[str, Score]
+    steps: Mapping[str, int | None]
+    notes: tuple[str, ...]
+    run_dir: Path
+
+    @property
+    def verdict(self) -> str:
+        """One plain sentence on who was nearer to the truth."""
+        ours, *others = self.scores
+        if not others:
+            return _alone(ours, self.scores[ours])
+        return _compared(ours, others[0], self)
+
+
+def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evaluation:
+    """Run the main job. Whatever can be refused is refused before any work; a failed run leaves no folder.
+
+    Args:
+        config: what to do.
+        progress: called as ``progress(part, done, total)`` during the long parts.
+
+    Raises:
+        ValueError, TypeError: bad input, named in one line.
+        OSError: the model or the run folder cannot be read or written (FileExistsError: the folder exists).
+    """
+    config.check()
+    estimator = _estimator(config)
+    source = find_policy(config)
+    with closing(make_environment(config.env, config.environment_arguments(), config.wrapper)) as env:
+        exact, reason = _exact_truth_applies(config, env, _acting(config, source, env))
+    with run_folder(config.run_dir, config.env) as folder:
+        write_json(folder.path / "config.json", dataclasses.asdict(config))
+        write_json(folder.path / "versions.json", versions())
+        with open_writer(folder.path if config.tensorboard else None) as writer:
+            job = _Job(config, source, estimator, exact, reason, progress or _silent)
+            evaluation = job.run(folder.final)
+            _save(evaluation, folder.path)
+            if config.tensorboard:
+                _log(evaluation, job, writer)
+    return evaluation
+
+
+def _silent(part: str, done: int, total: int) -> None:
+    """The progress of somebody who does not watch."""
+
+
+def _estimator(config: EvaluateConfig, **options: Any) -> Estimator:
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {config.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    device = {} if config.device == "cpu" else {"device": config.device}
+    return make_estimator(config.estimator, **device, **options)
+
+
+def _acting(config: EvaluateConfig, source: PolicySource, env: Env) -> ActingPolicy:
+    spaces = env.action_space, env.observation_space
+    return as_policy(source.policy, *spaces, deterministic=config.deterministic, seed=config.seed)
+
+
+def _exact_truth_applies(config: EvaluateConfig, env: Env, actor: ActingPolicy) -> tuple[bool, str]:
+    """Whether to solve for the truth, and why not where there is a transition table all the same."""
+    if config.truth == "monte_carlo" or (config.truth == "auto" and not hasattr(env.unwrapped, "P")):
+        return False, ""
+    try:
+        actor.action_probabilities(take(TransitionTable.from_environment(env).observations, slice(1)))
+    except ValueError as error:
+        if config.truth == "exact":
+            raise
+        return False, f"the truth is simulated although {config.env} has a transition table: {error}"
+    return True, ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """The steps of one run, in order of data flow."""
+
+    config: EvaluateConfig
+    source: PolicySource
+    estimator: Estimator
+    exact: bool
+    remark: str
+    progress: Progress
+
+    @property
+    def gamma(self) -> float:
+        if self.config.gamma is not None:
+            return self.config.gamma
+        return float(getattr(self.source.model, "gamma", DEFAULT_GAMMA))
+
+    def run(self, run_dir: Path) -> Evaluation:
+        trajectory = self.context()
+        self.estimator.fit(trajectory, self.gamma)
+        truth = self.truth()
+        estimates = {self.config.estimator: self.estimator.predict(truth.observations)}
+        steps: dict[str, int | None] = {self.config.estimator: len(trajectory)}
+        notes = [self.remark]
+        if self.source.model is not None:
+            try:
+                estimates[self.source.critic_name] = self.critic(truth)
+                steps[self.source.critic_name] = self.source.training_steps
+            except ValueError as error:
+                notes.append(f"the critic is left out: {error}")
+        scores = {name: score(estimate, truth) for name, estimate in estimates.items()}
+        notes += _remarks(truth, estimates, scores, self.exact)
+        unique = tuple(dict.fromkeys(note for note in notes if note))
+        return Evaluation(self.config, self.gamma, trajectory, truth, estimates, scores, steps, unique, run_dir)
+
+    def context(self) -> Trajectory:
+        config = self.config
+        return collect(
+            config.env, self.source.policy, config.context_length, config.seed, deterministic=config.deterministic,
+            env_kwargs=config.environment_arguments(), wrapper=config.wrapper,
+            progress=lambda done, total: self.progress("collecting the context", done, total),
+        )  # fmt: skip
+
+    def truth(self) -> ValueEstimates:
+        config = self.config
+        if self.exact:
+            with closing(make_environment(config.env, config.environment_arguments(), config.wrapper)) as env:
+                return exact_values(env, _acting(config, self.source, env), self.gamma)
+        return monte_carlo_values(
+            config.env, self.source.policy, num_queries=config.num_queries, num_rollouts=config.num_rollouts,
+            gamma=self.gamma, seed=_truth_seed(config.seed), deterministic=config.deterministic,
+            env_kwargs=config.environment_arguments(), wrapper=config.wrapper,
+            progress=lambda done, total: self.progress("measuring the truth", done, total),
+        )  # fmt: skip
+
+    def critic(self, truth: ValueEstimates) -> ValueEstimates:
+        values = sb3_critic_values(self.source.model, truth.observations)
+        values = replace(values, estimand=replace(values.estimand, env=truth.estimand.env))
+        values.estimand.check_matches(truth.estimand)
+        return values
+
+
+def _truth_seed(seed: int) -> int:
+    """A seed for the truth that no user's seed for a context collides with."""
+    return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+
+
+def _remarks(
+    truth: ValueEstimates, estimates: Mapping[str, ValueEstimates], scores: Mapping[str, Score], exact: bool
+) -> list[str]:
+    notes = [f"the truth is exact; its {len(truth)} non-terminal states weigh alike in every score"] if exact else []
+    notes += [f"truth: {note}" for note in truth.notes]
+    for name, estimate in estimates.items():
+        warnings = estimate.diagnostics.warnings if estimate.diagnostics is not None else ()
+        notes += [f"{name}: {note}" for note in (*estimate.notes, *warnings)]
+    return notes + [note for result in scores.values() for note in result.notes if "standard error" not in note]
+
+
+def _alone(name: str, result: Score) -> str:
+    if math.isnan(result.rmse_over_std):
+        return f"{name} is off by {result.rmse:.3g} (RMSE); this truth has no spread to measure that against."
+    return (
+        f"{name} is off by {result.rmse:.3g} (RMSE), {result.rmse_over_std:.2g} of the truth's standard deviation; "
+        "1 is what the best constant would reach."
+    )
+
+
+def _compared(ours: str, other: str, evaluation: Evaluation) -> str:
+    """Nearer only if the mean difference of squared errors is twice its standard error over the queries."""
+    squared = {n: (e.values - evaluation.truth.values) ** 2 for n, e in evaluation.estimates.items()}
+    difference = squared[ours] - squared[other]
+    n = len(difference)
+    margin = 2 * float(np.std(difference, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    rmse = {name: evaluation.scores[name].rmse for name in (ours, other)}
+    numbers = f"RMSE {rmse[ours]:.3g} for {_named(ours, evaluation)}, {rmse[other]:.3g} for {_named(other, evaluation)}"
+    if abs(float(np.mean(difference))) <= margin:
+        return f"Too close to call on {n} {'query' if n == 1 else 'queries'}: {numbers}."
+    return f"{min(rmse, key=lambda name: rmse[name])} is nearer to the truth: {numbers}."
+
+
+def _named(name: str, evaluation: Evaluation) -> str:
+    steps = evaluation.steps.get(name)
+    return f"{name} ({steps:,} environment steps)" if steps else name
+
+
+def _save(evaluation: Evaluation, folder: Path) -> None:
+    """trajectory.npz, estimates.csv and scores.csv."""
+    evaluation.trajectory.save(folder / "trajectory.npz")
+    truth = evaluation.truth
+    columns: dict[str, Any] = {"query": range(len(truth)), "truth": truth.values, "truth_stderr": truth.stderr}
+    for name, estimate in evaluation.estimates.items():
+        low, high = (None, None) if estimate.stderr is None else estimate.interval(INTERVAL_LEVEL)
+        columns |= {name: estimate.values, f"{name}_stderr": estimate.stderr, f"{name}_low": low, f"{name}_high": high}
+    cells = [[None] * len(truth) if column is None else [_number(x) for x in column] for column in columns.values()]
+    write_csv(folder / "estimates.csv", list(columns), list(zip(*cells, strict=True)))
+    rows = [
+        {"estimator": name, "environment_steps": steps, **result.as_dict(), "notes": "; ".join(result.notes)}
+        for (name, result), steps in zip(evaluation.scores.items(), evaluation.steps.values(), strict=True)
+    ]
+    write_csv(folder / "scores.csv", list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _number(value: Any) -> int | float:
+    return value if isinstance(value, int) else float(value)
+
+
+def _log(evaluation: Evaluation, job: _Job, writer: EventWriter) -> None:
+    """Scalars by estimator, hyperparameters with the main figures, and the pictures."""
+    step = evaluation.config.context_length
+    for name, result in evaluation.scores.items():
+        result.log(writer, step, prefix=name)
+    metrics = {
+        f"hparam/{name}/{figure}": getattr(result, figure)
+        for name, result in evaluation.scores.items()
+        for figure in ("rmse", "rmse_over_std", "bias")
+        if math.isfinite(getattr(result, figure))
+    }
+    writer.add_hparams({**dataclasses.asdict(evaluation.config), "gamma": evaluation.gamma}, metrics)
+    for tag, figure in _figures(evaluation, job).items():
+        writer.add_figure(tag, figure, step)
+
+
+def _figures(evaluation: Evaluation, job: _Job) -> dict[str, Any]:
+    """The four figures; those that this estimator has nothing to show for are left out."""
+    truth, estimates, ours = evaluation.truth, evaluation.estimates, evaluation.config.estimator
+    drawn = {"estimates_against_truth": figures.estimates_against_truth(truth, estimates)}
+    layers = _layers(evaluation, job)
+    if layers:
+        references = {name: result.rmse for name, result in evaluation.scores.items() if name != ours}
+        floor = evaluation.scores[ours].noise_floor
+        drawn["error_by_layer"] = figures.error_by_layer(layers, truth, references, floor)
+    if hasattr(job.estimator, "attention"):
+        weights = job.estimator.attention(truth.observations)  # type: ignore[attr-defined]
+        sources = job.estimator.predict(evaluation.trajectory.observations).values
+        drawn["attention"] = figures.attention_map(weights, estimates[ours].values, sources)
+    drawn["value_along_episode"] = _episode_figure(evaluation, job)
+    return drawn
+
+
+def _layers(evaluation: Evaluation, job: _Job) -> dict[str, np.ndarray]:
+    """Values by layer; an equilibrium has none, so a network of finite depth with the same name joins it."""
+    ours = evaluation.config.estimator
+    by_layer = evaluation.estimates[ours].by_layer
+    if by_layer is None:
+        return {}
+    if len(by_layer) > 1:
+        return {ours: by_layer}
+    finite = _estimator(evaluation.config, num_layers=FIGURE_LAYERS).fit(evaluation.trajectory, evaluation.gamma)
+    rows = finite.predict(evaluation.truth.observations).by_layer
+    return (
+        {ours: by_layer}
+        if rows is None
+        else {f"{ours}, {FIGURE_LAYERS} layers": rows, f"{ours}, equilibrium": by_layer}
+    )
+
+
+def _episode_figure(evaluation: Evaluation, job: _Job) -> Any:
+    """The longest episode of the context."""
+    trajectory = evaluation.trajectory
+    ends = np.flatnonzero(trajectory.episode_ends)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    longest = int(np.argmax(ends - starts))
+    rows = slice(int(starts[longest]), int(ends[longest]) + 1)
+    observations, last = take(trajectory.observations, rows), ends[longest]
+    values = {evaluation.config.estimator: job.estimator.predict(observations)}
+    if job.source.critic_name in evaluation.estimates:
+        values[job.source.critic_name] = sb3_critic_values(job.source.model, observations)
+    if not trajectory.terminated[last]:
+        ending = "cut by the time limit" if trajectory.truncated[last] else "still going when the context ended"
+        return figures.value_along_episode(values, ending=ending)
+    realised = discounted_returns(trajectory.rewards[rows], evaluation.gamma)
+    return figures.value_along_episode(values, realised, ending="ended in a terminal state")
+
+
+def discounted_returns(rewards: np.ndarray, gamma: float) -> np.ndarray:
+    """Return from each step of a terminated episode, (T,): G_t = R_{t+1} + gamma G_{t+1}."""
+    returns = np.zeros(len(rewards))
+    following = 0.0
+    for step in reversed(range(len(rewards))):
+        following = returns[step] = rewards[step] + gamma * following
+    return returns
