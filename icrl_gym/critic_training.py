@@ -7,8 +7,8 @@ steps.
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import importlib
 import importlib.metadata
 import json
 import os
@@ -20,21 +20,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from icrl_gym.critics import ALGORITHMS, algorithm_class
+from icrl_gym.environments import make_environment
+
 CARD_VERSION = 1
-ALGORITHMS: Mapping[str, str] = {
-    "A2C": "stable_baselines3",
-    "DDPG": "stable_baselines3",
-    "DQN": "stable_baselines3",
-    "PPO": "stable_baselines3",
-    "SAC": "stable_baselines3",
-    "TD3": "stable_baselines3",
-    "CrossQ": "sb3_contrib",
-    "MaskablePPO": "sb3_contrib",
-    "QRDQN": "sb3_contrib",
-    "RecurrentPPO": "sb3_contrib",
-    "TQC": "sb3_contrib",
-    "TRPO": "sb3_contrib",
-}
 
 
 @dataclass(frozen=True)
@@ -93,8 +82,8 @@ _SMALL_DQN = {
     "buffer_size": 100_000,
     "learning_starts": 1_000,
     "target_update_interval": 10,
-    "train_freq": 64,
-    "gradient_steps": 32,
+    "train_freq": 256,
+    "gradient_steps": 128,
     "exploration_fraction": 0.16,
     "exploration_final_eps": 0.04,
 }
@@ -176,29 +165,9 @@ def find_recipes(envs: tuple[str, ...], algorithms: tuple[str, ...] = ()) -> tup
     return found
 
 
-def algorithm_class(name: str) -> type:
-    """The SB3 or sb3-contrib class of this name.
-
-    Raises:
-        ValueError: unknown name, or sb3-contrib is needed and not installed.
-    """
-    if name not in ALGORITHMS:
-        raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {name!r}")
-    try:
-        return getattr(importlib.import_module(ALGORITHMS[name]), name)
-    except ImportError as error:
-        raise ValueError(f"algorithm {name!r} needs {ALGORITHMS[name]}: pip install icrl-gym[contrib]") from error
-
-
 def make_recipe_environment(recipe: Recipe) -> gymnasium.Env:
     """One environment of a recipe, wrapper applied."""
-    if recipe.env.startswith("MiniGrid"):
-        importlib.import_module("minigrid")  # registers its ids
-    env = gymnasium.make(recipe.env, **recipe.env_kwargs)
-    if recipe.wrapper is not None:
-        module, _, name = recipe.wrapper.partition(":")
-        env = getattr(importlib.import_module(module), name)(env)
-    return env
+    return make_environment(recipe.env, recipe.env_kwargs, recipe.wrapper)
 
 
 def run_folder(recipe: Recipe, seed: int, out: Path) -> Path:
@@ -280,7 +249,7 @@ def _start(recipe: Recipe, seed: int, env: Any, resume_from: Path | None) -> Any
     kind: Any = algorithm_class(recipe.algorithm)
     if resume_from is not None:
         return kind.load(resume_from, env=env, device="cpu")  # our own snapshot, written by this module
-    options = {"gamma": recipe.gamma, **recipe.options}
+    options = {"gamma": recipe.gamma, **copy.deepcopy(dict(recipe.options))}  # SB3 adds to the dictionaries it is given
     return kind(recipe.policy_class, env, seed=seed, device="cpu", **options)
 
 
@@ -316,9 +285,10 @@ def _save_snapshot(model: Any, path: Path, card: dict[str, Any], evaluation_env:
     os.replace(temporary, path)
     with torch.random.fork_rng(devices=[]):  # an evaluation must not change the training that goes on after it
         torch.manual_seed(card["seed"])
-        returns, _ = evaluate_policy(
+        episode_returns, _ = evaluate_policy(
             model, evaluation_env, num_episodes, deterministic=False, return_episode_rewards=True, warn=False
         )
+    returns = np.array(episode_returns)
     card["mean_return"] = float(np.mean(returns))
     card["stderr_return"] = float(np.std(returns, ddof=1) / np.sqrt(len(returns)))
     card["num_evaluation_episodes"] = len(returns)
