@@ -147,28 +147,26 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    def say(text: str, style: str = "") -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
     truth = next(iter(evaluation.scores.values()))
     estimand = evaluation.truth.estimand
-    console.print(
-        f"\n{estimand.env}, policy {estimand.policy}, gamma {estimand.gamma:g}", markup=False, highlight=False
-    )
+    say(f"\n{estimand.env}, policy {estimand.policy}, gamma {estimand.gamma:g}")
     console.print(_score_table(evaluation))
-    console.print(
-        f"Truth: {truth.n} states, standard deviation {truth.truth_std:.3g}, noise floor {truth.noise_floor:.2g}.",
-        highlight=False,
-    )
+    say(f"Truth: {truth.n} states, standard deviation {truth.truth_std:.3g}, noise floor {truth.noise_floor:.2g}.")
     for note in evaluation.notes:
-        console.print(f"Note: {note}", markup=False, highlight=False)
-    console.print(f"\n{evaluation.verdict}", style="bold", markup=False, highlight=False)
+        say(f"Note: {note}")
+    say(f"\n{evaluation.verdict}", style="bold")
     for line in _what_next(evaluation):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
 
 
 def _score_table(evaluation: Evaluation) -> Table:
     """One row per estimator; a dash where a figure is not defined."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("estimator", no_wrap=True)
-    for heading in ("RMSE", "RMSE/std", "bias", "expl.var.", "Spearman", "cover 90%", "env steps"):
+    table.add_column("estimator", overflow="fold")
+    for heading in ("RMSE", "RMSE/std", "bias", "expl.var", "Spearman", "90%cover", "steps"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, s in evaluation.scores.items():
         figures = (s.rmse, s.rmse_over_std, s.bias, s.explained_variance, s.spearman, s.coverage)

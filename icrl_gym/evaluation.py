@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +188,9 @@ class _Job:
         )  # fmt: skip
 
     def critic(self, truth: ValueEstimates) -> ValueEstimates:
-        values = sb3_critic_values(self.source.model, truth.observations)
-        values = replace(values, estimand=replace(values.estimand, env=truth.estimand.env))
+        values = sb3_critic_values(
+            self.source.model, truth.observations, deterministic=self.config.deterministic, env=truth.estimand.env
+        )
         values.estimand.check_matches(truth.estimand)
         return values
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from icrl_gym.configuration import DEMO_ENVIRONMENT, EvaluateConfig
 from icrl_gym.critics import load_demo_policy, load_sb3_model
+from icrl_gym.environments import make_environment
 
 FORMS = '"demo", "random", the path of a Stable-Baselines3 model.zip, or "module:callable"'
 
@@ -47,6 +48,8 @@ def find_policy(config: EvaluateConfig) -> PolicySource:
         FileNotFoundError: no such model file.
     """
     name = config.policy
+    if config.vec_normalize is not None and not (name.endswith(".zip") or os.path.exists(name)):
+        raise ValueError(f"vec_normalize belongs to a Stable-Baselines3 model file; policy is {name!r}")
     if name == "random":
         return PolicySource("random")
     if name == "demo":
@@ -54,9 +57,8 @@ def find_policy(config: EvaluateConfig) -> PolicySource:
             raise ValueError(f'policy "demo" plays {DEMO_ENVIRONMENT} only; for {config.env!r} give --policy {FORMS}')
         return _of_model(load_demo_policy())
     if name.endswith(".zip") or os.path.exists(name):
-        model = load_sb3_model(
-            Path(name), algo=config.algo, trust=config.trust_model, vec_normalize=config.vec_normalize
-        )
+        model = load_sb3_model(Path(name), algo=config.algo, trust=config.trust_model)
+        _attach_normalisation(model, config)
         return _of_model(model)
     if ":" in name:
         return PolicySource(_imported(name))
@@ -65,6 +67,24 @@ def find_policy(config: EvaluateConfig) -> PolicySource:
 
 def _of_model(model: Any) -> PolicySource:
     return PolicySource(policy=model, model=model)
+
+
+def _attach_normalisation(model: Any, config: EvaluateConfig) -> None:
+    """Give the model the VecNormalize statistics that it was trained with; reached only if its file is trusted."""
+    if config.vec_normalize is None:
+        return
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    venv = DummyVecEnv([lambda: make_environment(config.env, config.environment_arguments(), config.wrapper)])
+    try:
+        statistics = VecNormalize.load(str(config.vec_normalize), venv)
+        statistics.training = False
+        model.set_env(statistics)
+    except OSError as error:
+        raise type(error)(f"vec_normalize {config.vec_normalize}: {error.strerror}") from error
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"vec_normalize {config.vec_normalize}: cannot be used: {reason}") from error
 
 
 def _imported(name: str) -> Any:

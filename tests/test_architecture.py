@@ -13,20 +13,20 @@ LIBRARY, ENVIRONMENTS = ROOT / "icrl_gym", ROOT / "envs" / "icrl_envs"
 
 # The table of docs/architecture.md, top row first. A module may import any module of a row above its own.
 ROWS = {
-    "data": {"observations", "trajectory", "values"},
+    "data": {"observations", "space_description", "trajectory", "values"},
     "acting": {"policies", "environments"},
     "recording": {"recorder", "collection", "simulators"},
     "prompt": {"features", "prompt"},
     "network": {"attention", "model", "paper", "diagnostics"},
     "estimators": {"standard_error", "evaluator", "classical", "registry"},
-    "truth": {"transitions", "rollouts", "returns", "critics", "critic_training"},
+    "truth": {"transitions", "rollouts", "returns", "critics", "demo_policy", "critic_training"},
     "judgement": {"scoring"},
     "wrappers": {"wrappers"},
     "front": {"tracking", "figures", "runs", "configuration", "policy_source", "evaluation", "cli", "__main__"},
 }
 # ... and of its own row only these.
 WITHIN_ROW = {
-    "trajectory": {"observations"},
+    "trajectory": {"observations", "space_description"},
     "values": {"observations"},
     "prompt": {"features"},
     "model": {"attention"},
@@ -35,7 +35,8 @@ WITHIN_ROW = {
     "evaluator": {"standard_error"},
     "registry": {"evaluator", "classical"},
     "returns": {"rollouts", "transitions"},
-    "critics": {"critic_training"},
+    "critics": {"demo_policy"},
+    "critic_training": {"critics"},
     "policy_source": {"configuration"},
     "evaluation": {"configuration", "policy_source", "figures", "runs", "tracking"},
     "cli": {"configuration", "evaluation", "runs"},
@@ -46,7 +47,7 @@ WITHIN_ROW = {
 APART = {"reference": {"prompt"}}
 # Only these import the heavy packages, and only inside functions.
 MAY_IMPORT = {
-    "stable_baselines3": {"critics", "critic_training", "callbacks"},
+    "stable_baselines3": {"critics", "critic_training", "demo_policy", "policy_source", "callbacks"},
     "sb3_contrib": {"critics", "critic_training", "callbacks"},
     "tensorboard": {"tracking"},
     "torch.utils.tensorboard": {"tracking"},
