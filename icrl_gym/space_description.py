@@ -23,7 +23,7 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
     if isinstance(space, spaces.MultiDiscrete):
         return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
     if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.shape)}
+        return {"type": "MultiBinary", "n": int(space.n) if np.ndim(space.n) == 0 else list(space.shape)}
     if isinstance(space, spaces.Box):
         return {
             "type": "Box",
@@ -32,9 +32,8 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
             "shape": list(space.shape),
             "dtype": str(space.dtype),
         }
-    raise TypeError(
-        f"observation space {space} has no array form; supported: Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
-    )
+    supported = "Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
+    raise TypeError(f"observation space {space} has no array form; supported: {supported}")
 
 
 def _compact(bound: np.ndarray) -> Any:

@@ -31,7 +31,7 @@ class TabularMRP(gymnasium.Env):
         num_states: S.
         transition_matrix: (S, S); row s sums to 1 - termination_probability.
         expected_rewards: (S,), in [-1, 1].
-        features: (S, d), in [-1, 1].
+        features: (S, d), in [-1, 1]; one more row, of zeros, where there is a terminal state.
         initial_state_distrib: (S,), uniform.
         P: ``{state: {action: [(probability, next state, reward, terminated), ...]}}``, as in Gymnasium's toy text.
 
@@ -63,6 +63,8 @@ class TabularMRP(gymnasium.Env):
         self.transition_matrix = (1 - termination_probability) * self._draw_transitions(generator)
         self.expected_rewards = generator.uniform(-1.0, 1.0, num_states)
         self.features = generator.uniform(-1.0, 1.0, (num_states, num_features))
+        if termination_probability:
+            self.features = np.concatenate([self.features, np.zeros((1, num_features))])
         self.initial_state_distrib = np.full(num_states, 1.0 / num_states)
         self.P = self._table(termination_probability)
         self._cumulative = np.cumsum(self.transition_matrix, axis=1)
@@ -105,11 +107,7 @@ class TabularMRP(gymnasium.Env):
         return np.linalg.solve(np.eye(self.num_states) - gamma * self.transition_matrix, self.expected_rewards)
 
     def _observation(self) -> Any:
-        if not self._shows_features:
-            return self._state
-        if self._state == self.num_states:
-            return np.zeros(self.features.shape[1])
-        return self.features[self._state].copy()
+        return self.features[self._state].copy() if self._shows_features else self._state
 
     def _table(self, termination_probability: float) -> Transitions:
         def outcomes(state: int) -> list[tuple[float, int, float, bool]]:
