@@ -193,7 +193,7 @@ def _json_form(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
+        return f"{getattr(value, '__module__', type(value).__module__)}.{value.__qualname__}"
     text = repr(value)
     return f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in text else text
 

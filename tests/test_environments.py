@@ -1,0 +1,203 @@
+"""Making environments, naming what is estimated, and taking the time limit away."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces, wrappers
+from stable_baselines3.common.monitor import Monitor
+
+from icrl_gym.environments import environment_identity, make_environment, strip_time_limit
+from icrl_gym.wrappers import RecordTrajectory
+
+
+class Unregistered(gymnasium.Env):
+    observation_space = spaces.Discrete(2)
+    action_space = spaces.Discrete(2)
+
+
+def scaled(env: gymnasium.Env) -> gymnasium.Env:
+    return wrappers.TransformReward(env, double)
+
+
+def double(reward):
+    return 2 * reward
+
+
+# --- making ---------------------------------------------------------------------------------------------------------
+
+
+def test_ids_arguments_and_wrappers_make_an_environment():
+    assert make_environment("FrozenLake-v1", {"map_name": "8x8"}).observation_space.n == 64
+    env = make_environment("minigrid:MiniGrid-Empty-5x5-v0", wrapper="minigrid.wrappers:ImgObsWrapper")
+    assert env.observation_space.shape == (7, 7, 3)
+    made = gymnasium.make("CartPole-v1")
+    assert make_environment(made) is made
+    assert isinstance(make_environment(made, wrapper=scaled), wrappers.TransformReward)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("CartPol-v1", r"unknown environment id 'CartPol-v1'; nearest known: CartPole-v1"),
+        ("CartPole-v7", r"nearest known: CartPole-v1"),
+        ("qqqqqq", r"no similar name is known; ids of other packages are written module:Env-v0"),
+        ("Cart Pole!", r"malformed environment id 'Cart Pole!'; nearest known: CartPole"),
+        ("no_such_module:Env-v0", r"'no_such_module:Env-v0': there is no module 'no_such_module'"),
+        ("icrl_envs.nothing:Env-v0", r"there is no module 'icrl_envs.nothing'"),
+        ("icrl_envs:icrl/BoyanChian-v0", r"nearest known: icrl/BoyanChain-v0"),
+    ],
+)
+def test_unknown_ids_are_answered_with_the_nearest_names(env_id, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make_environment(env_id)
+    assert "\n" not in str(error.value)
+
+
+def test_a_module_that_breaks_on_import_is_not_called_missing(monkeypatch, tmp_path):
+    (tmp_path / "broken_environments.py").write_text("import a_dependency_that_is_missing")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_dependency_that_is_missing"):
+        make_environment("broken_environments:Env-v0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((3,), TypeError, "env must be an environment id or a gymnasium.Env, got int"),
+        (("CartPole-v1", {"nonsense": 1}), TypeError, "nonsense"),
+        (("CartPole-v1", None, "minigrid.wrappers"), ValueError, "must be written 'module:Class'"),
+        (("CartPole-v1", None, "minigrid.wrappers:Nothing"), ValueError, "cannot be imported"),
+        (("CartPole-v1", None, "nothing_here:Nothing"), ValueError, "cannot be imported"),
+        (("CartPole-v1", None, lambda env: 3), TypeError, "must return a gymnasium.Env, got int"),
+        (("CartPole-v1", None, 3), TypeError, "wrapper must be a callable"),
+    ],
+)
+def test_arguments_that_make_no_environment_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        make_environment(*arguments)
+
+
+def test_arguments_for_an_environment_that_exists_are_refused():
+    with pytest.raises(ValueError, match=r"env_kwargs .* need an environment id"):
+        make_environment(gymnasium.make("CartPole-v1"), {"sutton_barto_reward": True})
+
+
+# --- identity -------------------------------------------------------------------------------------------------------
+
+
+def make(env_id: str, wrapper=None, **arguments) -> gymnasium.Env:
+    return make_environment(env_id, arguments, wrapper)
+
+
+@pytest.mark.parametrize(
+    ("env", "identity"),
+    [
+        (make("CartPole-v1"), "CartPole-v1"),
+        (make("icrl_envs:icrl/BoyanChain-v0", mrp_seed=3), 'icrl/BoyanChain-v0 {"mrp_seed": 3}'),
+        (make("FrozenLake-v1", is_slippery=False), 'FrozenLake-v1 {"is_slippery": false}'),
+        (make("FrozenLake-v1", is_slippery=True, map_name="4x4"), "FrozenLake-v1"),
+        (make("FrozenLake8x8-v1", map_name="4x4"), 'FrozenLake8x8-v1 {"map_name": "4x4"}'),
+        (make("FrozenLake8x8-v1", map_name="8x8"), "FrozenLake8x8-v1"),
+        (make("CartPole-v1", render_mode="rgb_array", max_episode_steps=7), "CartPole-v1"),
+        (Monitor(make("CartPole-v1")), "CartPole-v1"),
+        (RecordTrajectory(wrappers.RecordEpisodeStatistics(make("CartPole-v1"))), "CartPole-v1"),
+        (
+            make("minigrid:MiniGrid-Empty-5x5-v0", wrapper="minigrid.wrappers:ImgObsWrapper"),
+            "MiniGrid-Empty-5x5-v0 + ImgObsWrapper",
+        ),
+        (
+            wrappers.ClipReward(wrappers.FlattenObservation(make("Pendulum-v1", g=5.0)), -1.0, 1.0),
+            'Pendulum-v1 {"g": 5.0} + FlattenObservation + ClipReward {"max_reward": 1.0, "min_reward": -1.0}',
+        ),
+        (make("CartPole-v1", scaled), 'CartPole-v1 + TransformReward {"func": "test_environments.double"}'),
+        (Unregistered(), "test_environments.Unregistered"),
+    ],
+)
+def test_identity_names_what_changes_the_decision_process_and_nothing_else(env, identity):
+    assert environment_identity(env) == identity
+
+
+def test_identity_holds_no_addresses():
+    env = wrappers.TransformObservation(make("CartPole-v1"), object().__eq__, make("CartPole-v1").observation_space)
+    assert "0x" not in environment_identity(env)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "vector_entry_point"])
+def test_a_vector_is_named_like_its_members(mode):
+    vector = gymnasium.make_vec("CartPole-v1", 2, vectorization_mode=mode, sutton_barto_reward=True)
+    assert environment_identity(vector) == 'CartPole-v1 {"sutton_barto_reward": true}'
+    vector.close()
+
+
+def test_wrappers_inside_and_around_a_vector_are_named():
+    vector = gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync", wrappers=[scaled])
+    inside = 'CartPole-v1 + TransformReward {"func": "test_environments.double"}'
+    assert environment_identity(vector) == inside
+    outside = wrappers.vector.RecordEpisodeStatistics(wrappers.vector.ClipReward(vector, -1, 1))
+    assert environment_identity(outside) == f"{inside} + ClipReward"
+
+
+def test_a_vector_of_different_members_says_so():
+    members = [lambda: make("FrozenLake-v1"), lambda: make("FrozenLake-v1", is_slippery=False)]
+    vector = gymnasium.vector.SyncVectorEnv(members)
+    assert environment_identity(vector) == 'FrozenLake-v1 | FrozenLake-v1 {"is_slippery": false}'
+
+
+# --- the time limit -------------------------------------------------------------------------------------------------
+
+
+def test_without_its_time_limit_the_same_stack_goes_on():
+    env = wrappers.TimeLimit(scaled(gymnasium.make("Pendulum-v1", max_episode_steps=5)), 3)
+    stripped = strip_time_limit(env)
+    assert environment_identity(stripped) == environment_identity(env)
+    assert stripped.unwrapped is env.unwrapped
+    assert isinstance(stripped, wrappers.TransformReward)
+    env.reset(seed=0)
+    limited = [env.step([0.5]) for _ in range(3)]
+    stripped.reset(seed=0)
+    free = [stripped.step([0.5]) for _ in range(20)]
+    assert limited[-1][3]
+    assert not any(outcome[3] for outcome in free)
+    assert [outcome[1] for outcome in limited] == [outcome[1] for outcome in free[:3]]
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(limited, free, strict=False))
+
+
+def test_the_original_stack_is_left_as_it_was():
+    env = scaled(gymnasium.make("Pendulum-v1", max_episode_steps=3))
+    shown = str(env)
+    strip_time_limit(env)
+    assert str(env) == shown
+    assert env.spec.max_episode_steps == 3
+    assert strip_time_limit(env).spec.max_episode_steps is None
+
+
+def test_steps_of_a_stripped_stack_enter_no_log(tmp_path):
+    recorded = RecordTrajectory(Monitor(gymnasium.make("CartPole-v1"), str(tmp_path / "log")))
+    statistics = wrappers.RecordEpisodeStatistics(recorded)
+    statistics.reset(seed=0)
+    statistics.step(0)
+    stripped = strip_time_limit(statistics)
+    stripped.reset(seed=0)
+    while not stripped.step(0)[2]:
+        pass
+    assert len(recorded.trajectory) == 1
+    assert not statistics.return_queue
+    assert not recorded.env.get_episode_rewards()
+    statistics.close()
+
+
+def test_a_bare_environment_is_its_own_stripped_stack():
+    env = Unregistered()
+    assert strip_time_limit(env) is env
+
+
+def test_a_name_taken_by_a_module_in_memory_can_be_used(monkeypatch):
+    module = types.ModuleType("wrappers_in_memory")
+    module.scaled = scaled
+    monkeypatch.setitem(sys.modules, "wrappers_in_memory", module)
+    assert isinstance(make("CartPole-v1", "wrappers_in_memory:scaled"), wrappers.TransformReward)
