@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -167,6 +168,8 @@ def find_recipes(envs: tuple[str, ...], algorithms: tuple[str, ...] = ()) -> tup
 
 def make_recipe_environment(recipe: Recipe) -> gymnasium.Env:
     """One environment of a recipe, wrapper applied."""
+    if recipe.wrapper is not None:
+        importlib.import_module(recipe.wrapper.partition(":")[0])  # which also registers its package's environments
     return make_environment(recipe.env, recipe.env_kwargs, recipe.wrapper)
 
 

@@ -59,7 +59,6 @@ _POLICY_MODULES = {
 }
 _SETTINGS = {
     "cg_max_steps": "TRPO",
-    "_last_lstm_states": "RecurrentPPO",
     "clip_range": "PPO",
     "top_quantiles_to_drop_per_net": "TQC",
     "policy_delay": "TD3",

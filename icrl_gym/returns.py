@@ -153,6 +153,7 @@ def _roll_out(
         np.concatenate([part.returns for part in parts]),
         np.concatenate([part.tail_weights for part in parts]),
         sum(part.num_own_limits for part in parts),
+        sum(part.num_steps for part in parts),
     )
 
 

@@ -47,11 +47,19 @@ class Queries:
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """Discounted returns of N continuations, and the weight of what lies beyond each (0 where it terminated)."""
+    """What N continuations came to.
+
+    Attributes:
+        returns: (N,) discounted returns, float64.
+        tail_weights: (N,) gamma^k, the weight of what lies beyond the last step; 0 where the episode terminated.
+        num_own_limits: how many ran past a truncation (time limits are stripped, so it was the environment's own).
+        num_steps: environment steps taken in all.
+    """
 
     returns: np.ndarray
     tail_weights: np.ndarray
     num_own_limits: int = 0
+    num_steps: int = 0
 
 
 class Runs:
@@ -193,11 +201,12 @@ def continue_in_lockstep(
         on_step: called with the number of steps done.
     """
     running, live = list(envs), np.arange(len(envs))
-    returns, limited = np.zeros(len(envs)), np.zeros(len(envs), dtype=bool)
+    returns, limited, num_steps = np.zeros(len(envs)), np.zeros(len(envs), dtype=bool), 0
     for time in range(horizon):
         starts = np.zeros(len(live), dtype=bool)
         actions, policy_state = policy.act_recurrent(observations, policy_state, starts)
         steps = [env.step(action) for env, action in zip(running, actions, strict=True)]
+        num_steps += len(steps)
         returns[live] += gamma**time * np.array([step[1] for step in steps], dtype=np.float64)
         limited[live] |= np.array([bool(step[3]) for step in steps])
         going = np.array([not step[2] for step in steps])
@@ -212,7 +221,7 @@ def continue_in_lockstep(
             policy_state = policy.take_state(policy_state, going)
     tail_weights = np.zeros(len(envs))
     tail_weights[live] = gamma**horizon
-    return Outcomes(returns, tail_weights, int(limited.sum()))
+    return Outcomes(returns, tail_weights, int(limited.sum()), num_steps)
 
 
 def realised_outcomes(queries: Queries, gamma: float, horizon: int) -> Outcomes:
