@@ -79,8 +79,12 @@ def run_evaluate(command: EvaluateCommand) -> None:
     from icrl_gym.evaluation import evaluate
 
     fields = {field.name: getattr(command, field.name) for field in dataclasses.fields(EvaluateConfig)}
-    with _bars() as bars:
+    bars = _bars()
+    try:
         evaluation = evaluate(EvaluateConfig(**fields), _advance(bars))
+    finally:
+        if bars.live.is_started:  # stop() prints an empty line even where nothing was shown
+            bars.stop()
     if command.json:
         _print_json(_summary(evaluation))
     else:
@@ -113,14 +117,15 @@ def checkpoint_cards() -> dict[str, Any]:
 
 def _bars() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
 
 
 def _advance(bars: Progress) -> Callable[[str, int, int], None]:
-    """A bar per part of the work, made when the part is first heard of."""
+    """A bar per part of the work, shown when the part is first heard of."""
     tasks: dict[str, TaskID] = {}
 
     def advance(part: str, done: int, total: int) -> None:
+        bars.start()
         if part not in tasks:
             tasks[part] = bars.add_task(part, total=total)
         bars.update(tasks[part], completed=done, total=total)

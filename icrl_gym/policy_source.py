@@ -13,7 +13,7 @@ from icrl_gym.configuration import DEMO_ENVIRONMENT, EvaluateConfig
 from icrl_gym.critics import load_demo_policy, load_sb3_model
 from icrl_gym.environments import make_environment
 
-FORMS = '"demo", "random", the path of a Stable-Baselines3 model.zip, or "module:callable"'
+OTHERS = '"random", the path of a Stable-Baselines3 model.zip, or "module:callable"'
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ def find_policy(config: EvaluateConfig) -> PolicySource:
         return PolicySource("random")
     if name == "demo":
         if config.env.rpartition(":")[2] != DEMO_ENVIRONMENT:
-            raise ValueError(f'policy "demo" plays {DEMO_ENVIRONMENT} only; for {config.env!r} give --policy {FORMS}')
+            raise ValueError(f'policy "demo" plays {DEMO_ENVIRONMENT} only; for {config.env!r} give --policy {OTHERS}')
         return _of_model(load_demo_policy())
     if name.endswith(".zip") or os.path.exists(name):
         model = load_sb3_model(Path(name), algo=config.algo, trust=config.trust_model)
@@ -62,7 +62,7 @@ def find_policy(config: EvaluateConfig) -> PolicySource:
         return _of_model(model)
     if ":" in name:
         return PolicySource(_imported(name))
-    raise ValueError(f"policy must be {FORMS}; got {name!r}")
+    raise ValueError(f'policy must be "demo", {OTHERS}; got {name!r}')
 
 
 def _of_model(model: Any) -> PolicySource:

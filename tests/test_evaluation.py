@@ -1,0 +1,232 @@
+"""The main job as a library function: what it writes, what it compares, and what it leaves when it fails."""
+
+import csv
+import dataclasses
+import json
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from icrl_gym import evaluation as evaluation_module
+from icrl_gym.configuration import EvaluateConfig
+from icrl_gym.evaluation import Evaluation, discounted_returns, evaluate
+from icrl_gym.scoring import score
+from icrl_gym.trajectory import Trajectory
+from icrl_gym.values import Estimand, ValueEstimates
+
+SMALL = EvaluateConfig(policy="random", context_length=80, gamma=0.8, num_queries=6, num_rollouts=3, tensorboard=False)
+FIGURES = {"estimates_against_truth", "error_by_layer", "attention", "value_along_episode"}
+
+
+def run(tmp_path, **changes):
+    return evaluate(dataclasses.replace(SMALL, run_dir=tmp_path / "run", **changes))
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def lean_left(observations):
+    return np.zeros(len(observations), dtype=int)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The bundled policy with its critic, small, with events; and what its progress said."""
+    heard = []
+    config = dataclasses.replace(
+        SMALL, policy="demo", gamma=None, num_rollouts=2, tensorboard=True, run_dir=tmp_path_factory.mktemp("d") / "run"
+    )
+    return evaluate(config, lambda *said: heard.append(said)), heard
+
+
+def test_a_run_folder_holds_everything(demo):
+    found, _ = demo
+    names = {path.name for path in found.run_dir.iterdir()}
+    events = {name for name in names if name.startswith("events.out.tfevents")}
+    assert len(events) == 1
+    assert names - events == {"config.json", "versions.json", "trajectory.npz", "estimates.csv", "scores.csv"}
+    config = json.loads((found.run_dir / "config.json").read_text())
+    assert config == {**dataclasses.asdict(found.config), "run_dir": str(found.config.run_dir)}
+    assert json.loads((found.run_dir / "versions.json").read_text())["packages"]["torch"]
+    stored = Trajectory.load(found.run_dir / "trajectory.npz")
+    assert len(stored) == 80
+    np.testing.assert_array_equal(stored.observations, found.trajectory.observations)
+
+
+def test_the_tables_hold_the_numbers_to_the_last_digit(demo):
+    found, _ = demo
+    rows = table(found.run_dir / "estimates.csv")
+    assert [int(row["query"]) for row in rows] == list(range(6))
+    np.testing.assert_array_equal([float(row["truth"]) for row in rows], found.truth.values)
+    np.testing.assert_array_equal([float(row["truth_stderr"]) for row in rows], found.truth.stderr)
+    for name, estimate in found.estimates.items():
+        np.testing.assert_array_equal([float(row[name]) for row in rows], estimate.values)
+    low, high = found.estimates["constructed"].interval(0.9)
+    np.testing.assert_array_equal([float(row["constructed_low"]) for row in rows], low)
+    np.testing.assert_array_equal([float(row["constructed_high"]) for row in rows], high)
+    assert {row["PPO critic_stderr"] for row in rows} == {""}
+
+
+def test_scores_follow_from_the_table_of_estimates(demo):
+    found, _ = demo
+    rows = table(found.run_dir / "estimates.csv")
+    for line in table(found.run_dir / "scores.csv"):
+        errors = np.array([float(row[line["estimator"]]) - float(row["truth"]) for row in rows])
+        assert float(line["rmse"]) == pytest.approx(np.sqrt(np.mean(errors**2)), rel=1e-12)
+        assert float(line["bias"]) == pytest.approx(errors.mean(), rel=1e-9)
+
+
+def test_the_critic_of_the_same_policy_is_scored_beside_the_estimate(demo):
+    found, _ = demo
+    assert list(found.scores) == ["constructed", "PPO critic"]
+    assert found.steps["constructed"] == 80
+    assert found.steps["PPO critic"] > 10_000
+    assert found.gamma == 0.99  # the model's own
+    for name, estimate in found.estimates.items():
+        assert repr(found.scores[name]) == repr(score(estimate, found.truth))  # NaN equals NaN
+
+
+def test_progress_is_reported_to_the_end_of_both_long_parts(demo):
+    _, heard = demo
+    last = {part: (done, total) for part, done, total in heard}
+    assert list(last) == ["collecting the context", "measuring the truth"]
+    assert all(done == total for done, total in last.values())
+
+
+def test_events_hold_scalars_hyperparameters_and_four_figures(demo):
+    found, _ = demo
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(found.run_dir), size_guidance={"images": 0}).Reload()
+    tags = events.Tags()
+    assert set(tags["images"]) == FIGURES
+    for name in found.scores:
+        (point,) = events.Scalars(f"{name}/rmse")
+        assert (point.step, point.value) == (80, pytest.approx(found.scores[name].rmse, rel=1e-6))
+        assert f"hparam/{name}/rmse" in tags["scalars"]
+    assert not [path for path in found.run_dir.iterdir() if path.is_dir()]
+
+
+def test_a_critic_of_another_discount_is_left_out_with_the_reason(tmp_path):
+    found = run(tmp_path, policy="demo", gamma=0.8)
+    assert list(found.scores) == ["constructed"]
+    assert any("the critic is left out: estimands differ in gamma" in note for note in found.notes)
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        run(tmp_path / name, seed=3)
+    run(tmp_path / "c", seed=4)
+    texts = [(tmp_path / name / "run" / "estimates.csv").read_text() for name in "abc"]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_tabular_environments_get_the_exact_truth_at_every_state(tmp_path):
+    found = run(tmp_path, env="FrozenLake-v1")
+    assert len(found.truth) == 11
+    np.testing.assert_array_equal(found.truth.observations, [0, 1, 2, 3, 4, 6, 8, 9, 10, 13, 14])  # no hole, no goal
+    assert found.scores["constructed"].noise_floor == 0.0
+    assert any("11 non-terminal states weigh alike" in note for note in found.notes)
+
+
+def test_exact_truth_agrees_with_simulated_truth(tmp_path):
+    """Two routes to the truth; 5 standard errors: false-alarm rate below 1e-6 per query."""
+    exact = run(tmp_path / "exact", env="FrozenLake-v1", gamma=0.5).truth
+    simulated = run(tmp_path / "sim", env="FrozenLake-v1", gamma=0.5, truth="monte_carlo", num_rollouts=200).truth
+    at = dict(zip(np.asarray(exact.observations).tolist(), exact.values.tolist(), strict=True))
+    expected = np.array([at[state] for state in np.asarray(simulated.observations).tolist()])
+    assert (np.abs(simulated.values - expected) <= 5 * simulated.stderr + 1e-3).all()
+
+
+def test_a_policy_without_probabilities_gets_simulated_truth_with_a_note(tmp_path):
+    found = run(tmp_path, env="FrozenLake-v1", policy=f"{__name__}:lean_left")
+    assert found.scores["constructed"].n == SMALL.num_queries
+    assert any("the truth is simulated although" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"truth": "exact"}, "transition table P"),
+        ({"env": "FrozenLake-v1", "truth": "exact", "policy": f"{__name__}:lean_left"}, "action probabilities"),
+        ({"estimator": "nonsense"}, "estimator must be one of"),
+        ({"vec_normalize": Path("stats.pkl")}, "vec_normalize belongs to"),
+        ({"deterministic": True}, "no deterministic form"),
+        ({"env_kwargs": "3"}, "env_kwargs must be a JSON object"),
+        ({"num_rollouts": 1}, "num_rollouts must be an integer of at least 2"),
+        ({"context_length": 0}, "context_length must be an integer of at least 1"),
+        ({"seed": -1}, "seed must be an integer of at least 0"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_any_work(tmp_path, monkeypatch, changes, message):
+    def no_work(*args, **kwargs):
+        pytest.fail("work was started")
+
+    monkeypatch.setattr(evaluation_module, "collect", no_work)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", ["collect", "monte_carlo_values", "_save", "_log"])
+def test_a_run_that_fails_midway_leaves_no_folder(tmp_path, monkeypatch, part):
+    def fail(*args, **kwargs):
+        raise RuntimeError("midway")
+
+    monkeypatch.setattr(evaluation_module, part, fail)
+    with pytest.raises(RuntimeError, match="midway"):
+        run(tmp_path, tensorboard=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_estimator_with_layers_draws_its_own(tmp_path):
+    found = run(tmp_path, estimator="theorem_1")
+    assert found.estimates["theorem_1"].by_layer is not None
+    assert "theorem_1" in found.verdict
+
+
+def a_result(values, others=None, truth=(1.0, 2.0, 3.0, 4.0)):
+    """An Evaluation of given numbers."""
+    estimand, queries = Estimand("Toy-v0", "random", 0.9), np.arange(len(truth))
+
+    def record(numbers):
+        return ValueEstimates(np.array(numbers, dtype=np.float64), queries, estimand)
+
+    estimates = {"ours": record(values), **({} if others is None else {"PPO critic": record(others)})}
+    scores = {name: score(estimate, record(truth)) for name, estimate in estimates.items()}
+    trajectory = Trajectory([0], [0], [0.0], [1], [True], [False])
+    steps = {"ours": 512, "PPO critic": 20_000}
+    return Evaluation(SMALL, 0.9, trajectory, record(truth), estimates, scores, steps, (), Path("run"))
+
+
+def test_the_verdict_names_the_nearer_one():
+    good, bad = [1.1, 2.1, 2.9, 4.1], [3.0, 4.1, 1.0, 2.0]
+    assert a_result(good, bad).verdict.startswith("ours is nearer to the truth: RMSE 0.1 for ours (512 environment")
+    assert a_result(bad, good).verdict.startswith("PPO critic is nearer to the truth")
+    assert "PPO critic (20,000 environment steps)" in a_result(bad, good).verdict
+
+
+@pytest.mark.parametrize("others", [[1.1, 2.1, 2.9, 4.1], [1.0, 2.0, 3.0, 4.9]])
+def test_the_verdict_admits_what_few_queries_cannot_tell(others):
+    assert a_result([1.1, 2.1, 2.9, 4.1], others).verdict.startswith("Too close to call on 4 queries")
+
+
+def test_one_query_is_too_few():
+    assert a_result([1.0], [9.0], truth=(2.0,)).verdict.startswith("Too close to call on 1 query:")
+
+
+def test_without_a_critic_the_verdict_compares_with_a_constant():
+    verdict = a_result([2.0, 3.0, 4.0, 5.0]).verdict
+    assert f"{1 / math.sqrt(1.25):.2g} of the truth's standard deviation" in verdict
+    assert "no spread" in a_result([2.0, 3.0], truth=(1.0, 1.0)).verdict
+
+
+def test_discounted_returns_by_hand():
+    np.testing.assert_allclose(discounted_returns(np.array([1.0, 2.0, 4.0]), 0.5), [3.0, 4.0, 4.0])
+    assert discounted_returns(np.array([]), 0.5).shape == (0,)
