@@ -58,10 +58,10 @@ def stack(single: list[Observations]) -> Observations:
 
 def rows_equal(first: Observations, second: Observations) -> np.ndarray:
     """Which rows of two batches are equal in every leaf, (B,) bool."""
-
+    leaves = map_leaves(lambda a, b: np.all(a == b, axis=tuple(range(1, a.ndim))), first, second)
     equal = np.ones(batch_size(first), dtype=bool)
-    for (_, a), (_, b) in zip(named_leaves(first, ""), named_leaves(second, ""), strict=True):
-        equal &= np.all(a == b, axis=tuple(range(1, a.ndim)))
+    for _, rows in named_leaves(leaves, ""):
+        equal &= rows
     return equal
 
 

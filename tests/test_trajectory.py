@@ -297,3 +297,9 @@ def test_files_of_another_kind_are_refused_without_loading_a_pickle(tmp_path):
 def test_spaces_without_arrays_are_refused():
     with pytest.raises(TypeError, match="no array form"):
         space_to_json(spaces.Dict({"a": spaces.Text(5)}))
+
+
+def test_rows_are_compared_key_by_key_whatever_the_order_of_the_keys():
+    first = {"a": np.array([1, 2]), "b": np.zeros((2, 3))}
+    second = {"b": np.array([[0, 0, 0], [0, 0, 1]]), "a": np.array([1, 2])}
+    assert rows_equal(first, second).tolist() == [True, False]
