@@ -36,6 +36,7 @@ from icrl_gym.observations import Observations, map_leaves, named_leaves
 Factory = Callable[[], gymnasium.Env]
 _WARM_UP_STEPS = 6
 _CHECKED_STEPS = 8
+_PRIMING_FRAMES = 25  # after which an action asked for is all but certainly the one executed last
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,7 @@ class Simulator:
             self.env.close()
             self.env = _strip(self.factory(), keep_time_limit=True)
         self.seed, self.actions = seed, []
+        vars(self.env.unwrapped).pop("_last_action", None)
         self.observation, _ = self.env.reset(seed=seed)
         return self.observation
 
@@ -134,21 +136,19 @@ def choose_strategy(factory: Factory, seed: int = 0) -> str:
 
 def refresh_randomness(env: gymnasium.Env, seed: np.random.SeedSequence) -> None:
     """Give every random generator of the environment and of its wrappers a new state, in place."""
-    ale = getattr(env.unwrapped, "ale", None)
+    base: Any = env.unwrapped
+    _ = base.np_random  # an environment that was never seeded makes its generator now
     for index, generator in enumerate(_random_generators(env)):
         _reseed(generator, np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, index)))
-    if getattr(env.unwrapped, "_np_random", None) is None:
-        env.unwrapped.np_random = np.random.default_rng(seed)
-    if ale is not None:
-        _refresh_emulator(env.unwrapped, int(seed.generate_state(1)[0] % 2**31))
+    if hasattr(base, "ale"):
+        _refresh_emulator(base, int(seed.generate_state(1)[0] % 2**31))
 
 
 def _refresh_emulator(base: Any, seed: int) -> None:
     state = base.ale.cloneState(include_rng=False)
     base.ale.setInt("random_seed", seed)
     base.load_game()  # the seed is read when a game is loaded
-    base.ale.reset_game()
-    base.ale.restoreState(state)
+    _restore_emulator(base, state)
 
 
 def _reseed(generator: Any, seed: np.random.SeedSequence) -> None:
@@ -254,10 +254,26 @@ def _copy_emulator(base: Any, memo: dict[int, Any]) -> None:
     for name, value in vars(base).items():
         if name != "ale":
             copied.__dict__[name] = copy.deepcopy(value, memo)
-    copied.ale.restoreState(base.ale.cloneState(include_rng=True))
+    _restore_emulator(copied, base.ale.cloneState(include_rng=True))
+
+
+def _restore_emulator(base: Any, state: Any) -> None:
+    """Restore a save state. It lacks the action executed last, which a sticky emulator may repeat: play that first.
+
+    What was executed last is taken to be what was asked for last: wrong with probability p^frameskip, p that of a
+    repetition.
+    """
+    last_action = getattr(base, "_last_action", None)
+    if last_action is not None and base.ale.getFloat("repeat_action_probability") > 0:
+        for _ in range(_PRIMING_FRAMES):
+            base.ale.act(base._action_set[last_action])
+    base.ale.restoreState(state)
 
 
 def _save_copy(simulator: Simulator) -> Factory:
+    base: Any = simulator.env.unwrapped
+    if hasattr(base, "ale") and simulator.actions and not base.continuous:
+        base._last_action = int(simulator.actions[-1])
     saved = _strip(_copy_stack(simulator.env))
     return lambda: _copy_stack(saved)
 
