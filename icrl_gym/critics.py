@@ -14,7 +14,7 @@ import importlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,18 @@ from gymnasium import spaces
 
 from icrl_gym.demo_policy import load_demo_policy
 from icrl_gym.environments import environment_identity
-from icrl_gym.observations import Observations, as_batch, batch_size, check_finite, named_leaves
+from icrl_gym.observations import Observations, as_batch, batch_size, check_finite, named_leaves, take
 from icrl_gym.policies import ActingPolicy, as_policy, normalised
 from icrl_gym.values import Estimand, ValueEstimates
 
-__all__ = ["ALGORITHMS", "algorithm_class", "load_demo_policy", "load_sb3_model", "sb3_critic_values"]
+__all__ = [
+    "ALGORITHMS",
+    "algorithm_class",
+    "load_demo_policy",
+    "load_sb3_model",
+    "recurrent_critic_states",
+    "sb3_critic_values",
+]
 
 ALGORITHMS: Mapping[str, str] = {
     "A2C": "stable_baselines3",
@@ -202,6 +209,39 @@ def _critic_state(states: Any, device: Any) -> tuple[torch.Tensor, torch.Tensor]
     return torch.as_tensor(hidden, dtype=torch.float32, device=device), torch.as_tensor(
         cell, dtype=torch.float32, device=device
     )
+
+
+def recurrent_critic_states(model: Any, histories: Sequence[Observations]) -> tuple[np.ndarray, np.ndarray]:
+    """The state of a recurrent critic after each history but for its last observation: what `sb3_critic_values` needs.
+
+    Args:
+        model: RecurrentPPO.
+        histories: per query the raw observations from the start of its episode up to the query; see `query_histories`.
+
+    Returns:
+        Hidden and cell state, (layers, Q, hidden) each; the queries are no episode starts any more.
+
+    Raises:
+        ValueError: the model is not recurrent.
+    """
+    policy = model.policy
+    if not hasattr(policy, "lstm_actor"):
+        raise ValueError(f"model: {type(model).__name__} is not recurrent")
+    policy.set_training_mode(False)
+    network = policy.lstm_critic if policy.lstm_critic is not None else policy.lstm_actor
+    parts = []
+    for history in histories:
+        memory = tuple(torch.zeros(network.num_layers, 1, network.hidden_size, device=policy.device) for _ in range(2))
+        before = take(history, slice(-1))
+        if batch_size(before):
+            inputs, _ = policy.obs_to_tensor(normalised(model, before))
+            with torch.no_grad():
+                features = policy.extract_features(inputs)
+                features = features[1] if isinstance(features, tuple) else features
+                memory = network(features.unsqueeze(1), memory)[1]
+        parts.append(memory)
+    hidden, cell = zip(*parts, strict=True)
+    return torch.cat(hidden, dim=1).cpu().numpy(), torch.cat(cell, dim=1).cpu().numpy()
 
 
 def _starts(episode_starts: Any, batch: int, device: Any) -> torch.Tensor:

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 
 from icrl_gym.environments import Wrapper, environment_identity, make_environment
-from icrl_gym.observations import take
+from icrl_gym.observations import Observations, take
 from icrl_gym.policies import ActingPolicy, as_policy
 from icrl_gym.rollouts import (
     MAX_DRAWN_STEPS,
@@ -78,16 +78,9 @@ def monte_carlo_values(
     horizon = rollout_horizon(gamma, tolerance)
     env = make_environment(env_or_id, env_kwargs, wrapper)
     factory = environment_factory(env_or_id, env_kwargs, wrapper)
-    entropy = int(seed.integers(2**63)) if isinstance(seed, np.random.Generator) else int(seed)
-    draw_seed, copy_seed, policy_seed, check_seed = np.random.SeedSequence(entropy).spawn(4)
-    actor = as_policy(
-        policy,
-        env.action_space,
-        env.observation_space,
-        deterministic=deterministic,
-        seed=int(policy_seed.generate_state(1)[0]),
-    )
-    strategy = choose_strategy(factory, int(check_seed.generate_state(1)[0]))
+    draw_seed, copy_seed, policy_seed, check_seed = _seeds(seed)
+    actor = _actor(policy, env, deterministic, policy_seed)
+    strategy = choose_strategy(factory, _integer(check_seed))
     queries = draw_queries(factory, strategy, actor, num_queries, draw_seed)
     if strategy == "independent":
         outcomes, num_rollouts = realised_outcomes(queries, gamma, horizon), 1
@@ -97,6 +90,50 @@ def monte_carlo_values(
     estimand = Estimand(environment_identity(env), actor.identity, gamma)
     notes = _notes(queries, outcomes, strategy, num_rollouts, horizon)
     return ValueEstimates(values, queries.observations, estimand, stderr, notes=notes)
+
+
+def query_histories(
+    env_or_id: str | gymnasium.Env,
+    policy: Any,
+    *,
+    num_queries: int = 64,
+    seed: int = 0,
+    deterministic: bool = False,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrapper: Wrapper | None = None,
+) -> tuple[Observations, ...]:
+    """What a recurrent policy had seen when it came to each query.
+
+    The queries are those that `monte_carlo_values` draws with the same arguments.
+
+    Returns:
+        Per query the observations from the start of its episode up to and including the query, (T,) + shape each; for
+        `recurrent_critic_states`.
+
+    Raises:
+        ValueError: the policy is not recurrent.
+    """
+    env = make_environment(env_or_id, env_kwargs, wrapper)
+    factory = environment_factory(env_or_id, env_kwargs, wrapper)
+    draw_seed, _, policy_seed, _ = _seeds(seed)
+    actor = _actor(policy, env, deterministic, policy_seed)
+    if not actor.recurrent:
+        raise ValueError(f"policy {actor.identity!r} is not recurrent: its values depend on no history")
+    return draw_queries(factory, "independent", actor, num_queries, draw_seed).histories
+
+
+def _seeds(seed: int | np.random.Generator) -> list[np.random.SeedSequence]:
+    """Of the query draw, of the copies, of the policy and of the check of the copies."""
+    entropy = int(seed.integers(2**63)) if isinstance(seed, np.random.Generator) else int(seed)
+    return np.random.SeedSequence(entropy).spawn(4)
+
+
+def _integer(seed: np.random.SeedSequence) -> int:
+    return int(seed.generate_state(1)[0])
+
+
+def _actor(policy: Any, env: gymnasium.Env, deterministic: bool, seed: np.random.SeedSequence) -> ActingPolicy:
+    return as_policy(policy, env.action_space, env.observation_space, deterministic=deterministic, seed=_integer(seed))
 
 
 def rollout_horizon(gamma: float, tolerance: float) -> int:

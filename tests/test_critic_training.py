@@ -8,7 +8,8 @@ import pytest
 from icrl_gym.critic_training import RECIPES, Recipe, find_recipes, read_snapshot, run_folder, train
 from icrl_gym.critics import load_sb3_model, sb3_critic_values
 
-SMALL = Recipe("CartPole-v1", "PPO", (64, 128), num_envs=2, options={"n_steps": 32, "batch_size": 32, "n_epochs": 1})
+OPTIONS = {"n_steps": 32, "batch_size": 32, "n_epochs": 1, "policy_kwargs": {"net_arch": [8]}}
+SMALL = Recipe("CartPole-v1", "PPO", (64, 128), num_envs=2, options=OPTIONS)
 OBSERVATIONS = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 
 
@@ -24,7 +25,7 @@ def test_snapshots_are_taken_along_one_training_run(tmp_path):
     assert not np.allclose(values_of(first.path), values_of(last.path), atol=1e-5)
     card = json.loads(last.path.with_suffix(".json").read_text())
     assert (card["seed"], card["gamma"], card["num_steps_taken"], card["command"]) == (3, 0.99, 128, "the command")
-    assert card["options"] == SMALL.options
+    assert card["options"] == {**OPTIONS, "policy_kwargs": {"net_arch": [8]}}  # SB3 writes into what it is given
     assert 8 < card["mean_return"] < 500
     assert card["num_evaluation_episodes"] >= 4
 

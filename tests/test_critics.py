@@ -12,10 +12,16 @@ import stable_baselines3
 import torch
 from gymnasium import spaces
 
-from icrl_gym.critics import ALGORITHMS, load_demo_policy, load_sb3_model, sb3_critic_values
+from icrl_gym.critics import (
+    ALGORITHMS,
+    load_demo_policy,
+    load_sb3_model,
+    recurrent_critic_states,
+    sb3_critic_values,
+)
 from icrl_gym.demo_policy import DEMO_CARD, export_demo_policy
 from icrl_gym.policies import as_policy
-from icrl_gym.returns import monte_carlo_values
+from icrl_gym.returns import monte_carlo_values, query_histories
 
 ON_POLICY = {"n_steps": 32}
 OFF_POLICY = {"learning_starts": 20, "batch_size": 16, "buffer_size": 500, "policy_kwargs": {"net_arch": [16, 16]}}
@@ -99,6 +105,27 @@ def test_one_state_and_many_observations_are_a_sequence():
             out, memory = critic(tensor(observation[None, None]), memory)
             singly.append(model.policy.value_net(model.policy.mlp_extractor.forward_critic(out[0])).item())
     np.testing.assert_allclose(sequence.values, singly, rtol=1e-5)
+
+
+def test_the_critics_state_at_monte_carlo_queries_comes_from_their_histories():
+    model = trained("RecurrentPPO")
+    options = {"num_queries": 6, "seed": 4}
+    truth = monte_carlo_values("CartPole-v1", model, num_rollouts=2, gamma=0.97, **options)
+    histories = query_histories("CartPole-v1", model, **options)
+    np.testing.assert_array_equal([history[-1] for history in histories], truth.observations)
+    states = recurrent_critic_states(model, histories)
+    assert states[0].shape == states[1].shape == (1, 6, 8)
+    critic = sb3_critic_values(model, truth.observations, states, np.zeros(6))
+    zero = tuple(np.zeros((1, 1, 8), np.float32) for _ in range(2))
+    whole = [sb3_critic_values(model, history, zero, np.arange(len(history)) == 0).values[-1] for history in histories]
+    np.testing.assert_allclose(critic.values, whole, rtol=1e-5)
+    critic.estimand.check_matches(truth.estimand)
+    forgetful = sb3_critic_values(model, truth.observations, states, np.ones(6))
+    assert np.abs(forgetful.values - critic.values).max() > 1e-4
+    with pytest.raises(ValueError, match="PPO is not recurrent"):
+        recurrent_critic_states(trained("PPO"), histories)
+    with pytest.raises(ValueError, match="is not recurrent: its values depend on no history"):
+        query_histories("CartPole-v1", "random")
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -294,9 +321,9 @@ def test_models_and_arguments_that_do_not_fit_are_refused():
         sb3_critic_values(trained("RecurrentPPO"), CARTPOLE, lstm_states(7), np.zeros(3))
     with pytest.raises(ValueError, match=r"observations must have shape \(B, 4\)"):
         sb3_critic_values(trained("PPO"), PENDULUM)
+    bad = CARTPOLE.copy()
+    bad[2, 1] = np.nan
     with pytest.raises(ValueError, match=r"observations\[2, 1\] is nan"):
-        bad = CARTPOLE.copy()
-        bad[2, 1] = np.nan
         sb3_critic_values(trained("PPO"), bad)
 
 

@@ -263,6 +263,19 @@ def test_copies_alive_at_the_horizon_get_the_tail_and_the_time_limit_ends_nothin
     assert any("were cut at 2000" in note for note in truth.notes) == (time_limit is None)
 
 
+class LimitsItself(Clock):
+    def step(self, action):
+        observation, reward, terminated, _, info = super().step(action)
+        return observation, reward, terminated, self.time >= 5, info
+
+
+def test_a_limit_of_the_environments_own_is_passed_and_told():
+    truth = monte_carlo_values(LimitsItself(), "random", num_queries=4, num_rollouts=3, gamma=0.9)
+    np.testing.assert_allclose(truth.values, 10.0, rtol=1e-12)
+    assert truth.observations.max() < 5
+    assert any("12 copies ran past a limit that the environment itself imposes" in note for note in truth.notes)
+
+
 def test_no_tail_where_every_copy_terminates():
     truth = monte_carlo_values(Clock((6,)), "random", num_queries=8, num_rollouts=2, gamma=0.9)
     np.testing.assert_allclose(
