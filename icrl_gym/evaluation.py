@@ -182,7 +182,7 @@ class _Job:
                 return exact_values(env, _acting(config, self.source, env), self.gamma)
         return monte_carlo_values(
             config.env, self.source.policy, num_queries=config.num_queries, num_rollouts=config.num_rollouts,
-            gamma=self.gamma, seed=_truth_seed(config.seed), deterministic=config.deterministic,
+            gamma=self.gamma, seed=config.seed, deterministic=config.deterministic,
             env_kwargs=config.environment_arguments(), wrapper=config.wrapper,
             progress=lambda done, total: self.progress("measuring the truth", done, total),
         )  # fmt: skip
@@ -193,11 +193,6 @@ class _Job:
         )
         values.estimand.check_matches(truth.estimand)
         return values
-
-
-def _truth_seed(seed: int) -> int:
-    """A seed for the truth that no user's seed for a context collides with."""
-    return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
 
 
 def _remarks(

@@ -7,6 +7,7 @@ import math
 import warnings
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -32,6 +33,21 @@ def table(path):
 
 def lean_left(observations):
     return np.zeros(len(observations), dtype=int)
+
+
+class Rightwards:
+    """Goes right four times out of five."""
+
+    def action_probabilities(self, observations):
+        return np.tile([0.1, 0.1, 0.8, 0.0], (len(observations), 1))
+
+
+rightwards = Rightwards()
+
+
+class HalvedRewards(gymnasium.RewardWrapper):
+    def reward(self, reward):
+        return 0.5 * float(reward)
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +138,47 @@ def test_a_critic_of_another_discount_is_left_out_with_the_reason(tmp_path):
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         run(tmp_path / name, seed=3)
-    run(tmp_path / "c", seed=4)
+    other = run(tmp_path / "c", seed=4)
     texts = [(tmp_path / name / "run" / "estimates.csv").read_text() for name in "abc"]
     assert texts[0] == texts[1] != texts[2]
+    first = run(tmp_path / "d", seed=3)
+    assert not np.array_equal(first.trajectory.observations, other.trajectory.observations)
+    assert not np.array_equal(first.truth.observations, other.truth.observations)
+
+
+def test_no_query_comes_from_the_context(tmp_path):
+    found = run(tmp_path, seed=3)
+    context = {row.tobytes() for row in found.trajectory.observations}
+    assert not [row for row in found.truth.observations if row.tobytes() in context]
+
+
+def test_a_deterministic_policy_is_another_estimand_throughout(tmp_path):
+    found = run(tmp_path, policy="demo", deterministic=True, gamma=None)
+    assert list(found.scores) == ["constructed", "PPO critic"]
+    for record in (found.truth, *found.estimates.values()):
+        assert (record.estimand.policy or "").endswith(" (deterministic)")
+    assert any("trained for the policy that samples" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("truth", ["exact", "monte_carlo"])
+def test_a_deterministic_policy_has_its_own_truth_in_tables(tmp_path, truth):
+    policy = f"{__name__}:rightwards"
+    kwargs = '{"is_slippery": false, "map_name": null, "desc": ["SFG"]}'
+    common = {"env": "FrozenLake-v1", "policy": policy, "env_kwargs": kwargs, "truth": truth}
+    surely = run(tmp_path / "greedy", deterministic=True, **common).truth
+    start = surely.values[np.asarray(surely.observations) == 0]
+    np.testing.assert_allclose(start, 0.8, atol=1e-9)  # two steps right, the second one pays 1
+    sampled = run(tmp_path / "sampled", num_rollouts=20, **common).truth
+    assert (sampled.values[np.asarray(sampled.observations) == 0] < 0.79).all()
+
+
+def test_the_wrapper_is_around_the_environment_everywhere(tmp_path):
+    """Rewards are halved for the context and for the truth alike; CartPole pays 1 per step."""
+    plain = run(tmp_path / "plain")
+    halved = run(tmp_path / "halved", wrapper=f"{__name__}:HalvedRewards")
+    assert set(halved.trajectory.rewards) == {0.5}
+    np.testing.assert_allclose(halved.truth.values, plain.truth.values / 2, rtol=1e-12)
+    assert "HalvedRewards" in (halved.truth.estimand.env or "")
 
 
 def test_tabular_environments_get_the_exact_truth_at_every_state(tmp_path):
@@ -189,6 +243,34 @@ def test_an_estimator_with_layers_draws_its_own(tmp_path):
     found = run(tmp_path, estimator="theorem_1")
     assert found.estimates["theorem_1"].by_layer is not None
     assert "theorem_1" in found.verdict
+
+
+@pytest.mark.parametrize(
+    ("env", "length", "ending"),
+    [
+        ("CartPole-v1", 80, "ended in a terminal state"),
+        ("Pendulum-v1", 80, "still going when the context ended"),
+        ("Pendulum-v1", 230, "cut by the time limit"),
+    ],
+)
+def test_the_return_of_an_episode_is_shown_only_where_it_is_known(tmp_path, monkeypatch, env, length, ending):
+    calls = []
+    draw = evaluation_module.figures.value_along_episode
+
+    def spy(values, realised=None, *, ending=None):
+        calls.append((values["constructed"], realised, ending))
+        return draw(values, realised, ending=ending)
+
+    monkeypatch.setattr(evaluation_module.figures, "value_along_episode", spy)
+    found = run(tmp_path, env=env, context_length=length, tensorboard=True, num_queries=2, num_rollouts=2)
+    ((shown, realised, how),) = calls
+    assert how == ending
+    lengths = np.diff(np.flatnonzero(np.concatenate([[True], found.trajectory.episode_ends])))
+    assert len(shown) == lengths.max()
+    if env == "CartPole-v1":  # one reward per step
+        np.testing.assert_allclose(realised, (1 - 0.8 ** np.arange(lengths.max(), 0, -1)) / (1 - 0.8))
+    else:
+        assert realised is None
 
 
 def a_result(values, others=None, truth=(1.0, 2.0, 3.0, 4.0)):
