@@ -40,7 +40,7 @@ def collect(
     env: str | gymnasium.Env | VectorEnv,
     policy: Any,
     num_transitions: int,
-    seed: int | np.random.Generator = 0,
+    seed: int | np.random.Generator | None = 0,
     *,
     deterministic: bool = False,
     env_kwargs: Mapping[str, Any] | None = None,
@@ -57,7 +57,7 @@ def collect(
         env: an id, an environment or a vector environment.
         policy: anything that `icrl_gym.policies.as_policy` accepts.
         num_transitions: at least 1, over all environments of a vector.
-        seed: an integer, or a generator that integers are drawn from.
+        seed: an integer, a generator that integers are drawn from, or None for fresh entropy.
         deterministic: SB3 models and tables take their most likely action.
         env_kwargs: keyword arguments, with an id only.
         wrapper: put around one environment, a callable or "module:Class".
@@ -79,7 +79,8 @@ def collect(
         streams = made if isinstance(made, VectorEnv) else BatchOfOne(made)
         spaces_of_one = streams.single_action_space, streams.single_observation_space
         env_seed = _integer_seed(seed)
-        actor = as_policy(policy, *spaces_of_one, deterministic=deterministic, seed=_policy_seed(seed, env_seed))
+        policy_seed = seed if isinstance(seed, np.random.Generator) else env_seed
+        actor = as_policy(policy, *spaces_of_one, deterministic=deterministic, seed=policy_seed)
         recorder = Recorder(made, actor.identity)
         _run(streams, actor, recorder, int(num_transitions), env_seed, progress)
         return recorder.trajectory(first=int(num_transitions))
@@ -88,12 +89,10 @@ def collect(
             made.close()
 
 
-def _integer_seed(seed: int | np.random.Generator) -> int:
-    return int(seed.integers(2**31)) if isinstance(seed, np.random.Generator) else int(seed)
-
-
-def _policy_seed(seed: int | np.random.Generator, env_seed: int) -> int | np.random.Generator:
-    return seed if isinstance(seed, np.random.Generator) else env_seed
+def _integer_seed(seed: int | np.random.Generator | None) -> int | None:
+    if isinstance(seed, np.random.Generator):
+        return int(seed.integers(2**31))
+    return None if seed is None else int(seed)
 
 
 def _run(
@@ -101,7 +100,7 @@ def _run(
     actor: ActingPolicy,
     recorder: Recorder,
     total: int,
-    seed: int,
+    seed: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     observations, _ = streams.reset(seed=seed)

@@ -170,6 +170,15 @@ def test_every_stream_of_a_vector_is_a_plain_loop_in_every_mode_wherever_it_is_c
         assert_rows(trajectory, rows, expected)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_vector_that_hands_out_one_buffer_again_and_again_is_recorded_right(mode):
+    logs = [
+        collect(SyncVectorEnv([Counting] * 3, copy=copy, autoreset_mode=mode), by_time, 60) for copy in (True, False)
+    ]
+    for name in ("observations", "next_observations", *COLUMNS):
+        assert np.array_equal(getattr(logs[0], name), getattr(logs[1], name)), name
+
+
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
 def test_where_no_step_is_lost_streams_have_equal_lengths_and_the_newest_is_dropped(mode):
     trajectory = collect(SyncVectorEnv([Counting] * 3, autoreset_mode=mode), by_time, 50, seed=4)
@@ -236,10 +245,10 @@ def test_recurrent_policies_forget_exactly_at_episode_starts(mode):
 
 def test_progress_is_told_and_never_beyond_the_total():
     told: list[tuple[int, int]] = []
-    collect(
-        SyncVectorEnv([Counting] * 3, autoreset_mode="SameStep"), by_time, 7, progress=lambda *now: told.append(now)
-    )
-    assert told == [(3, 7), (6, 7), (7, 7)]
+    vector = SyncVectorEnv([Counting] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    collect(vector, by_time, 7, progress=lambda *now: told.append(now))
+    collect(vector, by_time, 6, progress=lambda *now: told.append(now))
+    assert told == [(3, 7), (6, 7), (7, 7), (3, 6), (6, 6)]
 
 
 @pytest.mark.parametrize("number", [0, -3, 2.5, "many"])
@@ -301,9 +310,11 @@ def recorded(recorder: Recorder, vector: SyncVectorEnv, num_steps: int, resets: 
 @pytest.mark.parametrize("capacity", [1, 5, 64, 200])
 def test_a_window_is_the_newest_part_of_the_whole_log(mode, capacity):
     vector = SyncVectorEnv([Counting] * 3, autoreset_mode=mode)
-    for num_steps in (1, 30, 123):
-        whole = recorded(Recorder(vector), vector, num_steps, {})
-        window = recorded(Recorder(vector, capacity=capacity), vector, num_steps, {}).trajectory()
+    masks = np.random.default_rng(0).random((300, 3)) < np.minimum(np.arange(300), 1)[:, None] * 0.2  # none at first
+    resets = dict(enumerate(masks)) if mode is AutoresetMode.DISABLED else {}
+    for num_steps in (1, 30, 123, 300):
+        whole = recorded(Recorder(vector), vector, num_steps, resets)
+        window = recorded(Recorder(vector, capacity=capacity), vector, num_steps, resets).trajectory()
         rows = whole.trajectory()
         assert len(window) == min(capacity, len(rows))
         # In which step of the vector a row was recorded can be told from the row's place in its stream.
@@ -347,6 +358,14 @@ def test_a_masked_reset_ends_the_episodes_that_it_cuts_and_no_other():
     assert np.array_equal(trajectory.next_observations[3], trajectory.observations[4])
 
 
+def test_what_a_masked_reset_shows_of_the_others_is_not_believed():
+    recorder = Recorder(SyncVectorEnv([Counting] * 2, autoreset_mode=AutoresetMode.DISABLED))
+    recorder.reset(np.full((2, 2), 1.0))
+    recorder.reset(np.full((2, 2), 7.0), np.array([False, True]))
+    recorder.step(np.zeros(2, int), np.zeros((2, 2)), np.zeros(2), np.zeros(2, bool), np.zeros(2, bool), {})
+    assert recorder.trajectory().observations.tolist() == [[1.0, 1.0], [7.0, 7.0]]
+
+
 def test_steps_after_an_end_are_not_recorded_until_the_reset():
     env = Counting()
     recorder = Recorder(env)
@@ -361,7 +380,8 @@ def test_steps_after_an_end_are_not_recorded_until_the_reset():
     while not step():
         pass
     length = len(recorder)
-    step()
+    for _ in range(3):
+        step()
     assert len(recorder) == length
     recorder.reset(stack([env.reset()[0]]))
     step()

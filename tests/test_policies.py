@@ -87,8 +87,9 @@ def test_random_covers_the_actions_and_says_so():
 
 
 def test_the_policys_draws_are_not_those_of_an_environment_with_the_same_seed():
-    policy_draws = as_policy("random", spaces.Discrete(1000), seed=3).act(np.zeros(50))
-    assert not np.array_equal(policy_draws, np.random.default_rng(3).integers(1000, size=50))
+    fine = as_policy(np.full((1, 1000), 0.001), spaces.Discrete(1000), spaces.Discrete(1), seed=3)
+    uniform = fine.act(np.zeros(50, int)) / 1000
+    assert np.abs(uniform - np.random.default_rng(3).random(50)).max() > 0.1
 
 
 def test_random_continuous_actions_have_no_probabilities_and_no_mode():
