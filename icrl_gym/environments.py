@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import VectorEnv
 
 Wrapper = Callable[[gymnasium.Env], gymnasium.Env] | str
@@ -141,11 +142,23 @@ def _vector_identity(env: VectorEnv) -> str:
         env = env.env
     if hasattr(env, "envs"):
         members = list(dict.fromkeys(environment_identity(member) for member in env.envs))  # type: ignore[attr-defined]
-    elif hasattr(env, "get_attr"):
-        members = list(dict.fromkeys(_spec_identity(spec, type(env)) for spec in env.get_attr("spec")))  # type: ignore
+    elif hasattr(env, "env_fns"):
+        members = list(dict.fromkeys(_worker_identities(env)))
     else:
         members = [_spec_identity(env.spec, type(env))]
     return " + ".join([" | ".join(members), *_wrapper_identities(reversed(wrappers))])
+
+
+def _worker_identities(env: Any) -> list[str]:
+    """Of environments that live in other processes; those that no spec describes are made once more here."""
+    identities = []
+    for spec, make in zip(env.get_attr("spec"), env.env_fns, strict=True):
+        if spec is not None:
+            identities.append(_spec_identity(spec, type(env)))
+            continue
+        with make() as twin:
+            identities.append(environment_identity(twin))
+    return identities
 
 
 def _spec_identity(spec: Any, made_by: type) -> str:
@@ -156,19 +169,21 @@ def _spec_identity(spec: Any, made_by: type) -> str:
 def _base_identity(spec: Any, made_by: type) -> str:
     if spec is None:
         return f"{made_by.__module__}.{made_by.__qualname__}"
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(made_by.__init__).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
-    if spec.id in gymnasium.registry:
-        defaults |= gymnasium.registry[spec.id].kwargs
+    defaults = _default_arguments(spec)
     given = {
         name: value
         for name, value in spec.kwargs.items()
         if name not in _NEUTRAL_ARGUMENTS and not (name in defaults and _described(value) == _described(defaults[name]))
     }
     return spec.id + (f" {_described(given)}" if given else "")
+
+
+def _default_arguments(spec: Any) -> dict[str, Any]:
+    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    parameters = {} if creator is None else inspect.signature(creator).parameters
+    defaults = {name: one.default for name, one in parameters.items() if one.default is not inspect.Parameter.empty}
+    registered = gymnasium.registry.get(spec.id)
+    return defaults if registered is None else {**defaults, **registered.kwargs}
 
 
 def _wrapper_identities(wrappers: Any) -> list[str]:

@@ -134,6 +134,16 @@ def test_a_vector_is_named_like_its_members(mode):
     vector.close()
 
 
+def test_worker_processes_are_named_like_the_environments_that_they_run():
+    for maker, identity in (
+        (lambda: make("FrozenLake-v1", is_slippery=True), "FrozenLake-v1"),
+        (Unregistered, "test_environments.Unregistered"),
+    ):
+        for vector in (gymnasium.vector.SyncVectorEnv([maker] * 2), gymnasium.vector.AsyncVectorEnv([maker] * 2)):
+            assert environment_identity(vector) == identity
+            vector.close()
+
+
 def test_wrappers_inside_and_around_a_vector_are_named():
     vector = gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync", wrappers=[scaled])
     inside = 'CartPole-v1 + TransformReward {"func": "test_environments.double"}'

@@ -196,7 +196,8 @@ def test_callables_see_the_batch_and_are_named():
     assert cartpole_policy(push_right).act(STATES).tolist() == [1] * 6
     assert cartpole_policy(push_right).identity == "test_policies.push_right"
     assert cartpole_policy(Pusher()).identity == "pusher-3"
-    assert "push_right" in cartpole_policy(functools.partial(push_right)).identity
+    assert cartpole_policy(functools.partial(push_right, 3)).identity == "test_policies.push_right((3,), {})"
+    assert cartpole_policy(functools.partial(push_right, Pusher())).identity == "test_policies.push_right"
     assert "deterministic" not in cartpole_policy(push_right, deterministic=True).identity
 
 

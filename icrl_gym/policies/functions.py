@@ -21,7 +21,8 @@ def _qualified_name(thing: Any) -> str:
     if isinstance(identity, str):
         return identity
     if isinstance(thing, functools.partial):
-        return f"{_qualified_name(thing.func)}{(thing.args, thing.keywords)}"
+        arguments = repr((thing.args, thing.keywords))
+        return _qualified_name(thing.func) + ("" if " at 0x" in arguments else arguments)
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}.{named.__qualname__}"
 
