@@ -220,7 +220,9 @@ def _notes(queries: Queries, outcomes: Outcomes, strategy: str, num_rollouts: in
     return tuple(notes)
 
 
-def exact_values(env: str | gymnasium.Env, policy: Any, gamma: float = 0.99) -> ValueEstimates:
+def exact_values(
+    env: str | gymnasium.Env, policy: Any, gamma: float = 0.99, *, deterministic: bool = False
+) -> ValueEstimates:
     """Values of every non-terminal state in the order of the ids, by solving (I - gamma P_pi) v = r_pi.
 
     For environments that expose ``P`` as toy text does: ``P[state][action] = [(probability, next state, reward,
@@ -231,6 +233,7 @@ def exact_values(env: str | gymnasium.Env, policy: Any, gamma: float = 0.99) -> 
         env: an id or an environment.
         policy: "random", an (S, A) table, an SB3 model, or an object with ``action_probabilities``.
         gamma: discount in [0, 1).
+        deterministic: let SB3 models and tables take their most likely action.
 
     Raises:
         ValueError: no transition table, a wrapper that changes it, a policy without probabilities, gamma out of range.
@@ -238,7 +241,7 @@ def exact_values(env: str | gymnasium.Env, policy: Any, gamma: float = 0.99) -> 
     _check_gamma(gamma)
     env = make_environment(env)
     table = TransitionTable.from_environment(env)
-    actor = as_policy(policy, env.action_space, env.observation_space, seed=0)
+    actor = as_policy(policy, env.action_space, env.observation_space, deterministic=deterministic, seed=0)
     values = table.solve(actor.action_probabilities(table.observations), gamma)
     listed = np.flatnonzero(~table.terminal_states())
     estimand = Estimand(environment_identity(env), actor.identity, gamma)
