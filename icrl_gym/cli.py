@@ -21,6 +21,7 @@ import gymnasium
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -158,7 +159,9 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
     truth = next(iter(evaluation.scores.values()))
     estimand = evaluation.truth.estimand
     say(f"\n{estimand.env}, policy {estimand.policy}, gamma {estimand.gamma:g}")
-    console.print(_score_table(evaluation))
+    table = _score_table(evaluation)
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console.print(table, width=max(needed, console.width), crop=False, no_wrap=True)
     say(f"Truth: {truth.n} states, standard deviation {truth.truth_std:.3g}, noise floor {truth.noise_floor:.2g}.")
     for note in evaluation.notes:
         say(f"Note: {note}")
@@ -169,8 +172,8 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
 
 def _score_table(evaluation: Evaluation) -> Table:
     """One row per estimator; a dash where a figure is not defined."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("estimator", overflow="fold")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("estimator", no_wrap=True)
     for heading in ("RMSE", "RMSE/std", "bias", "expl.var", "Spearman", "90%cover", "steps"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, s in evaluation.scores.items():

@@ -20,15 +20,16 @@ from gymnasium import Env
 from icrl_gym import figures
 from icrl_gym.collection import collect
 from icrl_gym.configuration import DEFAULT_GAMMA, EvaluateConfig
-from icrl_gym.critics import sb3_critic_values
+from icrl_gym.critics import recurrent_critic_states, sb3_critic_values
 from icrl_gym.environments import make_environment
-from icrl_gym.observations import take
+from icrl_gym.findings import Evaluation, save_tables
+from icrl_gym.observations import Observations, batch_size, take
 from icrl_gym.policies import ActingPolicy, as_policy
 from icrl_gym.policy_source import PolicySource, find_policy
 from icrl_gym.registry import Estimator, make_estimator
-from icrl_gym.returns import exact_values, monte_carlo_values
-from icrl_gym.runs import run_folder, versions, write_csv, write_json
-from icrl_gym.scoring import INTERVAL_LEVEL, Score, score
+from icrl_gym.returns import exact_values, monte_carlo_values, query_histories
+from icrl_gym.runs import run_folder, versions, write_json
+from icrl_gym.scoring import Score, score
 from icrl_gym.tracking import EventWriter, open_writer
 from icrl_gym.trajectory import Trajectory
 from icrl_gym.transitions import TransitionTable
@@ -36,41 +37,6 @@ from icrl_gym.values import ValueEstimates
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
 FIGURE_LAYERS = 24  # depth of the network whose layers are drawn where the estimator itself is an equilibrium
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What one run found.
-
-    Attributes:
-        config: what was asked for.
-        gamma: the discount that was used.
-        trajectory: the context.
-        truth: true values at the queries; their standard error is None where they are exact.
-        estimates: name -> values at the same queries; the in-context estimator first, then the critic if there is one.
-        scores: name -> figures of each against the truth.
-        steps: name -> environment steps that it saw, or None if unknown.
-        notes: remarks that belong beside the numbers.
-        run_dir: where everything was written.
-    """
-
-    config: EvaluateConfig
-    gamma: float
-    trajectory: Trajectory
-    truth: ValueEstimates
-    estimates: Mapping[str, ValueEstimates]
-    scores: Mapping[str, Score]
-    steps: Mapping[str, int | None]
-    notes: tuple[str, ...]
-    run_dir: Path
-
-    @property
-    def verdict(self) -> str:
-        """One plain sentence on who was nearer to the truth."""
-        ours, *others = self.scores
-        if not others:
-            return _alone(ours, self.scores[ours])
-        return _compared(ours, others[0], self)
 
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evaluation:
@@ -95,7 +61,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
         with open_writer(folder.path if config.tensorboard else None) as writer:
             job = _Job(config, source, estimator, exact, reason, progress or _silent)
             evaluation = job.run(folder.final)
-            _save(evaluation, folder.path)
+            save_tables(evaluation, folder.path)
             if config.tensorboard:
                 _log(evaluation, job, writer)
     return evaluation
@@ -188,11 +154,28 @@ class _Job:
         )  # fmt: skip
 
     def critic(self, truth: ValueEstimates) -> ValueEstimates:
+        config = self.config
+        memory: tuple[Any, ...] = ()
+        if self.source.recurrent:
+            histories = query_histories(
+                config.env, self.source.policy, num_queries=config.num_queries, seed=config.seed,
+                deterministic=config.deterministic, env_kwargs=config.environment_arguments(), wrapper=config.wrapper,
+            )  # fmt: skip
+            memory = recurrent_critic_states(self.source.model, histories), np.zeros(len(truth), dtype=bool)
         values = sb3_critic_values(
-            self.source.model, truth.observations, deterministic=self.config.deterministic, env=truth.estimand.env
+            self.source.model, truth.observations, *memory, deterministic=config.deterministic, env=truth.estimand.env
         )
         values.estimand.check_matches(truth.estimand)
         return values
+
+    def critic_along(self, episode: Observations) -> ValueEstimates:
+        """The critic's values at the successive states of one whole episode."""
+        memory: tuple[Any, ...] = ()
+        if self.source.recurrent:
+            starts = np.zeros(batch_size(episode), dtype=bool)
+            starts[0] = True
+            memory = recurrent_critic_states(self.source.model, [take(episode, slice(1))]), starts
+        return sb3_critic_values(self.source.model, episode, *memory, deterministic=self.config.deterministic)
 
 
 def _remarks(
@@ -204,54 +187,6 @@ def _remarks(
         warnings = estimate.diagnostics.warnings if estimate.diagnostics is not None else ()
         notes += [f"{name}: {note}" for note in (*estimate.notes, *warnings)]
     return notes + [note for result in scores.values() for note in result.notes if "standard error" not in note]
-
-
-def _alone(name: str, result: Score) -> str:
-    if math.isnan(result.rmse_over_std):
-        return f"{name} is off by {result.rmse:.3g} (RMSE); this truth has no spread to measure that against."
-    return (
-        f"{name} is off by {result.rmse:.3g} (RMSE), {result.rmse_over_std:.2g} of the truth's standard deviation; "
-        "1 is what the best constant would reach."
-    )
-
-
-def _compared(ours: str, other: str, evaluation: Evaluation) -> str:
-    """Nearer only if the mean difference of squared errors is twice its standard error over the queries."""
-    squared = {n: (e.values - evaluation.truth.values) ** 2 for n, e in evaluation.estimates.items()}
-    difference = squared[ours] - squared[other]
-    n = len(difference)
-    margin = 2 * float(np.std(difference, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
-    rmse = {name: evaluation.scores[name].rmse for name in (ours, other)}
-    numbers = f"RMSE {rmse[ours]:.3g} for {_named(ours, evaluation)}, {rmse[other]:.3g} for {_named(other, evaluation)}"
-    if abs(float(np.mean(difference))) <= margin:
-        return f"Too close to call on {n} {'query' if n == 1 else 'queries'}: {numbers}."
-    return f"{min(rmse, key=lambda name: rmse[name])} is nearer to the truth: {numbers}."
-
-
-def _named(name: str, evaluation: Evaluation) -> str:
-    steps = evaluation.steps.get(name)
-    return f"{name} ({steps:,} environment steps)" if steps else name
-
-
-def _save(evaluation: Evaluation, folder: Path) -> None:
-    """trajectory.npz, estimates.csv and scores.csv."""
-    evaluation.trajectory.save(folder / "trajectory.npz")
-    truth = evaluation.truth
-    columns: dict[str, Any] = {"query": range(len(truth)), "truth": truth.values, "truth_stderr": truth.stderr}
-    for name, estimate in evaluation.estimates.items():
-        low, high = (None, None) if estimate.stderr is None else estimate.interval(INTERVAL_LEVEL)
-        columns |= {name: estimate.values, f"{name}_stderr": estimate.stderr, f"{name}_low": low, f"{name}_high": high}
-    cells = [[None] * len(truth) if column is None else [_number(x) for x in column] for column in columns.values()]
-    write_csv(folder / "estimates.csv", list(columns), list(zip(*cells, strict=True)))
-    rows = [
-        {"estimator": name, "environment_steps": steps, **result.as_dict(), "notes": "; ".join(result.notes)}
-        for (name, result), steps in zip(evaluation.scores.items(), evaluation.steps.values(), strict=True)
-    ]
-    write_csv(folder / "scores.csv", list(rows[0]), [list(row.values()) for row in rows])
-
-
-def _number(value: Any) -> int | float:
-    return value if isinstance(value, int) else float(value)
 
 
 def _log(evaluation: Evaluation, job: _Job, writer: EventWriter) -> None:
@@ -314,7 +249,7 @@ def _episode_figure(evaluation: Evaluation, job: _Job) -> Any:
     observations, last = take(trajectory.observations, rows), ends[longest]
     values = {evaluation.config.estimator: job.estimator.predict(observations)}
     if job.source.critic_name in evaluation.estimates:
-        values[job.source.critic_name] = sb3_critic_values(job.source.model, observations)
+        values[job.source.critic_name] = job.critic_along(observations)
     if not trajectory.terminated[last]:
         ending = "cut by the time limit" if trajectory.truncated[last] else "still going when the context ended"
         return figures.value_along_episode(values, ending=ending)

@@ -34,6 +34,11 @@ class PolicySource:
         return f"{type(self.model).__name__} critic"
 
     @property
+    def recurrent(self) -> bool:
+        """Whether the model's values depend on what it saw before."""
+        return hasattr(getattr(self.model, "policy", None), "lstm_actor")
+
+    @property
     def training_steps(self) -> int | None:
         """Environment steps that the model was trained on, or None if it does not say."""
         return getattr(self.model, "num_timesteps", None) or None

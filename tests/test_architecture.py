@@ -22,7 +22,8 @@ ROWS = {
     "truth": {"transitions", "rollouts", "returns", "critics", "demo_policy", "critic_training"},
     "judgement": {"scoring"},
     "wrappers": {"wrappers"},
-    "front": {"tracking", "figures", "runs", "configuration", "policy_source", "evaluation", "cli", "__main__"},
+    "front": {"tracking", "figures", "runs", "configuration", "policy_source", "findings", "evaluation", "cli"}
+    | {"__main__"},
 }
 # ... and of its own row only these.
 WITHIN_ROW = {
@@ -38,7 +39,8 @@ WITHIN_ROW = {
     "critics": {"demo_policy"},
     "critic_training": {"critics"},
     "policy_source": {"configuration"},
-    "evaluation": {"configuration", "policy_source", "figures", "runs", "tracking"},
+    "findings": {"configuration", "runs"},
+    "evaluation": {"configuration", "findings", "policy_source", "figures", "runs", "tracking"},
     "cli": {"configuration", "evaluation", "runs"},
     "runs": {"__init__"},  # the version
     "__main__": {"cli"},

@@ -28,6 +28,8 @@ class Spoilt(gymnasium.Env):
     action_space = spaces.Discrete(2)
 
     def __init__(self, field="observation", value=np.nan):
+        if field not in ("observation", "reward"):
+            raise ValueError(f"field must be\n  'observation' or 'reward', got\n  {field!r}")
         self.field, self.value, self.steps = field, value, 0
 
     def reset(self, *, seed=None, options=None):
@@ -163,6 +165,12 @@ def test_a_pickle_is_not_loaded_without_trust(capsys, saved_model):
     assert "pickle" in line
 
 
+def test_an_algorithm_given_by_hand_is_taken_at_its_word(capsys, saved_model):
+    common = ("--policy", saved_model, "--trust-model", *SMALL, "--algo")
+    assert "algorithm must be one of" in refusal(capsys, *common, "nonsense")
+    assert "cannot be loaded as SAC" in refusal(capsys, *common, "SAC")
+
+
 def test_a_policy_of_another_action_space_is_refused(capsys, saved_model):
     line = refusal(capsys, "Acrobot-v1", "--policy", saved_model, "--trust-model", *SMALL)
     assert "action space Discrete(2) does not fit the environment's Discrete(3)" in line
@@ -249,6 +257,19 @@ def test_help_answers_at_once_and_loads_no_torch(tmp_path):
     code = "import sys, icrl_gym.cli; print('torch' in sys.modules, 'scipy' in sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == ["False", "False"]
+
+
+def test_a_message_of_several_lines_becomes_one(capsys):
+    cli.main(["evaluate", "Spoilt-v0", *RANDOM, "--env-kwargs", '{"field": "nothing"}'])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "field must be 'observation' or 'reward', got 'nothing'" in line
+
+
+def test_a_policy_module_is_found_in_the_working_directory(capsys, tmp_path):
+    (tmp_path / "lefty_of_the_test.py").write_text("def act(observations):\n    return [0] * len(observations)\n")
+    assert cli.main(["evaluate", "--policy", "lefty_of_the_test:act", *SMALL, "--no-tensorboard", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["estimand"]["policy"] == "lefty_of_the_test.act"
+    assert str(tmp_path) not in sys.path
 
 
 def test_debug_shows_the_traceback(monkeypatch):

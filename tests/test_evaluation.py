@@ -13,7 +13,9 @@ import pytest
 
 from icrl_gym import evaluation as evaluation_module
 from icrl_gym.configuration import EvaluateConfig
+from icrl_gym.critics import sb3_critic_values
 from icrl_gym.evaluation import Evaluation, discounted_returns, evaluate
+from icrl_gym.returns import query_histories
 from icrl_gym.scoring import score
 from icrl_gym.trajectory import Trajectory
 from icrl_gym.values import Estimand, ValueEstimates
@@ -135,6 +137,27 @@ def test_a_critic_of_another_discount_is_left_out_with_the_reason(tmp_path):
     assert any("the critic is left out: estimands differ in gamma" in note for note in found.notes)
 
 
+def test_a_recurrent_critic_gets_its_memory(tmp_path):
+    """By hand: run the critic from the start of each query's episode; the last value is the query's."""
+    from sb3_contrib import RecurrentPPO
+
+    model = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", seed=0, gamma=0.8)
+    model.save(tmp_path / "model.zip")
+    common = {"policy": str(tmp_path / "model.zip"), "trust_model": True, "tensorboard": True}
+    found = run(tmp_path, **common)
+    critic = found.estimates["RecurrentPPO critic"]
+    histories = query_histories("CartPole-v1", model, num_queries=6, seed=0)
+    for query, history in enumerate(histories):
+        np.testing.assert_array_equal(history[-1], found.truth.observations[query])
+        starts = np.arange(len(history)) == 0
+        states = tuple(np.zeros((1, 1, 256), dtype=np.float32) for _ in range(2))
+        along = sb3_critic_values(model, history, states, starts).values
+        assert critic.values[query] == pytest.approx(along[-1], abs=1e-5)
+        if len(history) > 5:
+            forgetful = sb3_critic_values(model, history[-1:], states, np.array([True])).values[0]
+            assert abs(critic.values[query] - forgetful) > 1e-4
+
+
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         run(tmp_path / name, seed=3)
@@ -228,7 +251,7 @@ def test_what_can_be_refused_is_refused_before_any_work(tmp_path, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("part", ["collect", "monte_carlo_values", "_save", "_log"])
+@pytest.mark.parametrize("part", ["collect", "monte_carlo_values", "save_tables", "_log"])
 def test_a_run_that_fails_midway_leaves_no_folder(tmp_path, monkeypatch, part):
     def fail(*args, **kwargs):
         raise RuntimeError("midway")
