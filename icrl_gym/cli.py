@@ -193,11 +193,23 @@ def _what_next(evaluation: Evaluation) -> list[str]:
     lines = [f"\nWritten to {shown}"]
     if config.tensorboard:
         lines.append(f"Look at it:     tensorboard --logdir {shlex.quote(str(shown.parent))}")
+    more = dataclasses.replace(config, context_length=4 * config.context_length, run_dir=None)
     other = "Pendulum-v1" if "Pendulum" not in config.env else "Acrobot-v1"
-    lines.append(f"More context:   icrl-gym evaluate {config.env} --context-length {4 * config.context_length}")
-    lines.append(f"Something else: icrl-gym evaluate {other} --policy random")
+    lines.append(f"More context:   {command_line(more)}")
+    lines.append(f"Something else: {command_line(EvaluateConfig(env=other, policy='random'))}")
     lines.append("Your own agent: icrl-gym evaluate ENV --policy model.zip --trust-model")
     return lines
+
+
+def command_line(config: EvaluateConfig) -> str:
+    """The command that gives this configuration: the environment, and every flag that is not at its default."""
+    words = ["icrl-gym", "evaluate", config.env]
+    for field in dataclasses.fields(config):
+        value, flag = getattr(config, field.name), field.name.replace("_", "-")
+        if field.name == "env" or value == field.default:
+            continue
+        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return shlex.join(words)
 
 
 def _print_info(found: dict[str, Any], console: Console) -> None:

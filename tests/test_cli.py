@@ -1,7 +1,9 @@
 """The command line: results on stdout, one line on stderr for bad input, exit code 2, nothing left behind."""
 
+import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from gymnasium import spaces
 
 import icrl_gym
 from icrl_gym import cli
+from icrl_gym.configuration import EvaluateConfig
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("--context-length", "60", "--num-queries", "4", "--num-rollouts", "2", "--gamma", "0.7")
@@ -218,9 +221,29 @@ def test_a_table_a_verdict_and_what_to_try_next(capsys, tmp_path):
     assert "constructed" in out
     assert "standard deviation" in out
     assert "tensorboard --logdir ." in out
-    assert "icrl-gym evaluate" in out
+    assert f"icrl-gym evaluate CartPole-v1 --policy {__name__}:good --context-length 240" in out
     assert (tmp_path / "mine" / "scores.csv").is_file()
     assert max(len(line) for line in out.splitlines() if "RMSE/std" in line) <= 80
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EvaluateConfig(),
+        EvaluateConfig(env="icrl_envs:icrl/Loop-v0", policy="a b.zip", trust_model=True, tensorboard=False, gamma=0.5),
+        EvaluateConfig(
+            env_kwargs='{"a": "b c"}', run_dir=Path("x y"), vec_normalize=Path("s.pkl"), truth="exact", seed=3
+        ),
+    ],
+)
+def test_a_suggested_command_gives_the_configuration_that_it_was_made_from(config, monkeypatch):
+    program, *arguments = shlex.split(cli.command_line(config))
+    assert program == "icrl-gym"
+    parsed = []
+    monkeypatch.setitem(cli.COMMANDS, "evaluate", (cli.EvaluateCommand, parsed.append))
+    assert cli.main(arguments) == 0
+    (found,) = parsed
+    assert {f.name: getattr(found, f.name) for f in dataclasses.fields(config)} == dataclasses.asdict(config)
 
 
 def command(*arguments, cwd, **environment):
