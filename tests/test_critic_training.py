@@ -25,7 +25,7 @@ def test_snapshots_are_taken_along_one_training_run(tmp_path):
     assert not np.allclose(values_of(first.path), values_of(last.path), atol=1e-5)
     card = json.loads(last.path.with_suffix(".json").read_text())
     assert (card["seed"], card["gamma"], card["num_steps_taken"], card["command"]) == (3, 0.99, 128, "the command")
-    assert card["options"] == {**OPTIONS, "policy_kwargs": {"net_arch": [8]}}  # SB3 writes into what it is given
+    assert card["options"] == {**OPTIONS, "policy_kwargs": {"net_arch": [8]}}
     assert 8 < card["mean_return"] < 500
     assert card["num_evaluation_episodes"] >= 4
 
@@ -52,6 +52,15 @@ def test_what_is_there_is_not_trained_again_and_what_is_missing_is(tmp_path):
     assert first.path.read_bytes() == kept
     card = json.loads(last.path.with_suffix(".json").read_text())
     assert (card["resumed_from"], card["num_steps_taken"]) == (64, 128)
+
+
+def test_recipes_may_share_settings_although_sb3_writes_into_what_it_is_given(tmp_path):
+    shared = {"learning_starts": 5, "buffer_size": 50, "policy_kwargs": {"net_arch": [8]}}
+    for algorithm in ("SAC", "TD3"):
+        recipe = Recipe("Pendulum-v1", algorithm, (10,), num_envs=1, options=shared)
+        (snapshot,) = train(recipe, 0, tmp_path, num_evaluation_episodes=2)
+        assert json.loads(snapshot.path.with_suffix(".json").read_text())["options"] == shared
+    assert shared["policy_kwargs"] == {"net_arch": [8]}
 
 
 def test_recipes_are_found_by_environment_and_algorithm():
