@@ -237,9 +237,9 @@ def _continue_training(
             progress(read_snapshot(folder / f"steps{steps}.zip"))
 
     def save_what_is_due(local_names: dict[str, Any], global_names: dict[str, Any]) -> bool:
-        while len(due) > 1 and model.num_timesteps >= due[0]:
+        while due and recipe.snapshots[-1] > due[0] <= model.num_timesteps:
             save(due.pop(0))
-        return True
+        return bool(due)  # False ends the training
 
     model.learn(recipe.snapshots[-1] - start, callback=save_what_is_due, reset_num_timesteps=False)
     for steps in due:

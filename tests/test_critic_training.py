@@ -54,6 +54,17 @@ def test_what_is_there_is_not_trained_again_and_what_is_missing_is(tmp_path):
     assert (card["resumed_from"], card["num_steps_taken"]) == (64, 128)
 
 
+def test_a_snapshot_missing_in_the_middle_is_made_again_as_it_was(tmp_path):
+    first, last = train(SMALL, 0, tmp_path, num_evaluation_episodes=2)
+    values, last_bytes = values_of(first.path), last.path.read_bytes()
+    first.path.unlink()
+    first.path.with_suffix(".json").unlink()
+    train(SMALL, 0, tmp_path, num_evaluation_episodes=2)
+    np.testing.assert_array_equal(values_of(first.path), values)
+    assert last.path.read_bytes() == last_bytes
+    assert json.loads(first.path.with_suffix(".json").read_text())["num_steps_taken"] == 64
+
+
 def test_recipes_may_share_settings_although_sb3_writes_into_what_it_is_given(tmp_path):
     shared = {"learning_starts": 5, "buffer_size": 50, "policy_kwargs": {"net_arch": [8]}}
     for algorithm in ("SAC", "TD3"):
