@@ -129,7 +129,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "MiniGrid-Empty-5x5-v0",
         "PPO",
-        (10_000, 20_000, 40_000),
+        (5_000, 10_000, 20_000, 40_000),
         wrapper="minigrid.wrappers:ImgObsWrapper",
         options=_PIXELS_AS_NUMBERS,
     ),

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from icrl_gym.observations import Observations, stack, take
+from icrl_gym.observations import Observations, map_leaves, stack
 from icrl_gym.policies import ActingPolicy
 from icrl_gym.simulators import Checkpoint, Factory, Simulator
 
@@ -86,15 +86,16 @@ class Runs:
         for row, (index, action) in enumerate(zip(self.live.tolist(), actions, strict=True)):
             observation, reward, terminated, truncated = self.simulators[index].step(action)
             if self.keep_observations:
-                self.observations[index].append(observation)
+                self.observations[index].append(_frozen(observation))
             else:
                 self.observations[index][-1] = observation
             self.rewards[index].append(reward)
             self.terminated[index] = terminated
             going[row] = not (terminated or truncated)
-        self._retire(~going)
+        self.retire(~going)
 
-    def _retire(self, rows: np.ndarray) -> None:
+    def retire(self, rows: np.ndarray) -> None:
+        """Take these rows of the live episodes out, keeping the policy's state of each."""
         for row in np.flatnonzero(rows):
             self.final_states[int(self.live[row])] = self.policy.take_state(self.state, np.array([row]))
         self.live = self.live[~rows]
@@ -118,7 +119,7 @@ def draw_queries(
         reservoir.offer(runs, time)
         runs.advance(time)
     num_cut = len(runs.live)
-    runs._retire(np.ones(num_cut, dtype=bool))
+    runs.retire(np.ones(num_cut, dtype=bool))
     return reservoir.queries(runs, num_cut)
 
 
@@ -170,7 +171,8 @@ class _Reservoir:
 
 
 def _frozen(observation: Any) -> Any:
-    return take(stack([observation]), 0)
+    """A copy, for environments that write each observation into the same memory."""
+    return map_leaves(np.array, observation)
 
 
 def join_states(policy: ActingPolicy, states: list[Any]) -> Any:

@@ -99,7 +99,7 @@ class Simulator:
         """
         if self.strategy not in STRATEGIES:
             raise ValueError(f"no checkpoint: the simulator cannot be copied (strategy {self.strategy!r})")
-        return Checkpoint(STRATEGIES[self.strategy](self), self.observation)
+        return Checkpoint(STRATEGIES[self.strategy](self), map_leaves(np.array, self.observation))
 
 
 def environment_factory(

@@ -268,6 +268,25 @@ def test_copies_alive_at_the_horizon_get_the_tail_and_the_time_limit_ends_nothin
     assert any("were cut at 2000" in note for note in truth.notes) == (time_limit is None)
 
 
+class OneBuffer(Clock):
+    """Writes every observation into the same memory."""
+
+    def observation(self):
+        self.buffer = getattr(self, "buffer", np.zeros(1, np.float32))
+        self.buffer[:] = self.time
+        return self.buffer
+
+
+@pytest.mark.parametrize("policy", ["random", "counting"])
+def test_observations_are_kept_although_the_environment_overwrites_them(policy):
+    policy = CountingPolicy() if policy == "counting" else policy
+    queries, _ = queries_of(OneBuffer((5, 9)), policy, 20)
+    np.testing.assert_array_equal(queries.observations[:, 0], queries.times)
+    np.testing.assert_array_equal([checkpoint.observation[0] for checkpoint in queries.checkpoints], queries.times)
+    for time, history in zip(queries.times, queries.histories, strict=False):
+        np.testing.assert_array_equal(history[:, 0], np.arange(time + 1))
+
+
 class LimitsItself(Clock):
     def step(self, action):
         observation, reward, terminated, _, info = super().step(action)
