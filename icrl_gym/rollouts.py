@@ -69,7 +69,7 @@ class Runs:
         self.simulators = simulators
         self.policy = policy
         first = [simulator.reset(seed) for simulator, seed in zip(simulators, seeds, strict=True)]
-        self.observations: list[list[Any]] = [[observation] for observation in first]
+        self.observations: list[list[Any]] = [[_frozen(observation)] for observation in first]
         self.rewards: list[list[float]] = [[] for _ in simulators]
         self.terminated = np.zeros(len(simulators), dtype=bool)
         self.live = np.arange(len(simulators))
