@@ -36,6 +36,7 @@ from icrl_gym.transitions import TransitionTable
 from icrl_gym.values import ValueEstimates
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+FIGURE_TRANSITIONS = 600  # columns of the attention map; a longer context is shown by evenly spaced transitions
 FIGURE_LAYERS = 24  # depth of the network whose layers are drawn where the estimator itself is an equilibrium
 
 
@@ -215,8 +216,9 @@ def _figures(evaluation: Evaluation, job: _Job) -> dict[str, Any]:
         floor = evaluation.scores[ours].noise_floor
         drawn["error_by_layer"] = figures.error_by_layer(layers, truth, references, floor)
     if hasattr(job.estimator, "attention"):
-        weights = job.estimator.attention(truth.observations)  # type: ignore[attr-defined]
-        sources = job.estimator.predict(evaluation.trajectory.observations).values
+        shown = np.unique(np.linspace(0, len(evaluation.trajectory) - 1, FIGURE_TRANSITIONS).astype(int))
+        weights = job.estimator.attention(truth.observations)[:, shown]  # type: ignore[attr-defined]
+        sources = job.estimator.predict(take(evaluation.trajectory.observations, shown)).values
         drawn["attention"] = figures.attention_map(weights, estimates[ours].values, sources)
     drawn["value_along_episode"] = _episode_figure(evaluation, job)
     return drawn

@@ -67,6 +67,7 @@ class ValueEstimates:
             without layers.
         diagnostics: how the in-context evaluator came to the values, or None.
         notes: remarks that belong beside the numbers (fallbacks, tails, what a critic's value includes).
+        attribute: computes the matrix of `attribution`, or None where there is none.
     """
 
     values: np.ndarray
