@@ -22,8 +22,8 @@ ROWS = {
     "truth": {"transitions", "rollouts", "returns", "critics", "demo_policy", "critic_training"},
     "judgement": {"scoring"},
     "wrappers": {"wrappers"},
-    "front": {"tracking", "figures", "runs", "configuration", "policy_source", "findings", "evaluation", "cli"}
-    | {"__main__"},
+    "front": {"tracking", "figures", "runs", "configuration", "policy_source", "findings", "evaluation", "report"}
+    | {"cli", "__main__"},
 }
 # ... and of its own row only these.
 WITHIN_ROW = {
