@@ -52,6 +52,8 @@ def make_environment(
         TypeError: neither an id nor an environment; arguments that the environment does not know; a wrapper that does
             not return an environment.
     """
+    if isinstance(wrapper, str):  # first, since importing a package such as minigrid registers its environments
+        wrapper = _import_wrapper(wrapper)
     if isinstance(env_or_id, str):
         env = _make_from_id(env_or_id, dict(env_kwargs or {}))
     elif not isinstance(env_or_id, gymnasium.Env):
@@ -97,11 +99,10 @@ def _suggestion(env_id: str) -> str:
     return "no similar name is known; ids of other packages are written module:Env-v0"
 
 
-def _wrapped(env: gymnasium.Env, wrapper: Wrapper) -> gymnasium.Env:
-    function = _import_wrapper(wrapper) if isinstance(wrapper, str) else wrapper
-    if not callable(function):
+def _wrapped(env: gymnasium.Env, wrapper: Callable[[gymnasium.Env], gymnasium.Env]) -> gymnasium.Env:
+    if not callable(wrapper):
         raise TypeError(f"wrapper must be a callable or 'module:Class', got {wrapper!r}")
-    wrapped = function(env)
+    wrapped = wrapper(env)
     if not isinstance(wrapped, gymnasium.Env):
         raise TypeError(f"wrapper {wrapper!r} must return a gymnasium.Env, got {type(wrapped).__name__}")
     return wrapped

@@ -27,7 +27,7 @@ JOBS: tuple[tuple[str, str, str | None], ...] = (
     ("InvertedPendulum-v5", "InvertedPendulum-v5/ppo-seed0/steps20000.zip", None),
     ("Hopper-v5", "Hopper-v5/ppo-seed0/steps40000.zip", None),
     (
-        "minigrid:MiniGrid-Empty-5x5-v0",
+        "MiniGrid-Empty-5x5-v0",
         "MiniGrid-Empty-5x5-v0/ppo-seed0/steps20000.zip",
         "minigrid.wrappers:ImgObsWrapper",
     ),
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
     for env, snapshot, wrapper in JOBS:
         for length in config.context_lengths:
             for seed in config.seeds:
-                folder = config.out / f"{env.rpartition(':')[2]}-n{length}-seed{seed}"
+                folder = config.out / f"{env}-n{length}-seed{seed}"
                 if folder.exists():
                     continue
                 job = EvaluateConfig(

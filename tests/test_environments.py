@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 
@@ -211,3 +212,14 @@ def test_a_name_taken_by_a_module_in_memory_can_be_used(monkeypatch):
     module.scaled = scaled
     monkeypatch.setitem(sys.modules, "wrappers_in_memory", module)
     assert isinstance(make("CartPole-v1", "wrappers_in_memory:scaled"), wrappers.TransformReward)
+
+
+def test_a_named_wrapper_is_imported_before_the_environment_is_made():
+    # minigrid registers its environments on import, and the wrapper's module imports it.
+    code = (
+        "from icrl_gym.environments import make_environment;"
+        "env = make_environment('MiniGrid-Empty-5x5-v0', wrapper='minigrid.wrappers:ImgObsWrapper');"
+        "print(env.observation_space.shape)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "(7, 7, 3)"

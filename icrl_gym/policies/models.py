@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from icrl_gym.observations import Observations, batch_size
+from icrl_gym.observations import Observations, batch_size, named_leaves
 from icrl_gym.policies.acting import ActingPolicy, determinism_suffix, discrete_actions, one_hot, policy_generator
+
+MAX_SINGLE_THREADED = 100_000  # numbers in a batch of observations
 
 
 class ModelPolicy(ActingPolicy):
@@ -69,7 +71,8 @@ class ModelPolicy(ActingPolicy):
         # Epsilon-greedy models explore in `_explore`, row by row; their own predict flips one global coin per batch.
         predict = self._model.predict if self._exploration is None else self._model.policy.predict
         inputs = normalised(self._model, observations)
-        with self._own_torch_randomness(), _fresh_exploration_noise(self._model, batch_size(observations)):
+        noise = _fresh_exploration_noise(self._model, batch_size(observations))
+        with _threads_that_pay(inputs), self._own_torch_randomness(), noise:
             return predict(inputs, state=state, episode_start=episode_starts, deterministic=self._deterministic)
 
     def _explore(self, actions: np.ndarray) -> np.ndarray:
@@ -89,6 +92,18 @@ class ModelPolicy(ActingPolicy):
                 torch.cuda.manual_seed(int(torch.randint(2**62, (1,))))
             yield
             self._torch_state = torch.get_rng_state()
+
+
+@contextmanager
+def _threads_that_pay(observations: Observations) -> Iterator[None]:
+    """One thread for small inputs: waking and awaiting a pool costs more than a small network."""
+    before = torch.get_num_threads()
+    numbers = sum(np.size(leaf) for _, leaf in named_leaves(observations, "observations"))
+    torch.set_num_threads(before if numbers > MAX_SINGLE_THREADED else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class RecurrentModelPolicy(ModelPolicy):
