@@ -47,7 +47,7 @@ WITHIN_ROW = {
 }
 # Outside the flow, with all that they may import: the reference is for tests and the reproduction of the papers, the
 # prior for pretraining.
-APART = {"reference": {"prompt"}, "prior": set()}
+APART = {"reference": {"prompt"}, "prior": {"trajectory"}}
 # Only these import the heavy packages, and only inside functions.
 MAY_IMPORT = {
     "stable_baselines3": {"critics", "critic_training", "demo_policy", "policy_source", "callbacks"},
