@@ -25,7 +25,7 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from icrl_gym.configuration import DEFAULT_ESTIMATOR, EvaluateConfig
+from icrl_gym.configuration import DEFAULT_ESTIMATOR, EvaluateConfig, ReproduceConfig
 from icrl_gym.runs import standard_json, versions
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"icrl-gym: error: {' '.join(str(error).split())}\n")
         return BAD_INPUT
     except KeyboardInterrupt:
-        sys.stderr.write("icrl-gym: interrupted; nothing was kept\n")
+        sys.stderr.write("icrl-gym: interrupted; nothing half-written was kept\n")
         return 130
     return 0
 
@@ -92,6 +92,20 @@ def run_evaluate(command: EvaluateCommand) -> None:
         _print_evaluation(evaluation, Console())
 
 
+def run_reproduce(command: ReproduceConfig) -> None:
+    """The sub-command ``reproduce``."""
+    from icrl_gym.reproduction.runner import reproduce
+
+    bars = _bars()
+    try:
+        results = reproduce(command, _advance(bars))
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+    for result in results:
+        sys.stdout.write(f"{result.claim.number:>2}  {result.claim.title}: {result.outcome.verdict}\n")
+
+
 def run_info(command: InfoCommand) -> None:
     """The sub-command ``info``."""
     from icrl_gym.registry import estimators
@@ -106,6 +120,7 @@ def run_info(command: InfoCommand) -> None:
 # One line per sub-command: its name, its flags, and what it runs.
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "evaluate": (EvaluateCommand, run_evaluate),
+    "reproduce": (ReproduceConfig, run_reproduce),
     "info": (InfoCommand, run_info),
 }
 

@@ -82,3 +82,35 @@ class EvaluateConfig:
         if not isinstance(arguments, dict):
             raise ValueError(f"env_kwargs must be a JSON object, got {self.env_kwargs!r}")
         return arguments
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Measure the claims of the papers, one by one, and write what was found with figures and verdicts.
+
+    Finished claims stay in the run folder, and a second call goes on from there.
+    """
+
+    claims: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Claims by number or name. Default: all."""
+    quick: bool = False
+    """Small sizes and few seeds: minutes instead of an hour, and often "not enough evidence"."""
+    seeds: int | None = None
+    """Number of independent repetitions. Default: what each claim asks for."""
+    device: str = "cpu"
+    """Torch device of what is trained."""
+    run_dir: Path | None = None
+    """Folder for the results, made or gone on with. Default: runs/reproduce, or runs/reproduce-quick."""
+    rerun: bool = False
+    """Throw away what the run folder holds of these claims, and measure again."""
+    report: Path | None = None
+    """Write the report there too, besides the run folder."""
+    tensorboard: bool = True
+    """Write scalars and figures for TensorBoard into the run folder."""
+
+    def check(self) -> None:
+        """Raise ValueError if a field is out of its range; the message names it."""
+        if self.seeds is not None and self.seeds < 1:
+            raise ValueError(f"seeds must be an integer of at least 1, got {self.seeds!r}")
+        if self.report is not None and self.report.suffix != ".md":
+            raise ValueError(f"report must end in .md, got {str(self.report)!r}")

@@ -1,0 +1,23 @@
+"""The table of all claims, in the order of the report."""
+
+from __future__ import annotations
+
+from icrl_gym.reproduction import softmax_td
+from icrl_gym.reproduction.claim import Claim
+
+_IN_ORDER: tuple[Claim, ...] = (
+    softmax_td.CLAIM,  # 1
+    # 2 special_cases
+    # 3 convergence
+    # 4 limits
+    # 5 emergence
+    # 6 minimiser
+    # 7 boyan
+    # 8 large_prompts
+    # 9 regression
+    # 10 prompt_length
+    # 11 linear_ancestor
+    # 12 state_action
+    # 13 attention_race
+)
+CLAIMS = {claim.id: claim for claim in _IN_ORDER}
