@@ -19,7 +19,7 @@ _PUBLIC = {
     "model": ["Setting"],
     "paper": ["paper_forward", "paper_parameters", "paper_prompt"],
     "evaluator": ["InContextEvaluator"],
-    "registry": ["Estimator", "estimators", "make_estimator"],
+    "registry": ["Estimator", "estimators", "make_estimator", "tuning_grid"],
     "returns": ["exact_values", "monte_carlo_values"],
     "critics": ["load_demo_policy", "load_sb3_model", "sb3_critic_values"],
     "scoring": ["Score", "score"],

@@ -1,16 +1,26 @@
-"""Every value estimator behind one protocol and one table from names to constructors."""
+"""Every value estimator behind one protocol and one table from names to constructors, with defaults and tuning grids.
+
+Other packages add theirs by an entry point in the group `icrl_gym.estimators`: the name is the entry point's, the
+object a factory ``(**options) -> estimator``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib.metadata import entry_points
+from itertools import product
 from types import MappingProxyType
 from typing import Any, Protocol, Self, runtime_checkable
 
+from icrl_gym import classical
 from icrl_gym.evaluator import InContextEvaluator
 from icrl_gym.observations import Observations
 from icrl_gym.trajectory import Trajectory
 from icrl_gym.values import ValueEstimates
+
+ENTRY_POINT_GROUP = "icrl_gym.estimators"
 
 
 @runtime_checkable
@@ -26,15 +36,68 @@ class Estimator(Protocol):
         ...
 
 
-_FACTORIES: dict[str, Callable[..., Estimator]] = {
-    "constructed": partial(InContextEvaluator.from_pretrained, "constructed"),
-    "theorem_1": partial(InContextEvaluator.from_pretrained, "constructed", plain=True),
+@dataclass(frozen=True)
+class Entry:
+    """One estimator of the table.
+
+    Attributes:
+        factory: constructor; its own defaults are the documented default setting.
+        grid: option -> values to try when tuned in hindsight; the grid is their product.
+    """
+
+    factory: Callable[..., Estimator]
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+_WIDTHS = (0.2, 0.4, 0.8, 1.6)
+_STEPS = {"step_size": (0.03, 0.1, 0.3), "num_passes": (10, 50)}
+_RIDGES = {"ridge": (1e-4, 1e-3, 1e-2), "width": (1.0, 2.0)}
+_constructed = partial(InContextEvaluator.from_pretrained, "constructed")
+
+_BUILT_IN: dict[str, Entry] = {
+    "constructed": Entry(_constructed, {"bandwidth": (0.8, 1.6, 2.4), "forgetting": (1e-5, 1e-4, 1e-3)}),
+    "softmax_td": Entry(
+        partial(_constructed, num_layers=8), {"bandwidth": (0.4, 0.9, 1.6), "trace_decay": (0.9, 0.95, 0.98)}
+    ),
+    "theorem_1": Entry(partial(_constructed, plain=True), {"num_layers": (8, 24, 100)}),
+    "td": Entry(classical.TDLambda, _STEPS),
+    "td_lambda": Entry(partial(classical.TDLambda, trace_decay=0.9), {**_STEPS, "trace_decay": (0.5, 0.9, 0.98)}),
+    "true_online_td": Entry(
+        partial(classical.TrueOnlineTDLambda, trace_decay=0.9), {**_STEPS, "trace_decay": (0.5, 0.9, 0.98)}
+    ),
+    "gtd2": Entry(classical.GTD2, _STEPS),
+    "tdc": Entry(classical.TDC, _STEPS),
+    "lstd": Entry(classical.LSTD, {**_RIDGES, "trace_decay": (0.0, 0.5, 0.9)}),
+    "bellman_residual": Entry(classical.BellmanResidual, _RIDGES),
+    "certainty_equivalence": Entry(classical.CertaintyEquivalence),
+    "kbrl": Entry(classical.KernelBasedRL, {"width": _WIDTHS}),
+    "nadaraya_watson": Entry(classical.NadarayaWatson, {"width": _WIDTHS}),
+    "nearest_neighbours": Entry(classical.NearestNeighbours, {"num_neighbours": (4, 16, 64)}),
+    "gptd": Entry(classical.GaussianProcessTD, {"width": (0.8, 1.6), "noise": (0.01, 0.1, 1.0)}),
+    "fitted_value_network": Entry(
+        classical.FittedValueNetwork, {"num_steps": (500, 2000), "learning_rate": (3e-4, 1e-3)}
+    ),
+    "linear_in_context_td": Entry(classical.LinearInContextTD, {"num_layers": (10, 30, 100)}),
 }
 
 
+@cache
+def _entries() -> Mapping[str, Entry]:
+    others = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    taken = sorted(set(others) & set(_BUILT_IN))
+    if taken:
+        raise ValueError(f"entry points of group {ENTRY_POINT_GROUP} take names that are in use: {taken}")
+    added = {name: Entry(_loading(point)) for name, point in others.items()}
+    return MappingProxyType({**_BUILT_IN, **added})
+
+
+def _loading(point: Any) -> Callable[..., Estimator]:
+    return lambda **options: point.load()(**options)
+
+
 def estimators() -> Mapping[str, Callable[..., Estimator]]:
-    """All estimators by name; each factory takes the estimator's own keywords."""
-    return MappingProxyType(_FACTORIES)
+    """All estimators by name, those of other packages included; each factory takes the estimator's own keywords."""
+    return MappingProxyType({name: entry.factory for name, entry in _entries().items()})
 
 
 def make_estimator(name: str, **options: Any) -> Estimator:
@@ -42,7 +105,22 @@ def make_estimator(name: str, **options: Any) -> Estimator:
 
     Raises:
         ValueError: no such name; the known ones are listed.
+        TypeError: an option that this estimator does not have.
     """
-    if name not in _FACTORIES:
-        raise ValueError(f"estimator must be one of {sorted(_FACTORIES)}, got {name!r}")
-    return _FACTORIES[name](**options)
+    return _entry(name).factory(**options)
+
+
+def tuning_grid(name: str) -> list[dict[str, Any]]:
+    """The settings tried when an estimator is tuned in hindsight, each as keyword arguments; [{}] if it has none.
+
+    Raises:
+        ValueError: no such name.
+    """
+    grid = _entry(name).grid
+    return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+
+
+def _entry(name: str) -> Entry:
+    if name not in _entries():
+        raise ValueError(f"estimator must be one of {sorted(_entries())}, got {name!r}")
+    return _entries()[name]

@@ -1,0 +1,26 @@
+"""Classical policy evaluation from one log, on the same prompts as the in-context evaluator.
+
+Every class has the estimators' protocol (``fit(trajectory, gamma)``, ``predict(observations)``), a documented default
+and a tuning grid in `grids`.
+"""
+
+from icrl_gym.classical.kernel import GaussianProcessTD, KernelBasedRL, NadarayaWatson, NearestNeighbours
+from icrl_gym.classical.linear import GTD2, LSTD, TDC, BellmanResidual, LinearInContextTD, TDLambda, TrueOnlineTDLambda
+from icrl_gym.classical.neural import FittedValueNetwork
+from icrl_gym.classical.tabular import CertaintyEquivalence
+
+__all__ = [
+    "GTD2",
+    "LSTD",
+    "TDC",
+    "BellmanResidual",
+    "CertaintyEquivalence",
+    "FittedValueNetwork",
+    "GaussianProcessTD",
+    "KernelBasedRL",
+    "LinearInContextTD",
+    "NadarayaWatson",
+    "NearestNeighbours",
+    "TDLambda",
+    "TrueOnlineTDLambda",
+]

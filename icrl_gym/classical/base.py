@@ -1,0 +1,102 @@
+"""What all classical estimators share: the prompt, its constant, and the record they answer with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import numpy as np
+
+from icrl_gym.observations import Observations, as_batch
+from icrl_gym.prompt import Prompt
+from icrl_gym.trajectory import Trajectory
+from icrl_gym.values import ValueEstimates
+
+
+class PromptEstimator(ABC):
+    """An estimator that sees a context as a `Prompt` and queries as feature vectors."""
+
+    def fit(self, trajectory: Trajectory, gamma: float) -> Self:
+        """Learn from a log; gamma in [0, 1). Returns self.
+
+        Raises:
+            TypeError: not a Trajectory, or observations without features.
+            ValueError: gamma out of range.
+        """
+        if not isinstance(trajectory, Trajectory):
+            raise TypeError(f"trajectory must be a Trajectory, got {type(trajectory).__name__}")
+        self.prompt_ = Prompt.from_trajectory(trajectory, gamma)
+        self._space = trajectory.observation_space
+        self._fit(self.prompt_)
+        return self
+
+    def predict(self, observations: Observations) -> ValueEstimates:
+        """Values of raw observations (Q,) + shape; no standard error unless the method has one.
+
+        Raises:
+            RuntimeError: called before `fit`.
+            TypeError, ValueError: the observations do not fit the observation space.
+        """
+        if not hasattr(self, "prompt_"):
+            raise RuntimeError(f"{type(self).__name__} has no context yet: call fit(trajectory, gamma) first")
+        observations = as_batch(observations, self._space, "observations")
+        features_QD = self.prompt_.queries(observations)
+        return ValueEstimates(
+            self._values(features_QD), observations, self.prompt_.estimand, stderr=self._stderr(features_QD)
+        )
+
+    @abstractmethod
+    def _fit(self, prompt: Prompt) -> None: ...
+
+    @abstractmethod
+    def _values(self, features_QD: np.ndarray) -> np.ndarray: ...
+
+    def _stderr(self, features_QD: np.ndarray) -> np.ndarray | None:
+        del features_QD
+        return None
+
+
+def prompt_constant(prompt: Prompt) -> float:
+    """The one value that balances the context's Bellman equations: sum of rewards / sum of (1 - discount)."""
+    return float(prompt.rewards.sum() / (1.0 - prompt.discounts).sum())
+
+
+def all_features(prompt: Prompt) -> np.ndarray:
+    """Features of all columns, sources then ends, (C, D)."""
+    return np.concatenate([prompt.source_features, prompt.end_features])
+
+
+def traces(delta_N: np.ndarray, decay_N: np.ndarray) -> np.ndarray:
+    """e_k = delta_k + decay_k e_{k+1} along the first axis, (N,) or (N, R)."""
+    e = np.array(delta_N, dtype=np.float64)
+    for k in range(len(e) - 2, -1, -1):
+        if decay_N[k]:
+            e[k] += decay_N[k] * e[k + 1]
+    return e
+
+
+def returns(prompt: Prompt) -> np.ndarray:
+    """Discounted returns from every source, (N,); an end that did not terminate is worth the prompt's constant."""
+    open_end_N = ~prompt.trace_links & (prompt.discounts > 0)
+    rewards = prompt.rewards + np.where(open_end_N, prompt.discounts * prompt_constant(prompt), 0.0)
+    return traces(rewards, prompt.discounts * prompt.trace_links)
+
+
+def scaled_distances(left_BD: np.ndarray, right_ND: np.ndarray, width: float) -> np.ndarray:
+    """Squared Euclidean distances divided by width^2, (B, N)."""
+    squares = (left_BD**2).sum(1)[:, None] + (right_ND**2).sum(1) - 2.0 * left_BD @ right_ND.T
+    return np.maximum(squares, 0.0) / width**2
+
+
+def check_positive(**options: float) -> None:
+    """Raise ValueError naming the first option that is not a positive finite number."""
+    for name, value in options.items():
+        if not np.isfinite(value) or value <= 0:
+            raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+
+
+def check_fraction(**options: float) -> None:
+    """Raise ValueError naming the first option outside [0, 1]."""
+    for name, value in options.items():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} must be in [0, 1], got {value!r}")
