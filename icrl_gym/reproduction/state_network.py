@@ -81,23 +81,49 @@ def grouped(contexts: Contexts, *shape: int) -> Contexts:
     return Contexts(*(array.reshape(*shape, *array.shape[1:]) for array in vars(contexts).values()))
 
 
-def values(parameters: Parameters, contexts: Contexts, gamma: float, num_layers: int) -> Tensor:
-    """Values of every state after L layers, (..., S).
+def key_scores(parameters: Parameters, destination_QD: Tensor, contexts: Contexts) -> Tensor:
+    """x(source)^T A x(destination) plus the log count of the source, (..., Q, S)."""
+    scores_QS = destination_QD @ (contexts.features @ parameters.score).mT
+    return scores_QS + contexts.log_counts.unsqueeze(-2)
 
-    v(s) <- v(s) + sum_s' w(s'|s) (a_r r(s') + a_t gamma (P v)(s') + a_c v(s')), w(s'|s) the share of attention that
-    falls on the columns of s'. Parameters carry the leading axes of the contexts, with ones where they are shared.
+
+def memory(parameters: Parameters, contexts: Contexts, gamma: float, num_layers: int) -> Tensor:
+    """What attention reads after L layers, (..., S): values anywhere are softmax(key_scores) @ memory.
+
+    Per layer v(s) <- v(s) + sum_s' w(s'|s) e(s'), e(s') = a_r r(s') + a_t gamma (P v)(s') + a_c v(s'), where w(s'|s) is
+    the share of attention that falls on the columns of s'. Parameters carry the leading axes of the contexts, with
+    ones where they are shared.
     """
-    x = contexts.features
-    scores = x @ (x @ parameters.score).mT  # [destination, source] = x(source)^T A x(destination)
-    attention = torch.softmax(scores + contexts.log_counts.unsqueeze(-2), dim=-1)
-    reward, target, current = (parameters.value_row[..., i, None] for i in range(3))
-    identity = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-    residual = target.unsqueeze(-1) * gamma * contexts.next_state + current.unsqueeze(-1) * identity
-    moved, gained = attention @ residual, (attention @ (reward * contexts.reward).unsqueeze(-1))
-    value = gained
+    attention_SS = torch.softmax(key_scores(parameters, contexts.features, contexts), dim=-1)
+    reward, target, current = (parameters.value_row[..., i, None, None] for i in range(3))
+    identity_SS = torch.eye(attention_SS.shape[-1], dtype=attention_SS.dtype, device=attention_SS.device)
+    residual_SS = (target * gamma * contexts.next_state + current * identity_SS) @ attention_SS
+    gained_S1 = reward * contexts.reward.unsqueeze(-1)
+    memory_S1 = gained_S1
     for _ in range(num_layers - 1):
-        value = value + moved @ value + gained
-    return value.squeeze(-1)
+        memory_S1 = memory_S1 + residual_SS @ memory_S1 + gained_S1
+    return memory_S1.squeeze(-1)
+
+
+def values(parameters: Parameters, contexts: Contexts, gamma: float, num_layers: int) -> Tensor:
+    """Values of every state after L layers, (..., S)."""
+    return read(parameters, contexts.features, contexts, memory(parameters, contexts, gamma, num_layers))
+
+
+def read(parameters: Parameters, destination_QD: Tensor, contexts: Contexts, memory_S: Tensor) -> Tensor:
+    """Values at features (..., Q, D), (..., Q)."""
+    attention_QS = torch.softmax(key_scores(parameters, destination_QD, contexts), dim=-1)
+    return (attention_QS @ memory_S.unsqueeze(-1)).squeeze(-1)
+
+
+def sensitivity(parameters: Parameters, contexts: Contexts, memory_S: Tensor) -> Tensor:
+    """Gradient of every state's value with respect to its own features as a query, (..., S, D).
+
+    d/dx softmax(scores) @ m = sum_s w_s (m_s - mean m) A^T x(s).
+    """
+    attention_SS = torch.softmax(key_scores(parameters, contexts.features, contexts), dim=-1)
+    centred_SS = memory_S.unsqueeze(-2) - attention_SS @ memory_S.unsqueeze(-1)
+    return (attention_SS * centred_SS) @ (contexts.features @ parameters.score)
 
 
 def at_query(contexts: Contexts, values_S: Tensor) -> Tensor:
