@@ -104,7 +104,7 @@ def test_the_report_holds_numbers_figure_command_and_verdict(one_claim, tmp_path
     page = tmp_path / "page.md"
     runner.reproduce(config(tmp_path, report=page, seeds=4))
     text = page.read_text()
-    assert "| x | 3 | [-1.11, 7.11] | 4 |" in text  # mean of 0 2 4 6, Student's t of 3 degrees of freedom
+    assert "| x | 3.00 | [-1.11, 7.11] | 4 |" in text  # mean of 0 2 4 6, Student's t of 3 degrees of freedom
     assert "| y | undefined | - | 1 |" in text
     assert "| a\\|b | c |" in text
     assert "`icrl-gym reproduce one --seeds 4`" in text

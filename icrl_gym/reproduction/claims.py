@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from icrl_gym.reproduction import softmax_td
+from icrl_gym.reproduction import convergence, softmax_td, special_cases
 from icrl_gym.reproduction.claim import Claim
 
 _IN_ORDER: tuple[Claim, ...] = (
     softmax_td.CLAIM,  # 1
-    # 2 special_cases
-    # 3 convergence
+    special_cases.CLAIM,  # 2
+    convergence.CLAIM,  # 3
     # 4 limits
     # 5 emergence
     # 6 minimiser

@@ -98,7 +98,9 @@ def number(value: float) -> str:
     """Three significant digits, "undefined" for NaN."""
     if math.isnan(value):
         return "undefined"
-    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
+    if value == 0 or 100 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}"
 
 
 def _table(table: Table) -> str:
