@@ -57,16 +57,37 @@ class ContinuousProcess(Batched):
         """Rollouts without time limit until what is left weighs at most 0.01; then a tail of the task's mean value.
 
         The chance of a hazard is carried as a weight instead of being sampled, and reward noise is left out: both
-        have the same expectation. Half of the rollouts go to ``values``, half to ``values_second``.
+        have the same expectation. Half of the rollouts go to ``values``, half to ``values_second``. Tasks without
+        noise need one rollout only.
         """
-        shape = (*states.shape[:2], 2, num_rollouts // 2)
-        total, weight = _rollouts(self, states.repeat_interleave(num_rollouts, dim=1), gamma, generator)
-        total, weight = total.view(shape), weight.view(shape)
-        total_BQ2, weight_BQ2 = total.mean(dim=-1), weight.mean(dim=-1)
-        level_B12 = total_BQ2.mean(dim=1, keepdim=True) / (1 - weight_BQ2.mean(dim=1, keepdim=True))
-        values_BQ2 = total_BQ2 + weight_BQ2 * level_B12
-        each = (total + weight * level_B12.mean(dim=-1, keepdim=True).unsqueeze(-1)).flatten(2)
-        return Truth(values_BQ2[..., 0], values_BQ2[..., 1], each.std(dim=-1) / num_rollouts**0.5)
+        truth = torch.empty((3, *states.shape[:2]), device=states.device)
+        random_B = self.dynamics.is_random_B
+        for tasks_B, copies in ((random_B, num_rollouts), (~random_B, 1)):
+            index = tasks_B.nonzero().squeeze(-1)
+            if len(index):
+                starts = states[index].repeat_interleave(copies, dim=1)
+                total, weight = _rollouts(self.select(index), starts, gamma[index], generator)
+                truth[:, index] = _summary(total.unflatten(1, (-1, copies)), weight.unflatten(1, (-1, copies)))
+        return Truth(*truth)
+
+
+def _summary(total_BQR: Tensor, weight_BQR: Tensor) -> Tensor:
+    """Two estimates from the halves of the rollouts and their common standard error, (3, B, Q).
+
+    Copies that are still alive get the half's own mean value, so that the halves stay independent.
+    """
+    copies = total_BQR.shape[-1]
+    halves = [slice(0, 1)] * 2 if copies == 1 else [slice(0, copies // 2), slice(copies // 2, None)]
+    parts = [_with_tail(total_BQR[..., half], weight_BQR[..., half]) for half in halves]
+    if copies == 1:
+        return torch.stack([parts[0].squeeze(-1), parts[0].squeeze(-1), torch.zeros_like(total_BQR[..., 0])])
+    spread_BQ = torch.cat(parts, dim=-1).std(dim=-1)
+    return torch.stack([*(part.mean(dim=-1) for part in parts), spread_BQ / copies**0.5])
+
+
+def _with_tail(total_BQR: Tensor, weight_BQR: Tensor) -> Tensor:
+    level_B = total_BQR.mean(dim=(1, 2)) / (1 - weight_BQR.mean(dim=(1, 2)))
+    return total_BQR + weight_BQR * level_B[:, None, None]
 
 
 def _pilot(dynamics: Dynamics, generator: torch.Generator) -> Tensor:

@@ -60,9 +60,10 @@ class Start(Batched):
 
 @dataclass(frozen=True)
 class Dynamics(Batched):
-    """Base of all continuous dynamics: where episodes start, and how the state moves on."""
+    """Base of all continuous dynamics: where episodes start, how the state moves on, and what disturbs it."""
 
     origin: Start
+    noise: Noise
 
     @classmethod
     def draw(cls, draws: Draws, size: int) -> Self:
@@ -75,6 +76,11 @@ class Dynamics(Batched):
     def advance(self, states: Tensor, generator: torch.Generator) -> Tensor:
         """The next states, (B, M, S) -> (B, M, S)."""
         raise NotImplementedError
+
+    @property
+    def is_random_B(self) -> Tensor:
+        """Which tasks have any noise, (B,) bool."""
+        return (self.noise.scale_B1S > 0).flatten(1).any(dim=1)
 
     def features(self, states: Tensor) -> Tensor:
         """What can be measured; by default the state itself."""
@@ -89,7 +95,6 @@ class VectorField(Dynamics):
     bias_B1H: Tensor
     inward_BSH: Tensor
     outward_BHS: Tensor
-    noise: Noise
 
     NUM_HIDDEN = 12
 
@@ -119,9 +124,8 @@ class Switching(Dynamics):
 
     border_BSK: Tensor
     border_B1K: Tensor
-    matrix_BSX: Tensor  # X = K * S
-    shift_B1X: Tensor
-    noise: Noise
+    matrix_BXS: Tensor  # X = K * S: the systems below each other
+    shift_BKS: Tensor
 
     NUM_MODES = 3
     SHARPNESS = 25.0
@@ -140,17 +144,16 @@ class Switching(Dynamics):
             origin=Start.draw(draws, size),
             border_BSK=draws.normal(size, modes) * (cls.SHARPNESS / size**0.5),
             border_B1K=draws.normal(1, modes) * (0.4 * cls.SHARPNESS),
-            matrix_BSX=matrix_BKSS.permute(0, 2, 1, 3).reshape(draws.num_tasks, size, modes * size),
-            shift_B1X=shift_BK1S.reshape(draws.num_tasks, 1, modes * size),
+            matrix_BXS=matrix_BKSS.flatten(1, 2),
+            shift_BKS=shift_BK1S.squeeze(2),
             noise=Noise.draw(draws, size, 0.003, 0.2),
         )
 
     def advance(self, states: Tensor, generator: torch.Generator) -> Tensor:
         weight_BMK = torch.baddbmm(self.border_B1K, states, self.border_BSK).softmax(dim=-1)
-        moves_BMX = torch.baddbmm(self.shift_B1X, states, self.matrix_BSX)
-        moves_BMKS = moves_BMX.unflatten(-1, (self.NUM_MODES, -1))
-        moved = (moves_BMKS * weight_BMK.unsqueeze(-1)).sum(dim=-2)
-        return moved.add_(states).add_(self.noise.sample(states.shape[1], generator)).clamp_(-4.0, 4.0)
+        gated_BMX = (weight_BMK.unsqueeze(-1) * states.unsqueeze(-2)).flatten(2)
+        moved = self.noise.sample(states.shape[1], generator).add_(states).baddbmm_(gated_BMX, self.matrix_BXS)
+        return moved.baddbmm_(weight_BMK, self.shift_BKS).clamp_(-4.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,6 @@ class Seeker(Dynamics):
     damping_B1P: Tensor
     strength_B11: Tensor
     step_B11: Tensor
-    noise: Noise
 
     @classmethod
     def draw(cls, draws: Draws, size: int) -> Self:

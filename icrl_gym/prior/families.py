@@ -97,7 +97,7 @@ class ContinuousFamily:
     dynamics: type[Dynamics]
     sizes: Sequence[int]
     num_features: Callable[[int], int]
-    end_weights: Sequence[float] = (0.22, 0.33, 0.2, 0.25)
+    end_weights: Sequence[float] = (0.22, 0.38, 0.24, 0.16)
     exact: bool = False
 
     def draw_layout(self, rng: np.random.Generator) -> Layout:
@@ -135,7 +135,7 @@ class GridFamily:
 
     description: str
     weight: float
-    sides: tuple[int, int] = (3, 12)
+    sides: tuple[int, int] = (4, 12)
     exact: bool = True
 
     def draw_layout(self, rng: np.random.Generator) -> Layout:
@@ -219,7 +219,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         ),
         "grid": GridFamily("walls, pits and a goal on integer coordinates", 1.2),
         "dirichlet": TabularFamily("unstructured random tables", 0.5, unstructured, (5, 64), natural=False),
-        "chain": TabularFamily("states in a row, mostly forward", 0.6, chain, (5, 96)),
+        "chain": TabularFamily("states in a row, mostly forward", 0.6, chain, (12, 96)),
         "loop": TabularFamily("states in a circle", 0.4, loop, (4, 64)),
         "queue": TabularFamily("a count that hovers around a level", 0.4, queue, (6, 64)),
     }

@@ -27,7 +27,6 @@ class Oscillator(Dynamics):
     linear_BSP: Tensor
     force_B1P: Tensor
     bend_B1P: Tensor
-    noise: Noise
 
     @classmethod
     def draw(cls, draws: Draws, size: int) -> Self:
@@ -66,7 +65,6 @@ class Stabilised(Dynamics):
     gain_BSP: Tensor
     bias_B1P: Tensor
     strength_B1P: Tensor
-    noise: Noise
 
     REACH = 3.0
 
@@ -120,7 +118,6 @@ class Contact(Dynamics):
     kick_B1P: Tensor
     ceiling_B1P: Tensor
     coupling_BPP: Tensor
-    noise: Noise
 
     @classmethod
     def draw(cls, draws: Draws, size: int) -> Self:
@@ -172,7 +169,6 @@ class Gait(Dynamics):
     body_BSX: Tensor  # from the whole state to the changes of speed and lean velocity, X = 2
     body_B1X: Tensor
     hold_B11: Tensor
-    noise: Noise
 
     @classmethod
     def draw(cls, draws: Draws, size: int) -> Self:
@@ -235,7 +231,6 @@ class Rotor(Dynamics):
     drive_B1P: Tensor
     damping_B1P: Tensor
     coupling_BPP: Tensor
-    noise: Noise
 
     @classmethod
     def draw(cls, draws: Draws, size: int) -> Self:

@@ -79,7 +79,9 @@ def draw_outcomes(draws: Draws, pilot_BMTF: Tensor, gamma: Tensor, end_weights: 
         end_weights: weights of the terminations none, box, goal and hazard.
     """
     kind_B, end_B = draws.choice(REWARD_WEIGHTS), draws.choice(end_weights)
-    end_B = torch.where((kind_B == PER_STEP) & (end_B == NO_END), torch.where(draws.chance(0.5), BOX, HAZARDOUS), end_B)
+    end_B = torch.where(
+        (kind_B == PER_STEP) & (end_B == NO_END), torch.where(draws.chance(0.75), BOX, HAZARDOUS), end_B
+    )
     linear_BUF, square_BUF, constant_BU1 = _forms(draws, pilot_BMTF, end_B)
     flat_BPF = pilot_BMTF.flatten(1, 2)
     forms_BUP = quadratic_forms(flat_BPF, linear_BUF, square_BUF, constant_BU1)
@@ -91,7 +93,7 @@ def draw_outcomes(draws: Draws, pilot_BMTF: Tensor, gamma: Tensor, end_weights: 
     bordered_B = (end_B == BOX) | (end_B == GOAL)
     for unit in (BORDER, SECOND_BORDER):
         constant_BU1[:, unit, 0] = torch.where(bordered_B, constant_BU1[:, unit, 0] - threshold_B, NEVER)
-    steepness_B1 = draws.uniform(0.3, 3.0, 1)
+    steepness_B1 = draws.uniform(0.5, 4.0, 1)
     typical_B1 = (forms_BUP[:, HAZARD].tanh() * steepness_B1).exp().mean(dim=1, keepdim=True)
     unit_B = draws.log_uniform(0.3, 3.0)
     unit_B = torch.where(kind_B == PER_STEP, torch.where(draws.chance(0.8), 1.0, unit_B), unit_B)
@@ -224,7 +226,7 @@ def _component_weights(draws: Draws, kind_B: Tensor, end_B: Tensor, forms_BUP: T
 def _terminal(draws: Draws, kind_B: Tensor, end_B: Tensor, gamma: Tensor) -> Tensor:
     """Terminal bonus or penalty in units of the reward's spread, (B,)."""
     horizon_B = 1 / (1 - gamma).float()
-    size_B = (draws.uniform(0.0, 1.0) * horizon_B.log()).exp()
+    size_B = (draws.uniform(0.0, 0.85) * horizon_B.log()).exp()
     bonus_share_B = torch.where(end_B == GOAL, 0.9, 0.25)
     signed_B = torch.where(draws.uniform(0.0, 1.0) < bonus_share_B, size_B, -size_B)
     given_B = draws.chance(0.5) & (end_B != NO_END)

@@ -84,8 +84,8 @@ def _sample(cumulative_BMn: Tensor, generator: torch.Generator) -> Tensor:
 def draw_table(draws: Draws, skeleton: Skeleton, features_BnF: Tensor, gamma: Tensor) -> TabularProcess:
     """Draw rewards and termination for tables, termination at a wanted frequency on their own paths."""
     occupancy_Bn = _occupancy(skeleton)
-    kind_B = draws.choice((0.35, 0.2, 0.2, 0.25))  # per step, sparse, rough, smooth
-    end_B = draws.choice((0.25, 0.0, 0.45, 0.3))
+    kind_B = draws.choice((0.3, 0.2, 0.2, 0.3))  # per step, sparse, rough, smooth
+    end_B = draws.choice((0.25, 0.0, 0.5, 0.25))
     ends_anyway_B = torch.zeros_like(end_B, dtype=torch.bool)
     if skeleton.end_Bn is not None:
         ends_anyway_B = skeleton.end_Bn.sum(dim=-1) > 0
@@ -94,7 +94,7 @@ def draw_table(draws: Draws, skeleton: Skeleton, features_BnF: Tensor, gamma: Te
     stop_Bn = _stops(draws, skeleton, occupancy_Bn, end_B)
     unit_B1 = draws.log_uniform(0.3, 3.0, 1)
     sign_B1, horizon_B1 = draws.sign(1), 1 / (1 - gamma.float()).unsqueeze(-1)
-    size_B1 = (draws.uniform(0.0, 1.0, 1) * horizon_B1.log()).exp()
+    size_B1 = (draws.uniform(0.0, 0.85, 1) * horizon_B1.log()).exp()
     terminal_B1 = sign_B1 * size_B1 * draws.chance(0.6, 1)
     terminal_B1 = torch.where((kind_B == 1).unsqueeze(-1) & ends_anyway_B.unsqueeze(-1), size_B1, terminal_B1)
     cumulative_Bnn = skeleton.transition_Bnn.double().cumsum(dim=-1).float()
@@ -125,7 +125,7 @@ def _stops(draws: Draws, skeleton: Skeleton, occupancy_Bn: Tensor, end_B: Tensor
     rate_B1 = draws.log_uniform(1 / 2000, 1 / 20, 1)
     gap_Bn = (occupancy_Bn.clamp(min=1e-9).log() - rate_B1.log()).abs() + 100.0 * (skeleton.start_Bn > 0)
     single_Bn = torch.nn.functional.one_hot(gap_Bn.argmin(dim=-1), gap_Bn.shape[1]).float()
-    uneven_Bn = (draws.normal(gap_Bn.shape[1]) * draws.uniform(0.3, 2.0, 1)).exp()
+    uneven_Bn = (draws.normal(gap_Bn.shape[1]) * draws.uniform(0.5, 3.0, 1)).exp()
     typical_B1 = (uneven_Bn * occupancy_Bn).sum(dim=-1, keepdim=True)
     hazard_Bn = (uneven_Bn * rate_B1 / typical_B1).clamp(max=MAX_HAZARD)
     end_B1 = end_B.unsqueeze(-1)
@@ -150,21 +150,29 @@ def _rewards(draws: Draws, skeleton: Skeleton, kind_B: Tensor) -> Tensor:
             smooth_Bn,
         ]
     )
-    return table_KBn.gather(0, kind_B.view(1, -1, 1).expand(1, -1, num_states)).squeeze(0)
+    reward_Bn = table_KBn.gather(0, kind_B.view(1, -1, 1).expand(1, -1, num_states)).squeeze(0)
+    if skeleton.end_Bn is not None:  # ends may pay differently
+        reward_Bn = reward_Bn + skeleton.end_Bn * rough_Bn * draws.log_uniform(1.0, 20.0, 1) * draws.chance(0.4, 1)
+    return reward_Bn
 
 
 def unstructured(draws: Draws, num_states: int) -> Skeleton:
-    """Dirichlet rows over a few random successors each; random points as geometry."""
-    weight_Bnn = -draws.uniform(1e-6, 1.0, num_states, num_states).log()  # Dirichlet(1) after normalising
-    peaked_Bnn = weight_Bnn ** draws.uniform(0.5, 3.0, 1, 1)
-    share_B11 = draws.uniform(1.5, 8.0, 1, 1) / num_states
-    kept_Bnn = draws.uniform(0.0, 1.0, num_states, num_states) < share_B11
-    successor_Bn = draws.integer(num_states, num_states)
-    certain_Bnn = torch.nn.functional.one_hot(successor_Bn, num_states)
-    transition_Bnn = peaked_Bnn * (kept_Bnn | certain_Bnn.bool())
+    """Dirichlet rows over a few successors each, in some tasks only near ones; random points as geometry."""
+    index_n = torch.arange(num_states, device=draws.generator.device)
+    gap_nn = (index_n - index_n.unsqueeze(-1)).abs()
+    gap_nn = torch.minimum(gap_nn, num_states - gap_nn) / num_states
+    reach_B11 = torch.where(draws.chance(0.5, 1, 1), draws.log_uniform(0.03, 0.3, 1, 1), 1.0)
+    share_Bnn = draws.uniform(0.5, 4.0, 1, 1) / num_states / reach_B11.clamp(max=0.5) / 2
+    kept_Bnn = (draws.uniform(0.0, 1.0, num_states, num_states) < share_Bnn) & (gap_nn <= reach_B11)
+    certain_Bn = (
+        index_n + (draws.uniform(-1.0, 1.0, num_states) * reach_B11.squeeze(-1) * num_states / 2).round()
+    ).long()
+    certain_Bnn = torch.nn.functional.one_hot(certain_Bn % num_states, num_states).bool()
+    weight_Bnn = -draws.uniform(1e-6, 1.0, num_states, num_states).log()  # exponential: Dirichlet(1) once normalised
+    transition_Bnn = weight_Bnn ** draws.uniform(0.5, 3.0, 1, 1) * (kept_Bnn | certain_Bnn)
     transition_Bnn = transition_Bnn / transition_Bnn.sum(dim=-1, keepdim=True)
-    stay_B11 = draws.uniform(0.0, 0.8, 1, 1) * draws.chance(0.4, 1, 1)
-    transition_Bnn = transition_Bnn * (1 - stay_B11) + stay_B11 * torch.eye(num_states, device=share_B11.device)
+    stay_B11 = draws.uniform(0.0, 0.95, 1, 1) * draws.chance(0.5, 1, 1)
+    transition_Bnn = transition_Bnn * (1 - stay_B11) + stay_B11 * torch.eye(num_states, device=gap_nn.device)
     start_Bn = draws.subset(num_states, most=3).float()
     return Skeleton(transition_Bnn, start_Bn / start_Bn.sum(dim=-1, keepdim=True), draws.normal(num_states, 2))
 
@@ -186,9 +194,9 @@ def _moves(draws: Draws, num_states: int, shifts: range, forward: Tensor, wrap: 
 
 
 def chain(draws: Draws, num_states: int) -> Skeleton:
-    """States in a row, moving by -1 to 3, mostly forward; the last one usually ends the process."""
-    forward_B11 = draws.uniform(0.2, 1.5, 1, 1)
-    transition_Bnn = _moves(draws, num_states, range(-1, 4), forward_B11, wrap=False)
+    """States in a row, moving by -1 to 2, mostly forward; the last one usually ends the process."""
+    forward_B11 = draws.uniform(0.1, 1.0, 1, 1)
+    transition_Bnn = _moves(draws, num_states, range(-1, 3), forward_B11, wrap=False)
     end_Bn = torch.zeros(draws.num_tasks, num_states, device=forward_B11.device)
     ends_B1 = draws.chance(0.7, 1)
     end_Bn[:, -1:] = ends_B1.float()

@@ -22,8 +22,8 @@ from icrl_gym.trajectory import Trajectory
 QUERY_STREAMS = 8
 MAX_EPISODE = 1000  # longest time limit, and how far into an episode queries reach
 MIN_EPISODE = 8
-MAX_ROUND, MAX_ROUNDS = 48, 60  # tasks simulated together; attempts to fill a batch
-FLAT_SHARE = 0.02  # drawn tasks that may keep values without spread
+MAX_ROUND, MAX_ROUNDS = 64, 60  # tasks simulated together; attempts to fill a batch
+FLAT_KEPT = 0.12  # share of the tasks without spread that are kept all the same: 1 to 5 % of a batch
 LEAST_SPREAD = 0.005  # of mean |V|
 LEAST_SIGNAL = 1.5  # in standard errors of the truth
 
@@ -314,7 +314,7 @@ def _worth_learning(batch: TaskBatch, draws: Draws) -> Tensor:
     noise_B, size_B = batch.stderr.square().mean(dim=1).sqrt(), batch.values.abs().mean(dim=1)
     varies_B = (spread_B > LEAST_SPREAD * size_B) & (spread_B > LEAST_SIGNAL * noise_B)
     finite_B = torch.isfinite(batch.values).all(dim=1) & torch.isfinite(batch.observations).flatten(1).all(dim=1)
-    return finite_B & (varies_B | draws.chance(FLAT_SHARE))
+    return finite_B & (size_B > 0) & (varies_B | draws.chance(FLAT_KEPT))
 
 
 _TENSORS = tuple(field.name for field in fields(TaskBatch) if field.type == "Tensor")
