@@ -246,20 +246,21 @@ CLAIM = Claim(
     id="convergence",
     title="The error decays with depth to a floor of order n^-1/2",
     statement=(
-        "If min_s M(s, s) >= (1 + gamma)/2 + C with 0 < C < (1 - gamma)/2 (Assumption 5.1), then for large n the largest"
-        " error over states is at most (1 - C)^L times the first one plus a constant times sqrt(log(1/delta)/n). The"
-        " matrix of a layer obeys ||I - M + gamma P||_inf <= 2 (1 - min_s M(s, s)) + gamma."
+        "If min_s M(s, s) >= (1 + gamma)/2 + C with 0 < C < (1 - gamma)/2 (Assumption 5.1), then for large n the"
+        " largest error over states is at most (1 - C)^L times the first one plus a constant times"
+        " sqrt(log(1/delta)/n). The matrix of a layer obeys ||I - M + gamma P||_inf <= 2 (1 - min_s M(s, s)) + gamma."
     ),
     source="[XLCLCZ26] Theorem 2 and eqs 20-23; the regimes are ours",
     measured=(
-        "Boyan-10 chains with six kinds of features, gamma = .9, n = 1,000: distance to the fixed point in each of"
-        " 200 layers, spectral radius, norm, certificate, and C, all on the context itself. The floor: 8-state random"
-        " MRPs, one-hot features with tau = 10, 400 layers, against exact values. Contexts that miss a state are left out."
+        "Boyan-10 chains with six kinds of features, gamma = .9, n = 1,000: distance to the fixed point in each of 200"
+        " layers, spectral radius, norm, certificate, and C, all on the context itself. The floor: 8-state random"
+        " MRPs, one-hot features with tau = 10, 400 layers, against exact values. Contexts that miss a state are left"
+        " out."
     ),
     criterion=(
         "Wherever the context satisfies the assumption, the error stays below (1 - C)^L at every layer and the"
-        " recursion converges; radius <= norm <= certificate everywhere; the interval of the floor's slope lies within -0.5 +- 0.1;"
-        " each of the three regimes occurs."
+        " recursion converges; radius <= norm <= certificate everywhere; the interval of the floor's slope lies within"
+        " -0.5 +- 0.1; each of the three regimes occurs."
     ),
     function=error_decay,
 )
