@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from icrl_gym.reproduction import convergence, softmax_td, special_cases
+from icrl_gym.reproduction import convergence, limits, softmax_td, special_cases
 from icrl_gym.reproduction.claim import Claim
 
 _IN_ORDER: tuple[Claim, ...] = (
     softmax_td.CLAIM,  # 1
     special_cases.CLAIM,  # 2
     convergence.CLAIM,  # 3
-    # 4 limits
+    limits.CLAIM,  # 4
     # 5 emergence
     # 6 minimiser
     # 7 boyan
