@@ -1,0 +1,264 @@
+"""Claim 5: pretraining from random initialisation finds weighted softmax TD ([XLCLCZ26] Theorem 3)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from icrl_gym.figures import COLOURS, STYLES
+from icrl_gym.reproduction import free_pretraining
+from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table
+from icrl_gym.reproduction.mrps import boyan_chains
+from icrl_gym.reproduction.pretraining import LOSSES, Recipe, train
+from icrl_gym.reproduction.state_network import (
+    Contexts,
+    Parameters,
+    construction,
+    count,
+    memory,
+    sensitivity,
+    values,
+)
+from icrl_gym.reproduction.store import Store
+
+DIRECTION = np.array([1.0, 1.0, -1.0]) / np.sqrt(3.0)
+NEAR = 0.95  # cosine that counts as "tends to"
+ALIKE = 0.9  # similarity that counts as "the same function"
+NUM_TEST_MRPS = 200
+
+
+def recipe_of(loss: str, quick: bool) -> Recipe:
+    """The same budget for each loss: 64 prompts per seed and step."""
+    size = {"num_steps": 100, "num_layers": 10} if quick else {"num_steps": 1200, "num_layers": 10}
+    return Recipe(**size, **({"num_mrps": 2, "num_walks": 32} if loss == "neu" else {}))
+
+
+def trained(loss: str, quick: bool, seeds: Sequence[int], device: str, store: Store) -> dict[str, np.ndarray]:
+    """The path of training under ``loss``, from the store if it is there; see `train`."""
+    name = f"{loss}-seeds-{'-'.join(map(str, seeds))}"
+    checkpoint = store.folder / f"{name}.checkpoint"
+    return store.arrays(name, lambda: train(loss, tuple(seeds), recipe_of(loss, quick), checkpoint, device))
+
+
+def emergence(quick: bool, seeds: Sequence[int], device: str, store: Store) -> Outcome:
+    """Claim 5. Under torchrun the ranks share the trainings among them through the store."""
+    jobs = [partial(trained, loss, quick, seeds, device, store) for loss in LOSSES]
+    jobs.append(partial(free_pretraining.trained, quick, seeds, device, store))
+    _share(jobs)
+    *paths, free = (job() for job in jobs)
+    measured = {loss: similarities(path, recipe_of(loss, quick)) for loss, path in zip(LOSSES, paths, strict=True)}
+    return _judge(dict(zip(LOSSES, paths, strict=True)), measured, free, len(seeds))
+
+
+def _share(jobs: Sequence[Callable[[], object]]) -> None:
+    """Run every WORLD_SIZE-th job in this process, and wait for the others'; nothing in a single process."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world < 2:
+        return
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    for job in jobs[rank::world]:
+        job()
+    torch.distributed.barrier()
+
+
+def similarities(path: dict[str, np.ndarray], recipe: Recipe) -> dict[str, np.ndarray]:
+    """Per seed (G,): cosines of V and A to the construction, and how alike the values are on fresh chains.
+
+    The values are compared with weighted softmax TD with the nearest parameters alpha (1, 1, -1) and c I. As in
+    [WBDZ24]: "value difference" is the mean squared difference, here over the variance of the values of softmax TD;
+    "implicit weights" the cosine of the least-squares weights of the values on the features, "sensitivity" the cosine
+    of the gradients with respect to the query's features; both averaged over chains.
+    """
+    value_row, score = path["value_row"][-1], path["score"][-1]
+    diagonal = np.trace(score, axis1=1, axis2=2)
+    norm = np.linalg.norm(score, axis=(1, 2))
+    found = {
+        "cosine of V": value_row @ DIRECTION / np.linalg.norm(value_row, axis=1),
+        "cosine of A": diagonal / norm / np.sqrt(score.shape[-1]),
+        "alpha": value_row @ DIRECTION / np.sqrt(3.0),
+        "scale of A": diagonal / score.shape[-1],
+    }
+    contexts = test_contexts(recipe)
+    rows = [
+        _alike(Parameters(torch.as_tensor(v), torch.as_tensor(a)), nearest, contexts, recipe)
+        for v, a, nearest in zip(value_row, score, _nearest(found, recipe), strict=True)
+    ]
+    names = ("value difference", "implicit weights", "sensitivity")
+    return found | dict(zip(names, np.array(rows).T, strict=True))
+
+
+def test_contexts(recipe: Recipe) -> Contexts:
+    """Fresh Boyan chains, one walk each, the same in every comparison."""
+    rng = np.random.default_rng([5, 10**6])
+    mrps = boyan_chains(rng, NUM_TEST_MRPS, recipe.num_states, recipe.num_features)
+    return count(mrps, mrps.walk(rng, recipe.num_transitions))
+
+
+def _nearest(found: dict[str, np.ndarray], recipe: Recipe) -> list[Parameters]:
+    pairs = zip(found["alpha"], found["scale of A"], strict=True)
+    return [construction(recipe.num_features, float(alpha), float(scale)) for alpha, scale in pairs]
+
+
+def _alike(learned: Parameters, nearest: Parameters, contexts: Contexts, recipe: Recipe) -> tuple[float, float, float]:
+    mine, reference = (values(p, contexts, recipe.gamma, recipe.num_layers) for p in (learned, nearest))
+    difference = (mine - reference).square().mean() / reference.var()
+    weights = [torch.linalg.lstsq(contexts.features, v.unsqueeze(-1)).solution.squeeze(-1) for v in (mine, reference)]
+    slopes = [
+        sensitivity(p, contexts, memory(p, contexts, recipe.gamma, recipe.num_layers)) for p in (learned, nearest)
+    ]
+    cosine = torch.nn.functional.cosine_similarity
+    return float(difference), float(cosine(*weights, dim=-1).mean()), float(cosine(*slopes, dim=-1).mean())
+
+
+def _judge(paths: dict, measured: dict, free: dict[str, np.ndarray], num_seeds: int) -> Outcome:
+    findings: list[Finding] = []
+    emerged, succeeded = [], {}
+    for loss, found in measured.items():
+        v = Finding.mean(f"{loss}: cosine of V", found["cosine of V"])
+        a = Finding.mean(f"{loss}: cosine of A", found["cosine of A"])
+        both = (found["cosine of V"] > NEAR) & (found["cosine of A"] > NEAR)
+        succeeded[loss] = int(both.sum())
+        findings += [
+            v,
+            a,
+            Finding.share(f"{loss}: share of seeds with both cosines above {NEAR}", both.sum(), len(both)),
+        ]
+        alike = min(found["implicit weights"].mean(), found["sensitivity"].mean()) > ALIKE
+        if all(f.low is not None and f.low > NEAR for f in (v, a)) and alike:
+            emerged.append(loss)
+    verdict = "does not hold"
+    if emerged:
+        verdict = "holds" if len(emerged) == len(LOSSES) else "holds with these limits"
+    findings += [
+        Finding.mean(f"{loss}: value difference", found["value difference"]) for loss, found in measured.items()
+    ]
+    findings.append(Finding.mean("no masks, td: cosine of V's current row", free["row_cosine"]))
+    findings.append(Finding.mean("no masks, td: cosine of A's feature block", free["block_cosine"]))
+    findings.append(Finding.mean("no masks, td: share of V and A outside the construction's support", free["outside"]))
+    figure = _figure(paths, measured, free)
+    caption = (
+        "Left: cosine of V's row to (1, 1, -1) during training, the mean over seeds and their range. Middle: the same"
+        " for A and the identity. Right: the entries of V's row after training, one point per seed, scaled to unit"
+        " length; dotted: the construction."
+    )
+    limits = _limits(emerged, succeeded, measured, free, num_seeds)
+    return Outcome(verdict, tuple(findings), limits, figure, caption, (_table(measured), _free_table(free)))
+
+
+def _limits(
+    emerged: list[str], succeeded: dict[str, int], measured: dict, free: dict[str, np.ndarray], num_seeds: int
+) -> str:
+    parts = [f"Emerges under {', '.join(emerged) or 'no loss'}."]
+    for loss in LOSSES:
+        if loss not in emerged:
+            found = measured[loss]
+            parts.append(
+                f"Under {loss} in {succeeded[loss]} of {num_seeds} seeds (mean cosine of V"
+                f" {found['cosine of V'].mean():.2f}, of A {found['cosine of A'].mean():.2f})."
+            )
+    mirrored = [
+        (loss, int(((found["cosine of V"] < 0) & (found["cosine of A"] < 0)).sum())) for loss, found in measured.items()
+    ]
+    for loss, many in mirrored:
+        if many:
+            parts.append(
+                f"{many} of the {loss} seeds end with both signs turned, (-V, -A): in small scores that is the same"
+                " linear"
+                " part of TD with the constant part of the wrong sign, a local minimum."
+            )
+    if "msve" not in emerged and "mc" not in emerged:
+        parts.append(
+            "The errors against values and returns are lower away from TD at this depth, see the loss table of"
+            " claim 6: a few layers gain more from adding up rewards than from bootstrapping."
+        )
+    for loss in emerged:
+        apart = measured[loss]["value difference"].mean()
+        parts.append(
+            f"Even where the directions emerge ({loss}) the small angle that is left matters: the values still differ"
+            f" from softmax TD's by {apart:.2g} of their variance, while implicit weights and sensitivities agree."
+        )
+    if free["row_cosine"].mean() < NEAR:
+        parts.append("Without masks the structure does not emerge within this budget.")
+    return " ".join(parts)
+
+
+def _table(measured: dict[str, dict[str, np.ndarray]]) -> Table:
+    names = tuple(next(iter(measured.values())))
+    rows = tuple((loss, *(_with_spread(found[name]) for name in names)) for loss, found in measured.items())
+    return Table(("loss", *names), rows, "With masks: mean over seeds (smallest to largest).")
+
+
+def _free_table(free: dict[str, np.ndarray]) -> Table:
+    names = ("row_cosine", "block_cosine", "outside", "value_difference", "loss")
+    columns = (
+        "cosine of V's row", "cosine of A's block", "share outside the support",
+        "value difference to the nearest softmax TD", "td loss at the end",
+    )  # fmt: skip
+    row = tuple(_with_spread(free[name]) for name in names)
+    return Table(columns, (row,), "Without masks, loss td: mean over seeds (smallest to largest).")
+
+
+def _with_spread(numbers: np.ndarray) -> str:
+    return f"{numbers.mean():.3g} ({numbers.min():.3g} to {numbers.max():.3g})"
+
+
+def _figure(paths: dict, measured: dict, free: dict[str, np.ndarray]) -> Figure:
+    figure = Figure(figsize=(13, 4.2), dpi=110, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for (loss, path), colour, style in zip(paths.items(), COLOURS, STYLES, strict=False):
+        value_row, score = path["value_row"], path["score"]
+        v = value_row @ DIRECTION / np.linalg.norm(value_row, axis=-1)
+        a = np.trace(score, axis1=2, axis2=3) / np.linalg.norm(score, axis=(2, 3)) / np.sqrt(score.shape[-1])
+        for axes, cosine in ((left, v), (middle, a)):
+            axes.plot(path["steps"], cosine.mean(axis=1), color=colour, linestyle=style, label=loss)
+            axes.fill_between(
+                path["steps"], cosine.min(axis=1), cosine.max(axis=1), color=colour, alpha=0.12, linewidth=0
+            )
+        unit = value_row[-1] / np.linalg.norm(value_row[-1], axis=-1, keepdims=True)
+        shift = 0.15 * (list(paths).index(loss) - 1.5)
+        for entry in range(3):
+            right.plot(np.full(len(unit), entry + shift), unit[:, entry], "o", color=colour, markersize=4, alpha=0.7)
+    for axes, name in ((left, "V's row to (1, 1, -1)"), (middle, "A to the identity")):
+        axes.axhline(NEAR, color="black", linewidth=0.7, linestyle=":")
+        axes.set(xlabel="step", ylabel="cosine", ylim=(-1.05, 1.05), title=f"Cosine of {name}")
+        axes.legend(fontsize="small", loc="lower right")
+        axes.grid(alpha=0.25)
+    for entry in range(3):
+        right.plot([entry - 0.4, entry + 0.4], [DIRECTION[entry]] * 2, color="black", linestyle=":")
+    right.set_xticks(range(3), ["reward", "target", "current"])
+    right.set(ylabel="entry of V's row, unit length", title="V's row after training")
+    right.grid(alpha=0.25)
+    return figure
+
+
+CLAIM = Claim(
+    number=5,
+    id="emergence",
+    title="Weighted softmax TD emerges from pretraining",
+    statement=(
+        "Pretrained from random initialisation with the sparsity masks, V's row tends to a multiple of (1, 1, -1) over"
+        " (reward, target, current) and A to a multiple of the identity: the transformer becomes weighted softmax TD."
+    ),
+    source="[XLCLCZ26] Theorem 3 and its appendix F.2 (the pattern of the masks is inferred)",
+    measured=(
+        "Adam on fresh Boyan chains (10 states, 4 features, n = 30, gamma = .9, 10 tied layers) under four losses: td"
+        " (semi-gradient), neu (norm of the expected update, unbiased estimate, one-hot psi), msve (exact values) and"
+        " mc (returns). Cosines to the construction, and agreement with weighted softmax TD at the nearest alpha (1,"
+        " 1, -1), c I on 200 fresh chains: value difference (over the variance), implicit-weight and sensitivity"
+        " similarity. Also td without any masks, reported but not judged."
+    ),
+    criterion=(
+        f"Per loss: the lower ends of the 95 % intervals of both mean cosines exceed {NEAR} and both similarities"
+        f" average above {ALIKE}. Holds if so for all four losses, with limits if for some."
+    ),
+    function=emergence,
+    num_seeds=10,
+    quick_seeds=3,
+    least_seeds=10,
+)
