@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from icrl_gym.reproduction import convergence, limits, softmax_td, special_cases
+from icrl_gym.reproduction import boyan, convergence, limits, softmax_td, special_cases
 from icrl_gym.reproduction.claim import Claim
 
 _IN_ORDER: tuple[Claim, ...] = (
@@ -12,7 +12,7 @@ _IN_ORDER: tuple[Claim, ...] = (
     limits.CLAIM,  # 4
     # 5 emergence
     # 6 minimiser
-    # 7 boyan
+    boyan.CLAIM,  # 7
     # 8 large_prompts
     # 9 regression
     # 10 prompt_length
