@@ -19,6 +19,7 @@ _PUBLIC = {
     "model": ["Setting"],
     "paper": ["paper_forward", "paper_parameters", "paper_prompt"],
     "evaluator": ["InContextEvaluator"],
+    "budget": ["PromptBudget", "prompt_budget"],
     "registry": ["Estimator", "estimators", "make_estimator", "tuning_grid"],
     "returns": ["exact_values", "monte_carlo_values"],
     "critics": ["load_demo_policy", "load_sb3_model", "sb3_critic_values"],
