@@ -1,9 +1,12 @@
 """Batches of synthetic tasks: reproducible, well formed, with queries and truths that mean what they say."""
 
+import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from icrl_gym.prior.draws import Draws, make_generator
 from icrl_gym.prior.streams import NO_LIMIT, Streams
 from icrl_gym.prior.tasks import draw_gamma, draw_limits, value_spread
 
-NUM_TASKS, NUM_TRANSITIONS, NUM_QUERIES, NUM_ROLLOUTS = 10, 96, 8, 4
+NUM_TASKS, NUM_TRANSITIONS, NUM_QUERIES, NUM_ROLLOUTS = 10, 80, 8, 4
 TENSORS = [field.name for field in fields(TaskBatch) if field.name not in ("family", "standardise")]
 
 
@@ -35,8 +38,8 @@ def draw(family: str, seed: int = 3, **changes) -> TaskBatch:
 def quickly() -> Iterator[None]:
     """Shorter rollouts and episodes, where a test is not about them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(continuous, "NEGLIGIBLE_WEIGHT", 0.2)
-        patch.setattr(tasks_module, "MAX_EPISODE", 120)
+        patch.setattr(continuous, "NEGLIGIBLE_WEIGHT", 0.3)
+        patch.setattr(tasks_module, "MAX_EPISODE", 80)
         yield
 
 
@@ -97,6 +100,8 @@ def test_inside_an_episode_the_successor_is_the_next_row_and_across_a_reset_it_i
     equal = (batch.next_observations[:, :-1] == batch.observations[:, 1:]).all(dim=-1)
     assert bool(equal[~ended].all())
     assert float(equal[ended].double().mean()) < 0.2  # a reset may lead to where the episode ended
+    stayed = (batch.observations[:, 0] == batch.next_observations[:, 0]).all(dim=-1)
+    assert float(stayed.double().mean()) < 0.8  # the first row is no copy of its successor
 
 
 @pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.exact])
@@ -115,7 +120,7 @@ def test_the_two_truths_differ_by_what_the_standard_error_says(batches):
     pooled = torch.cat(squares)
     assert len(pooled) > 200
     # Means of two of four equal draws: given the spread of the four, the square is 1 on average whatever their law.
-    assert 0.85 < float(pooled.mean()) < 1.15
+    assert 0.75 < float(pooled.mean()) < 1.3
 
 
 def nearest_distance(points_BQS: Tensor, context_BNS: Tensor) -> Tensor:
@@ -139,6 +144,17 @@ def test_queries_lie_as_near_the_context_as_an_independent_stream_of_the_same_pr
     wider = queries + visited.std(dim=1, keepdim=True) * draws.normal(*queries.shape[1:])
     too_far = nearest_distance(wider, visited) / nearest_distance(independent, visited).clamp(min=1e-3)
     assert float(too_far.log().mean().exp()) > 1.5
+
+
+def test_queries_reach_to_the_end_of_long_episodes_and_no_further_than_the_context_without_limit():
+    draws = Draws(make_generator("cpu", 5), 4)
+    gamma = torch.full((4,), 0.99, dtype=torch.float64)
+    process = FAMILIES["loop"].draw_process(draws, FAMILIES["loop"].draw_layout(np.random.default_rng(5)), gamma)
+    limits = torch.tensor([NO_LIMIT, 30, 100, 250])
+    context, others, windows = tasks_module._run(process, draws, limits, 100, 16)
+    assert windows.tolist() == [100, 100, 100, 250]
+    assert context.rewards.shape == (4, 1, 100)
+    assert others.rewards.shape == (4, 8, 250)
 
 
 def test_query_steps_are_distinct_uniform_and_inside_the_window():
@@ -236,14 +252,16 @@ def first_steps(count: int, **options) -> list[TaskBatch]:
     options = {"num_tasks": 2, "num_transitions": [12, 20], "num_queries": 3, "num_rollouts": 2} | options
     weights = {"loop": 1.0, "chain": 2.0, "queue": 1.0, "grid": 0.0}
     with quickly():
-        return list(islice(task_stream(7, weights=weights, **options), count))
+        return list(islice(task_stream(8, weights=weights, **options), count))
 
 
 def test_a_step_of_the_stream_depends_on_the_seed_and_its_number_only():
     whole, resumed = first_steps(6), first_steps(2, start=4)
     assert [batch.family for batch in whole[4:]] == [batch.family for batch in resumed]
     assert all(same_bytes(*pair) for pair in zip(whole[4:], resumed, strict=True))
-    assert not torch.equal(whole[0].gamma, whole[1].gamma)
+    for name in {batch.family for batch in whole}:
+        discounts = [tuple(batch.gamma.tolist() + batch.values[0].tolist()) for batch in whole if batch.family == name]
+        assert len(set(discounts)) == len(discounts)
 
 
 def test_the_stream_draws_families_by_weight_and_lengths_from_the_list():
@@ -284,3 +302,40 @@ def test_bad_streams_are_refused_at_once(changes, message):
     arguments = {"num_tasks": 1, "num_transitions": [8], "num_queries": 2} | changes
     with pytest.raises(ValueError, match=message):
         task_stream(0, **arguments)
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pictures_and_the_document_are_drawn_whole(tmp_path, monkeypatch):
+    script = load_script("draw_prior")
+    monkeypatch.setattr(script, "FAMILIES", {name: FAMILIES[name] for name in ("loop", "chain")})
+    threads = torch.get_num_threads()
+    config = script.Config(
+        num_batches=2, num_tasks=3, num_transitions=20, num_queries=4, folder=tmp_path, num_threads=threads
+    )
+    with quickly():
+        script.main(config)
+    written = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
+    assert written == ["prior.md", "prior/chain.png", "prior/loop.png"]
+    lines = (tmp_path / "prior.md").read_text(encoding="utf-8").splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert [line.split("]")[0] for line in table[2:]] == ["| [loop", "| [chain"]
+
+
+def test_the_benchmark_prints_a_rate_per_family_and_one_of_the_mixture(capsys):
+    script = load_script("benchmark_prior")
+    counts = {"num_tasks": 2, "num_transitions": 16, "num_queries": 4, "num_threads": torch.get_num_threads()}
+    config = script.Config(families=("loop", "queue"), **counts)
+    with quickly():
+        script.main(config)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["loop", "queue", "mixture"]
+    assert all(float(line.split()[1]) > 0 for line in lines)
