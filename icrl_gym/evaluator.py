@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from icrl_gym.action_values import as_pairs, known_successors, state_action_prompt, state_action_trajectory
 from icrl_gym.diagnostics import Diagnostics
 from icrl_gym.features import FeatureFunction, FeatureMap
 from icrl_gym.model import EQUILIBRIUM, THEOREM_1, CompiledPrompt, Setting, compile_prompt
@@ -179,6 +181,36 @@ class InContextEvaluator:
             attribute=lambda: self._attribution(compiled, features_QD),
         )
 
+    def predict_q(self, observations: Observations, actions: Any) -> ValueEstimates:
+        """Action values Q^pi of the logged policy, from the same context as columns of state-action pairs.
+
+        The transition in which a stretch ends without terminating is not used: its next action is not known. The
+        estimates' observations are the pairs, and their estimand is that of the process of pairs.
+
+        Args:
+            observations: (Q,) + shape.
+            actions: (Q,) + action shape, one for each observation.
+
+        Raises:
+            RuntimeError: called before `fit`.
+            TypeError, ValueError: observations or actions do not fit the context's, their numbers differ, or the
+                context holds no transition whose next action is known.
+        """
+        self._check_fitted()
+        if self._of_pairs is None:
+            pairs = state_action_trajectory(self.trajectory_)
+            prompt = state_action_prompt(pairs, self.prompt_.gamma, self.prompt_.feature_map)
+            self._of_pairs = copy(self)._compile(pairs, prompt)
+        of_pairs = self._of_pairs
+        estimates = of_pairs.predict(as_pairs(observations, actions, of_pairs.trajectory_.observation_space))
+        return replace(estimates, attribute=lambda: self._on_all_rewards(estimates.attribution()))
+
+    def _on_all_rewards(self, attribution_QK: np.ndarray) -> np.ndarray:
+        """Columns for every reward of the context, zero where `predict_q` does not use it."""
+        attribution_QN = np.zeros((len(attribution_QK), len(self.trajectory_)))
+        attribution_QN[:, known_successors(self.trajectory_)] = attribution_QK
+        return attribution_QN
+
     def attention(self, observations: Observations) -> np.ndarray:
         """Attention of queries over the context's sources, (Q, N); rows sum to 1 less the sink's share."""
         self._check_fitted()
@@ -189,6 +221,7 @@ class InContextEvaluator:
 
     def _compile(self, trajectory: Trajectory, prompt: Prompt) -> Self:
         self.trajectory_, self.prompt_ = trajectory, prompt
+        self._of_pairs: Self | None = None
         self.compiled_ = compile_prompt(prompt, self.setting, device=self.device, dtype=self.dtype)
         self._sampling_error = SamplingError.of(self.compiled_)
         growth = "the recursion grows on this context: the safe averager took over"
