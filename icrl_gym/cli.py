@@ -25,7 +25,7 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from icrl_gym.configuration import DEFAULT_ESTIMATOR, EvaluateConfig, ReproduceConfig
+from icrl_gym.configuration import DEFAULT_ESTIMATOR, BenchmarkConfig, EvaluateConfig, ReproduceConfig
 from icrl_gym.runs import standard_json, versions
 
 if TYPE_CHECKING:
@@ -106,6 +106,19 @@ def run_reproduce(command: ReproduceConfig) -> None:
         sys.stdout.write(f"{result.claim.number:>2}  {result.claim.title}: {result.outcome.verdict}\n")
 
 
+def run_benchmark(command: BenchmarkConfig) -> None:
+    """The sub-command ``benchmark``."""
+    from icrl_gym.benchmark import report, runner
+
+    bars = _bars()
+    try:
+        records = runner.run_benchmark(command, _advance(bars))
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+    sys.stdout.write(report.benchmark_tables(records) + "\n")
+
+
 def run_info(command: InfoCommand) -> None:
     """The sub-command ``info``."""
     from icrl_gym.registry import estimators
@@ -121,6 +134,7 @@ def run_info(command: InfoCommand) -> None:
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "evaluate": (EvaluateCommand, run_evaluate),
     "reproduce": (ReproduceConfig, run_reproduce),
+    "benchmark": (BenchmarkConfig, run_benchmark),
     "info": (InfoCommand, run_info),
 }
 

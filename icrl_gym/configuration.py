@@ -114,3 +114,33 @@ class ReproduceConfig:
             raise ValueError(f"seeds must be an integer of at least 1, got {self.seeds!r}")
         if self.report is not None and self.report.suffix != ".md":
             raise ValueError(f"report must end in .md, got {str(self.report)!r}")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Run a suite of the benchmark.
+
+    Scores every estimator, under its default and, with --tune, under its whole grid, against the truth and the SB3
+    critic.
+    """
+
+    suite: str = "small"
+    """Name of the suite: small, exact, classic, box2d, mujoco, grid."""
+    out: Path = Path("runs/benchmark")
+    """Folder of records and truths; finished cells in it are kept."""
+    estimators: tuple[str, ...] = ()
+    """Names to run; none means all."""
+    tune: bool = False
+    """Also run every setting of each estimator's grid, for the report's hindsight column."""
+    context_lengths: tuple[int, ...] = ()
+    """Instead of the suite's own."""
+    seeds: tuple[int, ...] = ()
+    """Of the contexts, instead of the suite's own."""
+    critics: Path = Path("runs/critics")
+    """Snapshots, as scripts/train_critics.py leaves them. They are pickles: use only your own."""
+    num_queries: int = 64
+    """States per task."""
+    num_rollouts: int = 24
+    """Continuations per state."""
+    jobs: int = 1
+    """Processes."""

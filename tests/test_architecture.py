@@ -23,7 +23,7 @@ ROWS = {
     "judgement": {"scoring"},
     "wrappers": {"wrappers"},
     "front": {"tracking", "figures", "runs", "configuration", "policy_source", "findings", "evaluation", "report"}
-    | {"reproduction", "cli", "__main__"},
+    | {"benchmark", "reproduction", "cli", "__main__"},
 }
 # ... and of its own row only these.
 WITHIN_ROW = {
@@ -43,8 +43,9 @@ WITHIN_ROW = {
     "policy_source": {"configuration"},
     "findings": {"configuration", "runs"},
     "evaluation": {"configuration", "findings", "policy_source", "figures", "runs", "tracking"},
+    "benchmark": {"configuration", "runs"},
     "reproduction": {"configuration", "figures", "runs", "tracking", "reference", "prior"},
-    "cli": {"configuration", "evaluation", "reproduction", "runs"},
+    "cli": {"benchmark", "configuration", "evaluation", "reproduction", "runs"},
     "runs": {"__init__"},  # the version
     "__main__": {"cli"},
 }

@@ -1,0 +1,20 @@
+"""The benchmark: suites of cells, a resumable runner, aggregates with intervals.
+
+A cell is one estimator under one setting on one context of one policy in one environment, scored at shared query
+states.
+"""
+
+from icrl_gym.benchmark.cells import Cell, Setting, Task
+from icrl_gym.benchmark.runner import Record, load_records, run_benchmark
+from icrl_gym.benchmark.suites import SUITES, Suite
+
+__all__ = [
+    "SUITES",
+    "Cell",
+    "Record",
+    "Setting",
+    "Suite",
+    "Task",
+    "load_records",
+    "run_benchmark",
+]

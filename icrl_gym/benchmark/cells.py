@@ -1,0 +1,93 @@
+"""What is measured: tasks (environment, policy, discount), settings of estimators, and their product; all with ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+CRITIC = "critic"  # the estimator name that stands for the policy's own SB3 critic
+
+
+@dataclass(frozen=True)
+class Task:
+    """A policy in an environment, with a discount.
+
+    Attributes:
+        env: environment id.
+        policy: "random", or a snapshot's path below the critics' folder, such as
+            "CartPole-v1/ppo-seed0/steps30000.zip".
+        gamma: discount.
+        wrapper: "module:Class", or None.
+        env_kwargs: keyword arguments of the environment, as sorted (name, value) pairs.
+        truth: "exact" or "monte_carlo".
+        extra: the package extra that the environment needs, for the message where it is missing.
+    """
+
+    env: str
+    policy: str = "random"
+    gamma: float = 0.99
+    wrapper: str | None = None
+    env_kwargs: tuple[tuple[str, Any], ...] = ()
+    truth: str = "monte_carlo"
+    extra: str = ""
+
+    @property
+    def id(self) -> str:
+        """Stable over versions as long as the task is the same; ``extra`` is no part of it."""
+        return _digest({name: value for name, value in asdict(self).items() if name != "extra"})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An estimator under one setting.
+
+    Attributes:
+        estimator: a name of `icrl_gym.estimators`, or "critic".
+        options: keyword arguments, as sorted (name, value) pairs; empty is the documented default.
+    """
+
+    estimator: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def is_default(self) -> bool:
+        return not self.options
+
+    @classmethod
+    def of(cls, estimator: str, options: dict[str, Any]) -> Setting:
+        return cls(estimator, tuple(sorted(options.items())))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One record of a sweep.
+
+    Attributes:
+        task: whose values.
+        setting: estimated by whom.
+        context_length: transitions in the context.
+        seed: of the context.
+    """
+
+    task: Task
+    setting: Setting
+    context_length: int
+    seed: int
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Compute the id."""
+        content = {
+            "task": self.task.id,
+            "setting": asdict(self.setting),
+            "context_length": self.context_length,
+            "seed": self.seed,
+        }
+        object.__setattr__(self, "id", _digest(content))
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

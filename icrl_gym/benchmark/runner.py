@@ -1,0 +1,223 @@
+"""Running a suite: every finished cell is one atomically written record, so a killed sweep goes on where it stopped.
+
+Cells of one (task, context length, seed) share the context, the truth and the policy; they are one job. Jobs run on one
+machine by joblib; a cell that fails is a record with its error, and the sweep goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from icrl_gym.benchmark.cells import CRITIC, Cell, Setting, Task
+from icrl_gym.benchmark.suites import SUITES
+from icrl_gym.benchmark.truth_cache import TruthCache
+from icrl_gym.collection import collect
+from icrl_gym.configuration import BenchmarkConfig
+from icrl_gym.critics import load_sb3_model, sb3_critic_values
+from icrl_gym.environments import make_environment
+from icrl_gym.policies import as_policy
+from icrl_gym.registry import estimators, make_estimator, tuning_grid
+from icrl_gym.returns import exact_values, monte_carlo_values
+from icrl_gym.runs import versions, write_json
+from icrl_gym.scoring import score
+from icrl_gym.trajectory import Trajectory
+from icrl_gym.values import ValueEstimates
+
+TRUTH_SEED = 1_000_003  # contexts use small seeds; the truth's states never come from a context's episodes
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished cell.
+
+    Attributes:
+        cell: what was run.
+        scores: figures of `icrl_gym.score` by name, empty if it failed.
+        seconds_fit, seconds_predict: wall time.
+        error: why it failed, or None.
+    """
+
+    cell: Cell
+    scores: dict[str, float | None] = field(default_factory=dict)
+    seconds_fit: float = float("nan")
+    seconds_predict: float = float("nan")
+    error: str | None = None
+
+
+def run_benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> list[Record]:
+    """Run what is missing of a suite and return all its records.
+
+    Raises:
+        ValueError: bad configuration.
+    """
+    from joblib import Parallel, delayed
+
+    check_config(config)
+    jobs = [job for job in suite_jobs(config) if any(not _path(config, cell).exists() for cell in job)]
+    if jobs:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(config.out / "versions.json", versions())
+    tasks = list(dict.fromkeys(job[0].task for job in jobs))
+    parallel = Parallel(n_jobs=config.jobs, return_as="generator_unordered")
+    # Truths first, so that no two jobs measure the same one.
+    truths = [delayed(measure_truth)(config, task) for task in tasks]
+    cells = [delayed(run_job)(config, job) for job in jobs]
+    for part, calls in (("measuring truths", truths), ("running cells", cells)):
+        for count, _ in enumerate(parallel(calls), 1):
+            if progress is not None:
+                progress(part, count, len(calls))
+    return [load_record(_path(config, cell)) for job in suite_jobs(config) for cell in job]
+
+
+def check_config(config: BenchmarkConfig) -> None:
+    """Raise ValueError if a field is out of range."""
+    if config.suite not in SUITES:
+        raise ValueError(f"suite must be one of {sorted(SUITES)}, got {config.suite!r}")
+    unknown = sorted(set(config.estimators) - set(estimators()) - {CRITIC})
+    if unknown:
+        raise ValueError(f"estimators: unknown {unknown}; known are {sorted([*estimators(), CRITIC])}")
+    if config.jobs < 1 or config.num_queries < 2 or config.num_rollouts < 2:
+        raise ValueError("jobs must be at least 1, num_queries and num_rollouts at least 2")
+
+
+def suite_jobs(config: BenchmarkConfig) -> list[list[Cell]]:
+    """The cells of a suite, grouped by what they share: task, context length and seed."""
+    suite = SUITES[config.suite]
+    settings = _settings(config)
+    return [
+        [
+            Cell(task, setting, length, seed)
+            for setting in settings
+            if setting.estimator != CRITIC or task.policy != "random"
+        ]
+        for task in suite.tasks
+        for length in (config.context_lengths or suite.context_lengths)
+        for seed in (config.seeds or suite.seeds)
+    ]
+
+
+def _settings(config: BenchmarkConfig) -> list[Setting]:
+    names = config.estimators or (*estimators(), CRITIC)
+    settings = [Setting(name) for name in names]
+    if config.tune:
+        settings += [Setting.of(n, options) for n in names if n != CRITIC for options in tuning_grid(n) if options]
+    return settings
+
+
+def measure_truth(config: BenchmarkConfig, task: Task) -> None:
+    """Put a task's truth into the cache; what goes wrong is recorded later, by the task's cells."""
+    try:
+        policy = _policy(config, task)
+        _truth(config, task, policy, _context(task, policy, 1, 0))
+    except Exception:
+        return
+
+
+def run_job(config: BenchmarkConfig, cells: Sequence[Cell]) -> None:
+    """Run the missing cells of one group."""
+    missing = [cell for cell in cells if not _path(config, cell).exists()]
+    task, first = missing[0].task, missing[0]
+    try:
+        policy = _policy(config, task)
+        context = _context(task, policy, first.context_length, first.seed)
+        truth = _truth(config, task, policy, context)
+    except Exception as error:  # whatever an environment or a model raises is this group's result
+        for cell in missing:
+            _write(config, Record(cell, error=_reason(error, task)))
+        return
+    for cell in missing:
+        _write(config, _run_cell(cell, policy, context, truth))
+
+
+def _run_cell(cell: Cell, policy: Any, context: Trajectory, truth: ValueEstimates) -> Record:
+    try:
+        start = time.perf_counter()
+        if cell.setting.estimator == CRITIC:
+            fitted = start
+            estimate = sb3_critic_values(policy, truth.observations, env=truth.estimand.env)
+        else:
+            estimator = make_estimator(cell.setting.estimator, **dict(cell.setting.options))
+            estimator.fit(context, cell.task.gamma)
+            fitted = time.perf_counter()
+            estimate = estimator.predict(truth.observations)
+        end = time.perf_counter()
+        _check_estimate(estimate, len(truth))
+        figures = {name: value for name, value in score(estimate, truth).as_dict().items() if name != "notes"}
+        return Record(cell, figures, fitted - start, end - fitted)
+    except Exception as error:  # an estimator that raises is a recorded failure of its cell
+        return Record(cell, error=_reason(error, cell.task))
+
+
+def _check_estimate(estimate: ValueEstimates, num_queries: int) -> None:
+    if estimate.values.shape != (num_queries,):
+        raise ValueError(f"values must have shape ({num_queries},), got {estimate.values.shape}")
+    if not np.isfinite(estimate.values).all():
+        raise ValueError(f"values[{int(np.flatnonzero(~np.isfinite(estimate.values))[0])}] is not finite")
+
+
+def _policy(config: BenchmarkConfig, task: Task) -> Any:
+    return "random" if task.policy == "random" else load_sb3_model(config.critics / task.policy, trust=True)
+
+
+def _context(task: Task, policy: Any, length: int, seed: int) -> Trajectory:
+    return collect(task.env, policy, length, seed, env_kwargs=dict(task.env_kwargs), wrapper=task.wrapper)
+
+
+def _truth(config: BenchmarkConfig, task: Task, policy: Any, context: Trajectory) -> ValueEstimates:
+    def measure() -> ValueEstimates:
+        if task.truth == "exact":
+            with closing(make_environment(task.env, dict(task.env_kwargs), task.wrapper)) as env:
+                return exact_values(env, as_policy(policy, env.action_space, env.observation_space), task.gamma)
+        return monte_carlo_values(
+            task.env, policy, num_queries=config.num_queries, num_rollouts=config.num_rollouts, gamma=task.gamma,
+            seed=TRUTH_SEED, env_kwargs=dict(task.env_kwargs), wrapper=task.wrapper,
+        )  # fmt: skip
+
+    key = task.id if task.truth == "exact" else f"{task.id}-q{config.num_queries}-r{config.num_rollouts}"
+    return TruthCache(config.out / "truth").get(key, measure, context)
+
+
+def _reason(error: Exception, task: Task) -> str:
+    lines = str(error).splitlines() or [""]
+    hint = ""
+    if task.extra and ("unknown environment" in lines[0] or isinstance(error, ImportError)):
+        hint = f' (pip install "icrl-gym[{task.extra}]")'
+    return f"{type(error).__name__}: {lines[0]}{hint}"
+
+
+def _path(config: BenchmarkConfig, cell: Cell) -> Path:
+    return config.out / "records" / f"{cell.id}.json"
+
+
+def _write(config: BenchmarkConfig, record: Record) -> None:
+    path = _path(config, record.cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(record))
+
+
+def load_record(path: Path) -> Record:
+    """Read one record."""
+    stored = json.loads(path.read_text())
+    cell = stored["cell"]
+    task, setting = cell["task"], cell["setting"]
+    task["env_kwargs"] = tuple(tuple(pair) for pair in task["env_kwargs"])
+    options = tuple((name, value) for name, value in setting["options"])
+    rebuilt = Cell(Task(**task), Setting(setting["estimator"], options), cell["context_length"], cell["seed"])
+    times = {
+        name: float("nan") if stored[name] is None else stored[name] for name in ("seconds_fit", "seconds_predict")
+    }
+    return Record(rebuilt, stored["scores"], **times, error=stored["error"])
+
+
+def load_records(out: Path) -> list[Record]:
+    """All finished cells below a benchmark's folder, in id order."""
+    return [load_record(path) for path in sorted((out / "records").glob("*.json"))]
