@@ -163,8 +163,8 @@ def test_profiles_gaps_and_medians_by_hand():
 
 
 def test_stratified_bootstrap_covers_the_true_mean_and_keeps_tasks_apart():
-    # 200 data sets, 95 % intervals of the mean over 12 runs of 3 tasks with far apart levels. Percentile intervals of 12
-    # runs cover a little less than they say; fewer than 170 of 200 has probability below 1e-6 at 93 %.
+    # 200 data sets, 95 % intervals of the mean over 12 runs of 3 tasks with far apart levels. Percentile intervals of
+    # 12 runs cover a little less than they say; fewer than 170 of 200 has probability below 1e-6 at 93 %.
     rng = np.random.default_rng(0)
     levels, covered = np.array([0.0, 100.0, 1000.0]), 0
     for seed in range(200):
