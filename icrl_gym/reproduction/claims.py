@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from icrl_gym.reproduction import boyan, convergence, limits, softmax_td, special_cases
+from icrl_gym.reproduction import boyan, convergence, limits, linear_ancestor, softmax_td, special_cases
 from icrl_gym.reproduction.claim import Claim
 
 _IN_ORDER: tuple[Claim, ...] = (
@@ -16,7 +16,7 @@ _IN_ORDER: tuple[Claim, ...] = (
     # 8 large_prompts
     # 9 regression
     # 10 prompt_length
-    # 11 linear_ancestor
+    linear_ancestor.CLAIM,  # 11
     # 12 state_action
     # 13 attention_race
 )
