@@ -28,7 +28,9 @@ check: $(STAMP)  ## style and types
 	$(BIN)/pyright
 
 bench: $(STAMP)  ## speed and memory, as ratios within one run
-	$(BIN)/python scripts/benchmark_speed.py
+	$(BIN)/python scripts/benchmark_evaluator.py
+	$(BIN)/python scripts/benchmark_truth.py
+	$(BIN)/python scripts/benchmark_prior.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
