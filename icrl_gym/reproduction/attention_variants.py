@@ -96,7 +96,7 @@ def hybrid(query_HCD: Tensor, key_HND: Tensor, value_NR: Tensor, extras: Extras)
 
 
 def local_residual(value_NR: Tensor, local_3: Tensor, num_destinations: int) -> Tensor:
-    """local[0] v[c - 1] + local[1] v[c] + local[2] v[c + 1], destinations c in the order of the context, (..., C, R)."""
+    """local[0] v[c - 1] + local[1] v[c] + local[2] v[c + 1], destinations c in the context's order, (..., C, R)."""
     after = max(0, num_destinations + 1 - value_NR.shape[-2])
     padded = torch.nn.functional.pad(value_NR, (0, 0, 1, after))
     shifted = [padded[..., i : i + num_destinations, :] for i in range(3)]

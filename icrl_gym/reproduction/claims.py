@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from icrl_gym.reproduction import boyan, convergence, limits, linear_ancestor, softmax_td, special_cases
+from icrl_gym.reproduction import (
+    attention_race,
+    boyan,
+    convergence,
+    emergence,
+    large_prompts,
+    limits,
+    linear_ancestor,
+    minimiser,
+    prompt_length,
+    regression,
+    softmax_td,
+    special_cases,
+    state_action,
+)
 from icrl_gym.reproduction.claim import Claim
 
 _IN_ORDER: tuple[Claim, ...] = (
@@ -10,14 +24,14 @@ _IN_ORDER: tuple[Claim, ...] = (
     special_cases.CLAIM,  # 2
     convergence.CLAIM,  # 3
     limits.CLAIM,  # 4
-    # 5 emergence
-    # 6 minimiser
+    emergence.CLAIM,  # 5
+    minimiser.CLAIM,  # 6
     boyan.CLAIM,  # 7
-    # 8 large_prompts
-    # 9 regression
-    # 10 prompt_length
+    large_prompts.CLAIM,  # 8
+    regression.CLAIM,  # 9
+    prompt_length.CLAIM,  # 10
     linear_ancestor.CLAIM,  # 11
-    # 12 state_action
-    # 13 attention_race
+    state_action.CLAIM,  # 12
+    attention_race.CLAIM,  # 13
 )
 CLAIMS = {claim.id: claim for claim in _IN_ORDER}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,7 @@ from icrl_gym.figures import COLOURS, STYLES
 from icrl_gym.reproduction import free_pretraining
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table
 from icrl_gym.reproduction.mrps import boyan_chains
-from icrl_gym.reproduction.pretraining import LOSSES, Recipe, train
+from icrl_gym.reproduction.pretraining import LOSSES, Recipe, draw, loss_of, train
 from icrl_gym.reproduction.state_network import (
     Contexts,
     Parameters,
@@ -90,7 +91,14 @@ def similarities(path: dict[str, np.ndarray], recipe: Recipe) -> dict[str, np.nd
         for v, a, nearest in zip(value_row, score, _nearest(found, recipe), strict=True)
     ]
     names = ("value difference", "implicit weights", "sensitivity")
-    return found | dict(zip(names, np.array(rows).T, strict=True))
+    return found | dict(zip(names, np.array(rows).T, strict=True)) | _losses(value_row, score, recipe)
+
+
+def _losses(value_row: np.ndarray, score: np.ndarray, recipe: Recipe) -> dict[str, np.ndarray]:
+    """All four losses of every seed's parameters on the same fresh prompts, each (G,)."""
+    batch = draw(np.random.default_rng([5, 10**6 + 1]), 1, replace(recipe, num_mrps=100, num_walks=32))
+    every = [Parameters(torch.as_tensor(v), torch.as_tensor(a)) for v, a in zip(value_row, score, strict=True)]
+    return {f"loss {name}": np.array([float(loss_of(name, one, batch, recipe)[0]) for one in every]) for name in LOSSES}
 
 
 def test_contexts(recipe: Recipe) -> Contexts:
@@ -172,11 +180,7 @@ def _limits(
                 " linear"
                 " part of TD with the constant part of the wrong sign, a local minimum."
             )
-    if "msve" not in emerged and "mc" not in emerged:
-        parts.append(
-            "The errors against values and returns are lower away from TD at this depth, see the loss table of"
-            " claim 6: a few layers gain more from adding up rewards than from bootstrapping."
-        )
+    parts += [one for loss in ("msve", "mc") if loss not in emerged and (one := _stuck(loss, measured))]
     for loss in emerged:
         apart = measured[loss]["value difference"].mean()
         parts.append(
@@ -186,6 +190,18 @@ def _limits(
     if free["row_cosine"].mean() < NEAR:
         parts.append("Without masks the structure does not emerge within this budget.")
     return " ".join(parts)
+
+
+def _stuck(loss: str, measured: dict) -> str:
+    """Whether a loss ended higher than it is at parameters that another loss found."""
+    best = measured["neu"][f"loss {loss}"].min()
+    own = measured[loss][f"loss {loss}"].mean()
+    if best < own:
+        return (
+            f"{loss} is stuck in a local minimum: it ends at {own:.3f}, and at the best parameters that neu found,"
+            f" near the construction, it is {best:.3f}."
+        )
+    return f"{loss} ends at {own:.3f}, below its value at the best parameters that neu found ({best:.3f})."
 
 
 def _table(measured: dict[str, dict[str, np.ndarray]]) -> Table:

@@ -125,7 +125,7 @@ def asymptotic_constant(norm: float) -> float:
 def large_prompts(quick: bool, seeds: Sequence[int], device: str, store: Store) -> Outcome:
     """Claim 8."""
     lengths = tuple(2**k for k in (range(5, 11) if quick else range(5, 14)))
-    num_prompts = 200 if quick else 1200
+    num_prompts = 200 if quick else 600
     curves = [[_stored(store, seed, norm, lengths, num_prompts) for norm in NORMS] for seed in seeds]
     paths = stored_path(quick, tuple(seeds), store)
     cases = 20 if quick else 200

@@ -28,6 +28,7 @@ SIZES = (0.4, 0.6, 0.8, 1.0)
 SCALES = (1.0, 0.5, 0.25)  # of the features of finite processes
 VANISHING, STAYING = 0.05, 0.1  # relative gaps
 PILOT, LONGEST = 256, 3000  # transitions
+FIRST_PILOT = 100  # seed; the budget was tuned on earlier ones
 PILOT_ENVIRONMENTS = {"CartPole-v1": 0.95, "Pendulum-v1": 0.9, "MountainCarContinuous-v0": 0.9}  # with gamma
 FACTOR = 2.0  # between the error that was reached and the one that was wanted
 
@@ -76,7 +77,7 @@ def budget_check(env_id: str, gamma: float, num_pilots: int, num_queries: int = 
         return scoring.score(estimate, truth).rmse
 
     rows = []
-    for seed in range(num_pilots):
+    for seed in range(FIRST_PILOT, FIRST_PILOT + num_pilots):
         pilot = collection.collect(env_id, "random", PILOT, seed=seed)
         expected = prompt_budget(pilot, gamma, 1.0, observations=truth.observations).error_now
         wanted = expected / np.sqrt(2)
@@ -140,15 +141,14 @@ def _judge(gaussian: np.ndarray, chains: np.ndarray, budgets: dict[str, np.ndarr
     verdict, limits = "does not hold", ""
     if falls and vanishes and stays:
         verdict = "holds" if useful else "holds with these limits"
-    worst = max(medians, key=lambda finding: finding.value)
+    worst = max(medians, key=lambda finding: abs(np.log(finding.value)))
     if verdict == "holds with these limits":
         limits = (
-            "The two regimes hold as stated. The prompt budget is right to a factor 2 in the error on"
-            f" {min(share.value for share in shares):.0%} to {max(share.value for share in shares):.0%} of pilots, and"
-            f" optimistic where smoothing dominates (median reached over wanted {worst.value:.2f} on"
-            f" {worst.name.split(', ')[1].split(':')[0]}): what a kernel leaves out at every length cannot be seen in"
-            " one"
-            " context."
+            "The two regimes hold as stated. The prompt budget leads within a factor 2 of the wanted error on"
+            f" {min(share.value for share in shares):.0%} to {max(share.value for share in shares):.0%} of pilots; it"
+            f" is worst on {worst.name.split(', ')[1].split(':')[0]} (median of reached over wanted"
+            f" {worst.value:.2f}). What a"
+            " kernel leaves out at every length cannot be seen in one context."
         )
     findings += [*floors, *shares, *medians]
     caption = (
@@ -230,7 +230,8 @@ CLAIM = Claim(
         "Five layers of both forms on the same contexts: a Gaussian autoregressive process in four dimensions with"
         " linear rewards, at four sizes of the features; Boyan chains and random MRPs (10 states), at infinite n from"
         " the stationary distribution. The budget: pilots of 256 transitions, each asked for 1/sqrt(2) of its own"
-        " expected error, then a fresh context of that length against Monte Carlo truth."
+        " expected error, then a fresh context of that length against Monte Carlo truth. The budget's method was"
+        " chosen on these environments; the pilots are new."
     ),
     criterion=(
         f"On Gaussian features the gap falls at every size (95 % interval of the slope below 0) to below {VANISHING:g}"

@@ -85,6 +85,12 @@ def _limits(approaches: bool, divides: bool, purity: dict, by_length: list[Findi
     last = by_length[-1]
     if approaches:
         parts.append(f"Finite-prompt training approaches it ({last.value:.2g} at the longest prompts).")
+        if last.value > 0.8 * by_length[-2].value:
+            parts.append(
+                f"The approach is slow at the end, {by_length[-2].value:.2g} before: in finite prompts a smaller A"
+                " with a"
+                " larger b does better, because the few long queries are the noisy ones."
+            )
     else:
         parts.append(f"Finite-prompt training does not come within {CLOSE:g} of it ({last.value:.2g} at the longest).")
     if not divides:
