@@ -142,10 +142,22 @@ def test_outcomes_by_hand():
     one = torch.ones(1, 1)
     weight = torch.tensor([1.0, -1.0, 0.5, 3.0, 2.0, 7.0]).view(1, 1, 6)
     kind = torch.zeros(1, dtype=torch.int64)
-    outcome = outcomes.Outcomes(linear, square, constant, weight, 0.1 * one, one, one, one, kind, kind)
+    outcome = outcomes.Outcomes(linear, square, constant, weight, 0.1 * one, one, one, one, one > 2, kind, kind)
     rewards, stop = outcome(torch.tensor([[[2.0], [6.0]]]))
     torch.testing.assert_close(rewards, torch.tensor([[1.0 - 4 + 1 + 3 + 4, 1.0 - 36 + 3 + 3 + 12]]))
     torch.testing.assert_close(stop, torch.tensor([[0.1, 1.0]]))
+
+
+def test_noise_on_rewards_has_the_stated_spread_and_side_and_no_mean():
+    process, _, draws = process_of("loop", num_tasks=2)
+    nothing = {"reward_Bn": torch.zeros_like(process.reward_Bn), "terminal_B1": torch.zeros(2, 1)}
+    noise = {"noise_B1": torch.full((2, 1), 2.0), "effort_B1": torch.tensor([[False], [True]])}
+    process = replace(process, **nothing, **noise)
+    rewards = run_streams(process, torch.full((2,), NO_LIMIT), 100, 100, draws.generator).rewards.double().flatten(1)
+    assert bool((rewards.mean(dim=1).abs() < 0.1).all())  # five standard errors
+    assert bool(((rewards.std(dim=1) - 2).abs() < 0.2).all())
+    assert float(rewards[0].max()) > 4
+    assert float(rewards[1].max()) <= 2**0.5 + 1e-6
 
 
 def test_time_limits_cut_and_resets_start_anew():

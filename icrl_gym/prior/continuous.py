@@ -48,7 +48,7 @@ class ContinuousProcess(Batched):
         states = self.dynamics.advance(states, generator)
         normal = torch.addcmul(-self.shift_B1F, self.dynamics.features(states), self.inverse_B1F)
         rewards, stop = self.outcomes(normal.clamp_(-FEATURE_LIMIT, FEATURE_LIMIT))
-        return Step(states, rewards, stop, self.outcomes.terminal_B1, self.outcomes.noise_B1)
+        return Step(states, rewards, stop, self.outcomes.terminal_B1, self.outcomes.noise_B1, self.outcomes.effort_B1)
 
     def features(self, states: Tensor) -> Tensor:
         return self.dynamics.features(states)

@@ -81,13 +81,17 @@ class Stabilised(Dynamics):
         gain_BSP = gain_BSP + draws.normal(2 * size, size) * cross_B11
         strength_B1P = draws.uniform(0.3, 1.5, 1, size) * (0.3 + push_BP.abs().unsqueeze(1))
         push_BSP = torch.cat(
-            [torch.diag_embed(push_BP), -0.05 * torch.eye(size).expand(draws.num_tasks, -1, -1)], dim=1
+            [
+                torch.diag_embed(push_BP),
+                -0.05 * torch.eye(size, device=step_B11.device).expand(draws.num_tasks, -1, -1),
+            ],
+            dim=1,
         )
         origin = Start.draw(draws, 2 * size, reach=0.15)
         return cls(
             origin=Start(origin.centre_B1S, origin.spread_B1S * 0.5),
             step_B11=step_B11,
-            linear_BSP=push_BSP.to(step_B11.device) * step_B11,
+            linear_BSP=push_BSP * step_B11,
             gain_BSP=gain_BSP * sharpness_B11 / strength_B1P,
             bias_B1P=draws.normal(1, size) * 0.1,
             strength_B1P=strength_B1P * step_B11,

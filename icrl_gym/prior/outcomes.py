@@ -34,7 +34,7 @@ class Outcomes(Batched):
         hazard_B1: hazard at its average state; 0 for none.
         steepness_B1: how strongly the hazard depends on the state, as a power of e.
         terminal_B1: extra reward when the process terminates.
-        noise_B1: standard deviation of the noise on logged rewards.
+        noise_B1, effort_B1: standard deviation of the noise on logged rewards, and whether it is one-sided.
         kind_B, end_B: which reward and which termination was drawn.
     """
 
@@ -46,6 +46,7 @@ class Outcomes(Batched):
     steepness_B1: Tensor
     terminal_B1: Tensor
     noise_B1: Tensor
+    effort_B1: Tensor
     kind_B: Tensor
     end_B: Tensor
 
@@ -107,6 +108,7 @@ def draw_outcomes(draws: Draws, pilot_BMTF: Tensor, gamma: Tensor, end_weights: 
         steepness_B1=steepness_B1,
         terminal_B1=(unit_B * _terminal(draws, kind_B, end_B, gamma)).unsqueeze(-1),
         noise_B1=(unit_B * draws.log_uniform(0.03, 1.0) * draws.chance(0.4)).unsqueeze(-1),
+        effort_B1=draws.chance(0.35, 1),
         kind_B=kind_B,
         end_B=end_B,
     )

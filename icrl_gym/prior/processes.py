@@ -22,6 +22,7 @@ class Step:
         stop_probability: (B, M) chance that the step terminates.
         terminal_reward: (B, 1) extra reward if it does.
         reward_noise: (B, 1) standard deviation of what is added to the reward of a log.
+        effort: (B, 1) bool, whether that noise is one-sided, as the cost of a random action is.
     """
 
     states: Tensor
@@ -29,6 +30,7 @@ class Step:
     stop_probability: Tensor
     terminal_reward: Tensor
     reward_noise: Tensor
+    effort: Tensor
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,11 @@ def run_streams(
         step = process.step(states, generator)
         chance, noise = _uniform_and_normal(shape, generator)
         terminated = chance < step.stop_probability
-        rewards = step.rewards + step.terminal_reward * terminated + step.reward_noise * noise
+        rewards = (
+            step.rewards
+            + step.terminal_reward * terminated
+            + step.reward_noise * torch.where(step.effort, one_sided(noise), noise)
+        )
         age += 1
         truncated = (age >= limits.unsqueeze(-1)) & ~terminated
         rows.append((states, step.states, rewards, terminated, truncated))
@@ -53,6 +57,11 @@ def run_streams(
         age.masked_fill_(ended, 0)
         states = torch.where(ended.unsqueeze(-1), process.start(num_streams, generator), step.states)
     return Streams(*(torch.stack(column, dim=2) for column in zip(*rows, strict=True)))
+
+
+def one_sided(normal: Tensor) -> Tensor:
+    """Minus the square of standard normal numbers, with mean 0 and standard deviation 1."""
+    return (1 - normal * normal) * 0.5**0.5
 
 
 def _uniform_and_normal(shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,7 @@ class TabularProcess(Batched):
     stop_Bn: Tensor
     terminal_B1: Tensor
     noise_B1: Tensor
+    effort_B1: Tensor
 
     def start(self, num_copies: int, generator: torch.Generator) -> Tensor:
         return _sample(self.cumulative_start_B1n.expand(-1, num_copies, -1), generator)
@@ -55,7 +56,7 @@ class TabularProcess(Batched):
         arrived = _sample(gather_rows(self.cumulative_Bnn, states.squeeze(-1)), generator)
         index_BM = arrived.squeeze(-1)
         rewards, stop = self.reward_Bn.gather(1, index_BM), self.stop_Bn.gather(1, index_BM)
-        return Step(arrived, rewards, stop, self.terminal_B1, self.noise_B1)
+        return Step(arrived, rewards, stop, self.terminal_B1, self.noise_B1, self.effort_B1)
 
     def features(self, states: Tensor) -> Tensor:
         return gather_rows(self.features_BnF, states.squeeze(-1))
@@ -107,6 +108,7 @@ def draw_table(draws: Draws, skeleton: Skeleton, features_BnF: Tensor, gamma: Te
         stop_Bn=stop_Bn,
         terminal_B1=terminal_B1 * unit_B1,
         noise_B1=unit_B1 * draws.log_uniform(0.03, 1.0, 1) * draws.chance(0.3, 1),
+        effort_B1=draws.chance(0.35, 1),
     )
 
 
