@@ -18,7 +18,7 @@ GAIN, STEP_SIZE, LARGEST_GRADIENT = 0.1, 1e-2, 1.0
 
 def trained(quick: bool, seeds: Sequence[int], device: str, store: Store) -> dict[str, np.ndarray]:
     """Per seed (G,): "row_cosine", "block_cosine", "outside", "value_difference", "loss"; and "V", "A"."""
-    num_steps, num_mrps = (40, 8) if quick else (800, 16)
+    num_steps, num_mrps = (12, 4) if quick else (800, 16)
     name = f"free-td-seeds-{'-'.join(map(str, seeds))}"
     return store.arrays(name, lambda: _train(num_steps, num_mrps, seeds, device))
 

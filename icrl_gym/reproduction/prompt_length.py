@@ -61,7 +61,7 @@ def chain_gaps(seed: int, lengths: Sequence[int]) -> np.ndarray:
     return gaps
 
 
-def budget_check(env_id: str, gamma: float, num_pilots: int, num_queries: int = 64) -> np.ndarray:
+def budget_check(env_id: str, gamma: float, num_pilots: int, num_queries: int, num_rollouts: int) -> np.ndarray:
     """Pilots of 256 transitions under the random policy, each asked for 1/sqrt(2) of its expected error; then a fresh
     context of the budget's length, against Monte Carlo truth.
 
@@ -69,7 +69,7 @@ def budget_check(env_id: str, gamma: float, num_pilots: int, num_queries: int = 
         (pilots, 4): expected error now, true error now, budget, and reached over wanted error.
     """
     truth = returns.monte_carlo_values(
-        env_id, "random", num_queries=num_queries, num_rollouts=64, gamma=gamma, seed=10**6
+        env_id, "random", num_queries=num_queries, num_rollouts=num_rollouts, gamma=gamma, seed=10**6
     )
 
     def error(trajectory) -> float:
@@ -94,19 +94,22 @@ def prompt_length(quick: bool, seeds: Sequence[int], device: str, store: Store) 
         [store.arrays(f"gaussian-{s}", lambda s=s: {"gap": gaussian_gaps(s, lengths)})["gap"] for s in seeds]
     )
     chains = np.stack([chain_gaps(seed, lengths) for seed in seeds])
-    num_pilots = 4 if quick else 20
+    num_pilots = 2 if quick else 20
+    sizes = (16, 16) if quick else (64, 64)  # queries, rollouts
     environments = dict(list(PILOT_ENVIRONMENTS.items())[: 1 if quick else None])
     budgets = {
-        env_id: store.arrays(f"budget-{env_id}", lambda e=env_id, g=gamma: {"rows": _checked(e, g, num_pilots)})["rows"]
+        env_id: store.arrays(
+            f"budget-{env_id}", lambda e=env_id, g=gamma: {"rows": _checked(e, g, num_pilots, *sizes)}
+        )["rows"]
         for env_id, gamma in environments.items()
     }
     return _judge(gaussian, chains, budgets, lengths)
 
 
-def _checked(env_id: str, gamma: float, num_pilots: int) -> np.ndarray:
+def _checked(env_id: str, gamma: float, num_pilots: int, num_queries: int, num_rollouts: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on single contexts; the errors are what is judged
-        return budget_check(env_id, gamma, num_pilots)
+        return budget_check(env_id, gamma, num_pilots, num_queries, num_rollouts)
 
 
 def _judge(gaussian: np.ndarray, chains: np.ndarray, budgets: dict[str, np.ndarray], lengths: Sequence[int]) -> Outcome:

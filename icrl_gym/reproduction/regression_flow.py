@@ -108,7 +108,7 @@ def finite_path(quick: bool, seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
     Returns:
         "A" (N, T, G, d, d), "b" (N, T, G) per prompt length; "limit_A" (T, G, d, d), "limit_b" (T, G).
     """
-    num_steps, num_prompts = (100, 32) if quick else (300, 128)
+    num_steps, num_prompts = (40, 16) if quick else (300, 128)
     starts = [balanced_start(np.random.default_rng([9, seed])) for seed in seeds]
     A0, b0 = np.stack([A for A, _ in starts]), np.array([b for _, b in starts])
     paths = [_descend(A0, b0, num_steps, num_prompts, n, seeds) for n in lengths_of(quick)]
