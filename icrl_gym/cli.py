@@ -25,8 +25,8 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from icrl_gym.configuration import DEFAULT_ESTIMATOR, BenchmarkConfig, EvaluateConfig, ReproduceConfig
-from icrl_gym.runs import standard_json, versions
+from icrl_gym.configuration import DEFAULT_ESTIMATOR, BenchmarkConfig, EvaluateConfig, ReportConfig, ReproduceConfig
+from icrl_gym.runs import standard_json, versions, write_text
 
 if TYPE_CHECKING:
     from icrl_gym.evaluation import Evaluation
@@ -119,6 +119,19 @@ def run_benchmark(command: BenchmarkConfig) -> None:
     sys.stdout.write(report.benchmark_tables(records) + "\n")
 
 
+def run_report(command: ReportConfig) -> None:
+    """The sub-command ``report``."""
+    from icrl_gym.benchmark import load_records, report
+
+    records = load_records(command.run)
+    if not records:
+        raise ValueError(f"run: {command.run} holds no finished cell; icrl-gym benchmark makes them")
+    report.context_figure(records, command.show).savefig(command.run / "error_by_context.png")
+    tables = report.benchmark_tables(records)
+    write_text(command.run / "report.md", tables + "\n")
+    sys.stdout.write(f"{tables}\n\nWritten to {command.run / 'report.md'} and error_by_context.png beside it\n")
+
+
 def run_info(command: InfoCommand) -> None:
     """The sub-command ``info``."""
     from icrl_gym.registry import estimators
@@ -135,6 +148,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "evaluate": (EvaluateCommand, run_evaluate),
     "reproduce": (ReproduceConfig, run_reproduce),
     "benchmark": (BenchmarkConfig, run_benchmark),
+    "report": (ReportConfig, run_report),
     "info": (InfoCommand, run_info),
 }
 

@@ -144,3 +144,13 @@ class BenchmarkConfig:
     """Continuations per state."""
     jobs: int = 1
     """Processes."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write the tables and the figure of a benchmark run into its folder."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run, as `icrl-gym benchmark` left it."""
+    show: tuple[str, ...] = ("constructed", "softmax_td", "lstd", "kbrl", "nadaraya_watson")
+    """Estimators in the figure, beside the critic."""

@@ -104,6 +104,12 @@ def write_json(path: Path, content: Any) -> None:
         file.write("\n")
 
 
+def write_text(path: Path, content: str) -> None:
+    """Write text, atomically."""
+    with _replacing(path) as file:
+        file.write(content)
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a table with a header line, atomically; None becomes an empty cell, floats keep every digit."""
     with _replacing(path) as file:

@@ -43,7 +43,7 @@ WITHIN_ROW = {
     "policy_source": {"configuration"},
     "findings": {"configuration", "runs"},
     "evaluation": {"configuration", "findings", "policy_source", "figures", "runs", "tracking"},
-    "benchmark": {"configuration", "runs"},
+    "benchmark": {"configuration", "figures", "runs"},
     "reproduction": {"configuration", "figures", "runs", "tracking", "reference", "prior"},
     "cli": {"benchmark", "configuration", "evaluation", "reproduction", "runs"},
     "runs": {"__init__"},  # the version

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from icrl_gym.benchmark.aggregates import Aggregate, geometric_mean, interquartile_mean, with_interval
 from icrl_gym.benchmark.cells import CRITIC, Task
 from icrl_gym.benchmark.runner import Record
+from icrl_gym.figures import error_by_context
 
 METRIC = "rmse_over_std"
 SMALLEST_SPREAD = 2.0  # truths whose standard deviation is below this many noise floors say nothing about spread
@@ -30,6 +32,35 @@ def benchmark_tables(records: Sequence[Record]) -> str:
         reasons = sorted({f"- {r.cell.task.env}, {r.cell.setting.estimator}: {r.error}" for r in failed})
         parts.append(f"{len(failed)} cells failed:\n\n" + "\n".join(reasons))
     return "\n\n".join(parts)
+
+
+def context_figure(records: Sequence[Record], shown: Sequence[str]) -> Figure:
+    """Error against context length, one panel per environment, critics as horizontal lines.
+
+    Args:
+        records: of one or more suites.
+        shown: estimators to draw, under their default settings.
+
+    Raises:
+        ValueError: no usable record of these estimators.
+    """
+    panels: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for record in records:
+        setting, error = record.cell.setting, record.scores.get(METRIC)
+        usable = record.error is None and _has_spread(record) and error is not None
+        if usable and setting.is_default and setting.estimator in (*shown, CRITIC):
+            curves = panels.setdefault(record.cell.task.env.rpartition(":")[2], {})
+            curves.setdefault(setting.estimator, {}).setdefault(record.cell.context_length, []).append(error)
+    if not panels:
+        raise ValueError(f"no usable record of {list(shown)}")
+    means = {
+        env: {
+            name: {length: float(np.exp(np.mean(np.log(errors)))) for length, errors in sorted(by_length.items())}
+            for name, by_length in curves.items()
+        }
+        for env, curves in panels.items()
+    }
+    return error_by_context(means, CRITIC)
 
 
 def _has_spread(record: Record) -> bool:
