@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from icrl_gym.figures import COLOURS, STYLES
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table, Verdict
+from icrl_gym.reproduction.judgement import above, exactly, together
 from icrl_gym.reproduction.mrps import MRPBatch, boyan_chains
 from icrl_gym.reproduction.softmax_td import softmax_td, weighted_td
 from icrl_gym.reproduction.store import Store
@@ -86,13 +87,14 @@ def _judge(errors: np.ndarray) -> Outcome:
 
 def _verdict(ordered: Sequence[Finding], one_hot_gains: Sequence[Finding], distance: float) -> tuple[Verdict, str]:
     """A one-hot gain that cannot be told from zero limits the claim; a reversed order refutes it."""
-    reversed_order = any((gain.high or 0.0) < 0.0 for gain in one_hot_gains)
-    if reversed_order or distance >= AGREEMENT or not all((finding.low or -1.0) > 0.0 for finding in ordered):
-        return "does not hold", ""
-    equal = [depth for depth, gain in zip(DEPTHS, one_hot_gains, strict=True) if (gain.low or 0.0) <= 0.0]
+    gains: list[Verdict] = [above(gain) for gain in one_hot_gains]
+    rest = together(exactly(distance < AGREEMENT), *map(above, ordered))
+    if rest != "holds" or "does not hold" in gains or "holds" not in gains:
+        return together(rest, *gains), ""
+    equal = [str(depth) for depth, gain in zip(DEPTHS, gains, strict=True) if gain != "holds"]
     if not equal:
         return "holds", ""
-    depths = " and ".join(str(depth) for depth in equal)
+    depths = " and ".join(equal)
     return "holds with these limits", f"At L = {depths} one-hot features cannot be told from U(-1, 1)^4 features."
 
 

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from icrl_gym.figures import COLOURS, MARKERS
-from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table
+from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table, Verdict
 from icrl_gym.reproduction.empirical import EmpiricalModel, inf_norm, spectral_radius
+from icrl_gym.reproduction.judgement import exactly, together, within
 from icrl_gym.reproduction.mrps import boyan_chains, random_mrps
 from icrl_gym.reproduction.store import Store
 
@@ -170,8 +171,9 @@ def _judge(decays: dict[str, Decay], floor: np.ndarray, lengths: Sequence[int]) 
     ]
     counts = np.bincount(whole.regime, minlength=3)
     bounded = findings[0].value < ROUNDING and findings[1].value == 1.0 and findings[2].value < ROUNDING
-    falls = all(abs(end + 0.5) < SLOPE_TOLERANCE for end in (slope.low, slope.high) if end is not None)
-    verdict = "holds with these limits" if bounded and falls and counts.all() else "does not hold"
+    falls = within(slope, -0.5 - SLOPE_TOLERANCE, -0.5 + SLOPE_TOLERANCE)
+    found_all: Verdict = "holds" if counts.all() else "not enough evidence"
+    verdict = together(exactly(bounded), falls, found_all, limited=True)
     limits = (
         f"Assumption 5.1 is sufficient and far from necessary: {counts[1]:,} contexts violate it and converge,"
         f" {counts[2]:,} violate it and diverge. No context with generic features satisfies it"

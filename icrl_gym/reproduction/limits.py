@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from icrl_gym.reproduction.bias_variance import TRACES, WIDTHS, ErrorMap, figure_of, measure
-from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table
+from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table, Verdict
 from icrl_gym.reproduction.empirical import EmpiricalModel, spectral_radius
+from icrl_gym.reproduction.judgement import above, exactly, together
 from icrl_gym.reproduction.mrps import random_mrps
 from icrl_gym.reproduction.store import Store
 
@@ -155,7 +156,7 @@ def infinite_depth(quick: bool, seeds: Sequence[int], device: str, store: Store)
     found = ErrorMap.of(pieces)
     findings, passed = _limit_findings(closed, opened, returns)
     more, trades = _map_findings(found)
-    verdict = "holds with these limits" if passed and trades else "does not hold"
+    verdict = together(exactly(passed), trades, limited=True)
     limits = "The map is of one process and one context length."
     if _best_by_trace(found).argmin() == 0:
         limits += " There no trace improves on lambda = 0 at its best depth; traces only need fewer layers."
@@ -197,7 +198,7 @@ def _limit_findings(closed, opened, returns) -> tuple[list[Finding], bool]:
     return findings, bool(equal and findings[2].value > 1e-2)
 
 
-def _map_findings(found: ErrorMap) -> tuple[list[Finding], bool]:
+def _map_findings(found: ErrorMap) -> tuple[list[Finding], Verdict]:
     """Choose the best point on one half of the trials, measure on the other."""
     num_trials, num_layers = found.squared.shape[2:]
     half = num_trials // 2
@@ -218,7 +219,7 @@ def _map_findings(found: ErrorMap) -> tuple[list[Finding], bool]:
     ]
     bias, spread = found.bias[width, trace], found.spread[width, trace]
     ways = bias[0] > bias[layer] > bias[-1] and spread[0] < spread[layer] < spread[-1]
-    return findings, bool(ways and all((finding.low or -1.0) > 0 for finding in findings[4:]))
+    return findings, together(exactly(bool(ways)), *map(above, findings[4:]))
 
 
 def _best_by_trace(found: ErrorMap) -> np.ndarray:
