@@ -47,8 +47,8 @@ def context_figure(records: Sequence[Record], shown: Sequence[str]) -> Figure:
     panels: dict[str, dict[str, dict[int, list[float]]]] = {}
     for record in records:
         setting, error = record.cell.setting, record.scores.get(METRIC)
-        usable = record.error is None and _has_spread(record) and error is not None
-        if usable and setting.is_default and setting.estimator in (*shown, CRITIC):
+        drawn = setting.is_default and setting.estimator in (*shown, CRITIC)
+        if drawn and error is not None and _has_spread(record):
             curves = panels.setdefault(record.cell.task.env.rpartition(":")[2], {})
             curves.setdefault(setting.estimator, {}).setdefault(record.cell.context_length, []).append(error)
     if not panels:
