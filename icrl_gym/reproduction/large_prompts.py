@@ -186,10 +186,14 @@ def _judge(
     if slow and not limits:
         limits = (
             "1/n only where the query is small: the constant e^(a^2) (d + a^2) is that of the output at |a| <= 1, and"
-            " at |a| = 3"
-            f" these lengths are far from the asymptote (slope {large[0].value:.2f}, not -1). The paper's bound has"
-            " the same"
-            " shape, an exponent c'/s^2. Linear only for Gaussian keys: a Rademacher key gives tanh."
+            " at"
+            f" |a| = 3 these lengths are far from the asymptote (slope {large[0].value:.2f}, not -1). The paper's"
+            " bound has"
+            " the same shape, an exponent c'/s^2. Linear only for Gaussian keys: a Rademacher key gives tanh. The"
+            " largest"
+            f" distances along the training path are {', '.join(f'{x:.2g}' for x in apart.mean(axis=1))} for growing"
+            " n: they"
+            " fall over the whole range, not at each step."
         )
     findings = (exact, control, *slopes.values(), *ratios.values(), stability, farthest)
     caption = (

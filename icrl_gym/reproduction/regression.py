@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -65,7 +66,7 @@ def _judge(flows: list, paths: dict[str, np.ndarray], heads: dict, lengths: tupl
     }  # fmt: skip
     risks = [Finding.mean(f"risk, heads: {name}", one["risk"]) for name, one in heads.items()]
     flow_holds = end.value < REACHED and drift.value < CONSERVED
-    steps_down = [Finding.mean("", after - before).high for before, after in zip(found, found[1:], strict=False)]
+    steps_down = [Finding.mean("", after - before).high for before, after in pairwise(found)]
     falls = all(high is not None and high < 0 for high in steps_down)
     approaches = falls and (by_length[-1].high or 1.0) < CLOSE
     divides = all(one.low is not None and one.low > PURE for one in purity.values())
