@@ -178,6 +178,7 @@ class InContextEvaluator:
             stderr=np.concatenate(stderr) if stderr else None,
             by_layer=values_LQ,
             diagnostics=Diagnostics(compiled.setting, "exact", compiled.fell_back, support_Q, warnings, compiled),
+            bounds=_possible_values(self.prompt_),
             attribute=lambda: self._attribution(compiled, features_QD),
         )
 
@@ -261,14 +262,18 @@ def _query_warnings(
     unseen = _unseen_ids(evaluator.trajectory_, observations)
     if unseen:
         warnings.append(f"{unseen} of {len(support)} queries hold an id that the context never visited")
-    rewards, gamma = evaluator.trajectory_.rewards, evaluator.prompt_.gamma
-    high = np.maximum(rewards.max(initial=0.0), 0.0) / (1 - gamma)
-    low = np.minimum(rewards.min(initial=0.0), 0.0) / (1 - gamma)
+    low, high = _possible_values(evaluator.prompt_)
     slack = 1e-9 * (high - low)
     outside = int(((values > high + slack) | (values < low - slack)).sum())
     if outside:
         warnings.append(f"{outside} of {len(support)} values lie outside what rewards like the context's can add up to")
     return warnings
+
+
+def _possible_values(prompt: Prompt) -> tuple[float, float]:
+    """What rewards like the context's can add up to; an episode may also end at once, hence 0 in between."""
+    low, high = min(prompt.rewards.min(), 0.0), max(prompt.rewards.max(), 0.0)
+    return float(low / (1 - prompt.gamma)), float(high / (1 - prompt.gamma))
 
 
 def _unseen_ids(trajectory: Trajectory, observations: Observations) -> int:

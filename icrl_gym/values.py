@@ -66,6 +66,7 @@ class ValueEstimates:
         by_layer: (L, Q), the final read-out applied after each layer; the last row equals ``values``. None for sources
             without layers.
         diagnostics: how the in-context evaluator came to the values, or None.
+        bounds: least and largest value that rewards like those seen can add up to, for the intervals; None if unknown.
         notes: remarks that belong beside the numbers (fallbacks, tails, what a critic's value includes).
         attribute: computes the matrix of `attribution`, or None where there is none.
     """
@@ -76,6 +77,7 @@ class ValueEstimates:
     stderr: np.ndarray | None = None
     by_layer: np.ndarray | None = None
     diagnostics: Diagnostics | None = None
+    bounds: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     attribute: Callable[[], np.ndarray] | None = field(default=None, repr=False)
 
@@ -83,7 +85,7 @@ class ValueEstimates:
         return len(self.values)
 
     def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-        """Central normal interval, ``(low (Q,), high (Q,))``.
+        """Central normal interval, cut off at `bounds` but always around the value, ``(low (Q,), high (Q,))``.
 
         Raises:
             ValueError: ``level`` is not in (0, 1), or these estimates carry no standard error.
@@ -93,7 +95,11 @@ class ValueEstimates:
         if self.stderr is None:
             raise ValueError("interval: these estimates carry no standard error (stderr is None)")
         half_width = NormalDist().inv_cdf(0.5 + level / 2) * self.stderr
-        return self.values - half_width, self.values + half_width
+        low, high = self.values - half_width, self.values + half_width
+        if self.bounds is None:
+            return low, high
+        least, largest = self.bounds
+        return np.minimum(np.maximum(low, least), self.values), np.maximum(np.minimum(high, largest), self.values)
 
     def attribution(self) -> np.ndarray:
         """The matrix W with ``values == W @ rewards``, (Q, n), constants included.

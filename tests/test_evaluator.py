@@ -251,6 +251,18 @@ def test_sampling_error_matches_the_spread_over_independent_contexts():
     assert np.all((ratio > 0.7) & (ratio < 1.4))
 
 
+def test_intervals_stay_within_what_rewards_can_add_up_to():
+    trajectory = with_rewards(log(n=60, terminate=0.02), np.ones(60))
+    estimate = fitted(trajectory, gamma=0.9).predict(10 * trajectory.observations)
+    low, high = estimate.interval(0.99)
+    assert estimate.bounds == pytest.approx((0.0, 10.0))
+    assert np.all((low <= estimate.values) & (estimate.values <= high))
+    inside = (estimate.values > 0) & (estimate.values < 10)
+    assert np.all(low[inside] >= estimate.bounds[0])
+    assert np.all(high[inside] <= estimate.bounds[1])
+    assert np.any(estimate.values + 2.57 * estimate.stderr > 10)  # the bound is what keeps it there
+
+
 def test_predict_before_fit_and_bad_arguments_are_refused():
     with pytest.raises(RuntimeError, match="call fit"):
         icrl.InContextEvaluator().predict(np.zeros((1, 2)))
