@@ -34,7 +34,7 @@ _EXACT = (
     Task("FrozenLake-v1", truth="exact", extra="classic"),
     Task("FrozenLake-v1", "FrozenLake-v1/ppo-seed0/steps30000.zip", truth="exact", extra="classic"),
     Task("CliffWalking-v1", truth="exact", extra="classic"),
-    Task("Taxi-v3", truth="exact", extra="classic"),
+    Task("Taxi-v4", truth="exact", extra="classic"),
 )
 _CLASSIC = (
     *_trained("CartPole-v1", "ppo", 30000, extra="classic"),
