@@ -202,3 +202,14 @@ def test_matrices_that_cannot_be_averaged_are_refused():
         agg.with_interval(np.mean, np.array([[1.0, np.nan]]))
     with pytest.raises(ValueError, match="non-empty"):
         agg.with_interval(np.mean, np.zeros((0, 3)))
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, chain_only, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "benchmark.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(example, names)
+    monkeypatch.setattr(registry, "_entries", lambda: {"mean_return": registry.Entry(names["MeanReturn"])})
+    records = runner.run_benchmark(config(tmp_path, estimators=("mean_return",), seeds=(0,)))
+    assert [record.error for record in records] == [None]
+    assert records[0].scores["explained_variance"] == pytest.approx(0.0, abs=1e-9)  # a constant explains nothing

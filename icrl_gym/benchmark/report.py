@@ -86,7 +86,7 @@ def _table(records: Sequence[Record], length: int) -> str:
         seconds = np.median([r.seconds_fit + r.seconds_predict for r in usable if r.cell.setting.estimator == name])
         cells = [
             name, str(sum(map(len, errors.values()))), _cell(figure), _cell(with_interval(interquartile_mean, scores)),
-            best, _ahead(errors, default.get(CRITIC, {})), f"{seconds:.2g}",
+            best, "-" if name == CRITIC else _ahead(errors, default.get(CRITIC, {})), f"{seconds:.2g}",
         ]  # fmt: skip
         rows.append((figure.value, "| " + " | ".join(cells) + " |"))
     return "\n".join([*lines, *(row for _, row in sorted(rows))])
