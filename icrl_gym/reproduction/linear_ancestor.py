@@ -209,15 +209,22 @@ def _judge(errors: np.ndarray, learned: Learned, axes: np.ndarray, quick: bool) 
         " layer when the softmax runs over sources, and over destinations."
     )
     findings = (*equal, *trained, sweep, *by_axis, worse, plain)
-    return Outcome(verdict, findings, _limits(plain, quick), _figure(errors, learned, axes), caption)
+    return Outcome(verdict, findings, _limits(learned, plain, quick), _figure(errors, learned, axes), caption)
 
 
-def _limits(plain: Finding, quick: bool) -> str:
+def _limits(learned: Learned, plain: Finding, quick: bool) -> str:
     limits = [
         "Read-outs of linear attention are linear in the query, so implicit-weight and sensitivity similarity are one"
         " number. Columns, masks and the average-reward form were derived again, with traces that decay by gamma"
         " lambda."
     ]
+    below = int((learned.similarity[:, -1] < SIMILAR).sum())
+    if below:
+        limits.append(f"{below} of {len(learned.similarity)} seeds ended below {SIMILAR}.")
+    limits.append(
+        "The context sweep is judged on the median chain since a first run: with one transition a few contexts send the"
+        " learned layers so far off that the mean says nothing."
+    )
     if (plain.low or 0.0) <= 0.0:
         limits.append("What costs accuracy over destinations is the factor 1/n: without it, no worse is seen.")
     if quick:

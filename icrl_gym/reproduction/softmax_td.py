@@ -46,11 +46,16 @@ def weighted_td(
     value = np.zeros(kernel.shape[:-1])
     layers = [value]
     for _ in range(num_layers):
-        visited = np.take_along_axis(value, states, axis=-1)
-        delta = rewards + gamma * visited[..., 1:] - visited[..., :-1]
+        delta = residuals(value, states, rewards, gamma)
         value = value + alpha * np.einsum("...sn,...n->...s", kernel, delta)
         layers.append(value)
     return np.stack(layers, axis=-2)
+
+
+def residuals(value: np.ndarray, states: np.ndarray, rewards: np.ndarray, gamma: float) -> np.ndarray:
+    """delta_k = R_k + gamma v(S_k) - v(S_{k-1}), (..., n), from values (..., S); see `weighted_td`."""
+    visited = np.take_along_axis(value, states, axis=-1)
+    return rewards + gamma * visited[..., 1:] - visited[..., :-1]
 
 
 def state_kernel(features: np.ndarray, states: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from icrl_gym.reproduction import linear_attention
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome
 from icrl_gym.reproduction.empirical import EmpiricalModel
 from icrl_gym.reproduction.mrps import MRPBatch, random_mrps
-from icrl_gym.reproduction.softmax_td import softmax, weighted_td
+from icrl_gym.reproduction.softmax_td import residuals, softmax, weighted_td
 from icrl_gym.reproduction.store import Store
 
 GAMMA, NUM_STATES, NUM_FEATURES, NUM_TRANSITIONS, NUM_LAYERS = 0.9, 8, 4, 40, 8
@@ -111,8 +111,7 @@ def expansion_remainders(mrps: MRPBatch, states: np.ndarray) -> np.ndarray:
     rewards, features = mrps.rewards_of(states), mrps.features_of(states)[:, :-1]
     scores = mrps.features @ np.swapaxes(features, 1, 2)
     value = weighted_td(softmax(scores), states, rewards, GAMMA, 3)[:, -1]
-    visited = np.take_along_axis(value, states, axis=1)
-    delta = rewards + GAMMA * visited[:, 1:] - visited[:, :-1]
+    delta = residuals(value, states, rewards, GAMMA)
     mean_delta, mean_key = delta.mean(axis=1, keepdims=True), features.mean(axis=1, keepdims=True)
     centred = np.einsum("bnd,bn->bd", features - mean_key, delta) / delta.shape[1]
     plain = np.einsum("bnd,bn->bd", features, delta) / delta.shape[1]
