@@ -436,5 +436,5 @@ def test_every_claim_runs_quickly_and_leaves_a_figure_and_a_verdict(tmp_path):
         assert result.figure is not None, result.claim.id
         assert result.outcome.findings, result.claim.id
     refuted = [result.claim.id for result in results if result.outcome.verdict == "does not hold"]
-    assert set(refuted) <= {"attention-race"}, refuted
+    assert not refuted
     assert sum(result.seconds for result in results) < 180
