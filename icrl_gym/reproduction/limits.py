@@ -163,7 +163,8 @@ def infinite_depth(quick: bool, seeds: Sequence[int], device: str, store: Store)
     caption = (
         "Three maps of the error of softmax TD(lambda) on a process on the line, over depth and kernel width, from"
         f" contexts of 200 distinct states ({found.squared.shape[2]} of them): a dot marks the best point of each map,"
-        " the star the best of all. Right: bias and standard deviation along the depth at the star's width."
+        " the star the best of all. Right: bias and standard deviation along the depth at the star's width; the bias"
+        " is shown less its own sampling noise, so zero means that it cannot be told from that."
     )
     tables = (_kernel_table(closed, opened), _trace_table(found))
     return Outcome(verdict, tuple(findings + more), limits, figure_of(found), caption, tables)
