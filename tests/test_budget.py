@@ -74,6 +74,23 @@ def test_a_rate_that_many_blocks_show_overrules_the_theory():
     assert law.rate == pytest.approx(0.5, abs=0.03)
 
 
+def test_block_errors_are_spread_and_shift_of_the_blocks_answers(chain):
+    pilot, queries = walk(chain, 128, 2), np.arange(10)
+
+    def answer(part):
+        return icrl.InContextEvaluator().fit(part, GAMMA).predict(queries).values
+
+    expected = []
+    for length in (16, 32, 64):
+        answers = np.array([answer(pilot[start : start + length]) for start in range(0, 128, length)])
+        spread = [np.sum((column - column.mean()) ** 2) / (len(column) - 1) for column in answers.T]
+        shift = answers.mean(axis=0) - answer(pilot)
+        expected.append(np.sqrt(np.mean(spread) + np.mean(shift**2)))
+    budget = icrl.prompt_budget(pilot, GAMMA, 0.1, observations=queries)
+    assert budget.block_lengths == (16, 32, 64)
+    np.testing.assert_allclose(budget.block_errors, expected)
+
+
 def test_the_given_evaluator_keeps_its_own_context(chain):
     evaluator = icrl.InContextEvaluator().fit(walk(chain, 70, 5), GAMMA)
     before = evaluator.predict(np.arange(10)).values
