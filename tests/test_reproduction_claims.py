@@ -46,6 +46,19 @@ def test_similarities_of_the_construction_are_perfect_and_of_its_mirror_are_not(
     assert (emergence.similarities(path, recipe)["value difference"] > 0.01).all()
 
 
+def test_ranks_divide_the_trainings_and_wait_for_each_other(monkeypatch):
+    ran, waited = [], []
+    jobs = [lambda i=i: ran.append(i) for i in range(5)]
+    emergence._share(jobs)
+    assert ran == []  # a single process runs them where it needs them
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: waited.append(list(ran)))
+    emergence._share(jobs)
+    assert waited == [[1, 4]]
+
+
 # Minimiser
 
 

@@ -205,8 +205,8 @@ def _figure(gaussian: np.ndarray, chains: np.ndarray, budgets: dict, lengths: Se
             )
             middle.axhline(mean[-1], color=COLOURS[i], linewidth=0.8, linestyle=":")
     middle.set(xlabel="n", title="Finite processes")
-    for axes in (left, middle):
-        axes.legend(fontsize="x-small")
+    left.legend(fontsize="x-small")
+    middle.legend(fontsize="x-small", loc="upper right", bbox_to_anchor=(1.0, 0.86))
     for i, rows in enumerate(budgets.values()):
         spread = i + np.linspace(-0.2, 0.2, len(rows))
         right.semilogy(spread, rows[:, 3], MARKERS[i], color=COLOURS[i], markersize=4, alpha=0.8)
