@@ -19,6 +19,7 @@ NUM_HEADS, STEP_SIZE, START, NOISE = 2, 0.01, 0.5, 0.1
 NUM_FEATURES, NUM_TRANSITIONS, NUM_LAYERS, GAMMA = 4, 30, 8, 0.9
 NUM_TOKENS, TOKEN_DIMENSION, TOKEN_NOISE = 32, 32, 0.1
 CLEARLY_WORSE = 2.0  # times softmax's error
+NUM_STEPS = {"Boyan chains": 300, "single location": 600}
 Parameters = dict[str, Tensor]  # leading axes: seeds, 1
 Loss = Callable[[Variant, Parameters, np.random.Generator, int], Tensor]
 
@@ -137,12 +138,14 @@ def _tested(loss: Loss, variant: Variant, parameters: Parameters, num_tests: int
 
 def attention_race(quick: bool, seeds: Sequence[int], device: str, store: Store) -> Outcome:
     """Claim 13."""
-    num_steps, num_prompts, num_tests = (4, 8, 1) if quick else (300, 32, 10)
+    num_prompts, num_tests = (8, 1) if quick else (32, 10)
     found = {
         task: {
             name: store.arrays(
                 f"{task}-{name}-seeds-{len(seeds)}".replace(" ", "-"),
-                lambda task=task, name=name: run(task, name, num_steps, num_prompts, num_tests, seeds),
+                lambda task=task, name=name: run(
+                    task, name, 4 if quick else NUM_STEPS[task], num_prompts, num_tests, seeds
+                ),
             )
             for name in VARIANTS
         }
@@ -167,7 +170,8 @@ def _judge(found: dict[str, dict[str, dict[str, np.ndarray]]]) -> Outcome:
     ]  # fmt: skip
     chain = {name: ratios["Boyan chains", name].mean() for name in VARIANTS}
     order = ", ".join(f"{name} {error:.3f}" for name, error in sorted(chain.items(), key=lambda item: item[1]))
-    verdict = "does not hold"
+    undecided = lead.low is None or lead.high is None or lead.low <= CLEARLY_WORSE < lead.high
+    verdict = "not enough evidence" if undecided else "does not hold"
     if short:
         verdict = "holds with these limits" if rivals or min(chain, key=chain.__getitem__) != "softmax" else "holds"
     limits = f"On Boyan chains the order is: {order}."
@@ -210,7 +214,9 @@ CLAIM = Claim(
         " (2507.23632) and a SoLA-like hybrid (2601.11164), each a function of one signature. Boyan chains: n = 30,"
         " eight tied TD layers, squared value error at all columns, all started at half the construction. Single"
         " location: 32 tokens in 32 dimensions, one read, where the hybrid is softmax by definition. Adam, the same"
-        " prompts and initial parameters for all, errors on 1,000 fresh prompts per seed."
+        " prompts and initial parameters for all, errors on 1,000 fresh prompts per seed. Single location has 600"
+        " steps since a first run: with 300 one softmax seed of five was still on its plateau, and the interval of the"
+        " ratio, [1.77, 6.80], held the bound."
     ),
     criterion=(
         f"Single location: the ratio of linear's to softmax's error exceeds {CLEARLY_WORSE:g} (95 % interval). With"
