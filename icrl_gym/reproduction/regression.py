@@ -175,7 +175,8 @@ CLAIM = Claim(
         "S = diag(.7, .5, .35). The flow by Runge and Kutta's rule; gradient descent on 128 fresh prompts per step"
         " against the infinite-prompt gradient from the same start; two tasks on two blocks of two inputs each (n ="
         " 40) with one, two and four heads trained by Adam, free or held to one task per head. The expectation over"
-        " tasks is taken exactly."
+        " tasks is taken exactly. A first version of the criterion asked for a falling slope over all n only; the"
+        " figure showed that to be too kind."
     ),
     criterion=(
         f"The flow ends within {REACHED:g} of its limit and changes the invariant by less than {CONSERVED:g}; the"
