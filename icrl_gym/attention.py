@@ -23,7 +23,9 @@ def inner_product_attention(destination_BD: Tensor, source_ND: Tensor, key_bias_
     return torch.softmax(destination_BD @ source_ND.mT + key_bias_N.unsqueeze(-2), dim=-1)
 
 
-def gaussian_attention(destination_BD: Tensor, source_ND: Tensor, key_bias_N: Tensor, log_sink: Tensor) -> Tensor:
+def gaussian_attention(
+    destination_BD: Tensor, source_ND: Tensor, key_bias_N: Tensor, log_sink: Tensor | None
+) -> Tensor:
     """K(k | x) = w_k exp(-|x - x_k|^2 / 2) / (sink + sum_m w_m exp(-|x - x_m|^2 / 2)), (..., C, N), with w = exp(b).
 
     One softmax over inner products: the key bias -|x_k|^2/2 makes the Gaussian, and the sink is one more key that
@@ -33,12 +35,15 @@ def gaussian_attention(destination_BD: Tensor, source_ND: Tensor, key_bias_N: Te
         destination_BD: (..., C, D).
         source_ND: (..., N, D).
         key_bias_N: (..., N) log weights of the sources; -inf drops a source.
-        log_sink: (...) log of the sink's weight in units of one source at distance zero; -inf for none.
+        log_sink: (...) log of the sink's weight in units of one source at distance zero; None for no sink.
     """
-    query_BD = torch.cat(
-        [destination_BD, half_square(destination_BD), torch.ones_like(destination_BD[..., :1])], dim=-1
-    )
-    key_ND = torch.cat([source_ND, torch.zeros_like(source_ND[..., :1]), _gaussian_bias(source_ND, key_bias_N)], dim=-1)
+    one_B1 = torch.ones_like(destination_BD[..., :1])
+    bias_N1 = key_bias_N.unsqueeze(-1) - half_square(source_ND)
+    if log_sink is None:
+        scores_BN = torch.cat([destination_BD, one_B1], dim=-1) @ torch.cat([source_ND, bias_N1], dim=-1).mT
+        return torch.softmax(scores_BN, dim=-1)
+    query_BD = torch.cat([destination_BD, half_square(destination_BD), one_B1], dim=-1)
+    key_ND = torch.cat([source_ND, torch.zeros_like(bias_N1), bias_N1], dim=-1)
     sink_1D = torch.zeros_like(key_ND[..., :1, :])
     sink_1D[..., 0, -2] = 1.0
     sink_1D[..., 0, -1] = log_sink
@@ -49,10 +54,6 @@ def gaussian_attention(destination_BD: Tensor, source_ND: Tensor, key_bias_N: Te
 def half_square(x_BD: Tensor) -> Tensor:
     """|x|^2 / 2, keeping the feature axis: (..., B, 1)."""
     return x_BD.square().sum(dim=-1, keepdim=True) / 2
-
-
-def _gaussian_bias(source_ND: Tensor, key_bias_N: Tensor) -> Tensor:
-    return key_bias_N.unsqueeze(-1) - half_square(source_ND)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from icrl_gym.attention import (
 from icrl_gym.prompt import Prompt
 
 EQUILIBRIUM: Literal["equilibrium"] = "equilibrium"
-GROWTH_LIMIT = 2.0  # layer increments of the probe may exceed its first ones by this factor before the fallback
+GROWTH_LIMIT = 2.0  # the last layer's change may exceed the first ones' by this factor before the fallback
 PROBE_FREQUENCY = 37.0  # radians per standard deviation: neighbouring sources get unrelated probe rewards
 
 
@@ -178,8 +178,9 @@ def compile_prompt(
 ) -> CompiledPrompt:
     """Run the context through the network.
 
-    Whether the recursion grows is decided once per prompt, on a probe reward function that depends on the features
-    alone; so values stay linear in the rewards. If it grows, the averager takes over.
+    The averager takes over where the recursion grows. That is decided once per prompt: the change per layer has to grow
+    for the given rewards and, where it does, for a probe reward function of the features alone as well; so wherever the
+    recursion is stable values are linear in the rewards.
 
     Args:
         prompt: the context.
@@ -201,14 +202,18 @@ def compile_prompt(
     context = _context(prompt, setting, tensor(rewards), log_weights_N, ratios)
     attention_CN = _column_attention(prompt, setting, context, log_weights_N)
     probe_N1 = tensor(probe_rewards(prompt.source_features))[:, None]
-    readout = _run(_with_rewards(context, torch.cat([context.rewards_NR, probe_N1], dim=-1)), attention_CN, setting)
-    fell_back = fall_back and _grows(readout, prompt.gamma, setting)
+    if setting.at_equilibrium:  # one more right-hand side costs nothing
+        with_probe_NR = torch.cat([context.rewards_NR, probe_N1], dim=-1)
+        both = _run(_with_rewards(context, with_probe_NR), attention_CN, setting)
+        readout, fell_back = _without_probe(both), fall_back and _exceeds(both, prompt.gamma)
+    else:
+        readout = _run(context, attention_CN, setting)
+        fell_back = fall_back and _grows(readout)
+        fell_back = fell_back and _grows(_run(_with_rewards(context, probe_N1), attention_CN, setting))
     if fell_back:
         setting = setting.fallback()
         readout = _run(context, attention_CN, setting)
-    return CompiledPrompt(
-        prompt, setting, context, attention_CN, _without_probe(readout, fell_back), log_weights_N, fell_back
-    )
+    return CompiledPrompt(prompt, setting, context, attention_CN, readout, log_weights_N, fell_back)
 
 
 def _check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:
@@ -237,23 +242,32 @@ def probe_rewards(features_ND: np.ndarray) -> np.ndarray:
     return np.cos(PROBE_FREQUENCY * (features_ND @ direction_D) + 0.5)
 
 
-def _without_probe(readout: Readout, already: bool) -> Readout:
-    if already:
-        return readout
+def _without_probe(readout: Readout) -> Readout:
     assert readout.columns_LCR is not None
     parts = (readout.constants_LR, readout.memories_LNR, readout.columns_LCR)
     return Readout(*(part[..., :-1] for part in parts), factors=readout.factors)
 
 
-def _grows(readout: Readout, gamma: float, setting: Setting) -> bool:
+def _exceeds(readout: Readout, gamma: float) -> bool:
+    """Whether an equilibrium's last channel, for rewards within [-1, 1], exceeds every value such rewards can have."""
     assert readout.columns_LCR is not None
-    probe_LC = readout.columns_LCR[..., -1]
-    if not bool(torch.isfinite(readout.columns_LCR).all()):
+    values_CR = readout.columns_LCR[-1]
+    return not bool(torch.isfinite(values_CR).all()) or bool(values_CR[:, -1].abs().max() > 1.0 / (1.0 - gamma))
+
+
+def _grows(readout: Readout) -> bool:
+    """Whether the change per layer grows from the first layers to the last, in any channel."""
+    assert readout.columns_LCR is not None
+    columns_LCR = readout.columns_LCR
+    if not bool(torch.isfinite(columns_LCR).all()):
         return True
-    if setting.at_equilibrium:  # no value of rewards within [-1, 1] exceeds 1 / (1 - gamma)
-        return bool(probe_LC[-1].abs().max() > 1.0 / (1.0 - gamma))
-    increments_L = (probe_LC[1:] - probe_LC[:-1]).square().mean(dim=-1).sqrt()
-    return bool(increments_L[-1] > GROWTH_LIMIT * increments_L[:2].max())
+    first_R = torch.maximum(_change(columns_LCR, 1), _change(columns_LCR, min(2, len(columns_LCR) - 1)))
+    return bool((_change(columns_LCR, len(columns_LCR) - 1) > GROWTH_LIMIT * first_R).any())
+
+
+def _change(columns_LCR: Tensor, layer: int) -> Tensor:
+    """Root mean square change of the columns in a layer, (R,)."""
+    return (columns_LCR[layer] - columns_LCR[layer - 1]).square().mean(dim=0).sqrt()
 
 
 def _run(context: Context, attention_CN: Tensor, setting: Setting) -> Readout:
@@ -301,5 +315,7 @@ def _scaled(features_BD: np.ndarray, prompt: Prompt, setting: Setting, like: Ten
 def _attention(destination_BD: Tensor, source_ND: Tensor, log_weights_N: Tensor, setting: Setting) -> Tensor:
     if setting.kernel == "inner_product":
         return inner_product_attention(destination_BD, source_ND, log_weights_N)
-    log_sink = torch.tensor(setting.sink, dtype=source_ND.dtype, device=source_ND.device).log()
+    log_sink = (
+        torch.tensor(setting.sink, dtype=source_ND.dtype, device=source_ND.device).log() if setting.sink else None
+    )
     return gaussian_attention(destination_BD, source_ND, log_weights_N, log_sink)
