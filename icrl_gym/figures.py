@@ -215,11 +215,13 @@ def error_by_context(curves: Mapping[str, Mapping[str, Mapping[int, float]]], re
         panel.grid(alpha=0.25)
     for panel in panels[len(curves) :]:
         panel.set_axis_off()
+    for panel in panels[max(0, len(curves) - columns) : len(curves)]:  # the lowest of each column
+        panel.tick_params(labelbottom=True)
     drawn = {}
     for panel in panels:
         handles, labels = panel.get_legend_handles_labels()
         drawn |= dict(zip(labels, handles, strict=True))
-    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=min(6, len(drawn)), fontsize="small")
+    figure.legend(drawn.values(), drawn.keys(), loc="outside upper center", ncols=min(6, len(drawn)), fontsize="small")
     figure.supxlabel("transitions in the context", fontsize="medium")
     figure.supylabel("RMSE / std of the truth (1: best constant)", fontsize="medium")
     return figure

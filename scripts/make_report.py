@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from icrl_gym.benchmark import SUITES, load_records
+from icrl_gym.benchmark import SUITES, Record, Suite, load_records
+from icrl_gym.benchmark.cells import CRITIC
 from icrl_gym.benchmark.report import benchmark_tables, context_figure
 from icrl_gym.configuration import ReportConfig
 from icrl_gym.report import commands_list, load_run, main_job_table
@@ -39,14 +41,13 @@ Commands:
 BENCHMARK = """
 ## The benchmark
 
-`icrl-gym benchmark --suite NAME --tune` on {suites}: {cells:,} cells, contexts with {seeds} seeds each, code at commit
-`{commit}`. Geometric mean of RMSE / std over tasks and seeds, with 95 % stratified bootstrap intervals over seeds; IQM
-is the interquartile mean. "Tuned in hindsight" picks the best setting of the estimator's grid for every context
-separately, by the error itself: an unfair upper bound for the rivals. The critic has seen 20,000 to 120,000 steps.
+`icrl-gym benchmark --suite NAME --tune` for each suite below: {cells:,} cells, contexts with {seeds} seeds each, code
+at commit `{commit}`. RMSE / std is the geometric mean over tasks and seeds, with 95 % stratified bootstrap intervals
+over seeds; IQM is the interquartile mean. "Tuned in hindsight" picks the best setting of the estimator's grid for every
+context separately, by the error itself: an unfair upper bound for the rivals. Tasks whose truth has no spread to speak
+of are left out, and so are estimators that were not run on every task of a suite.
 
 ![Error against context length](docs/error_by_context.png)
-
-{tables}
 """
 
 
@@ -87,19 +88,35 @@ def main(config: Config) -> None:
 
 
 def benchmark_section(config: Config) -> str:
-    """Tables of the benchmark's records; draws the figure."""
-    records = load_records(config.benchmark)
-    envs = {record.cell.task.env for record in records}
+    """Tables of the benchmark's records, suite by suite; draws the figure."""
+    suites = {
+        name: _complete(load_records(config.benchmark), suite) for name, suite in SUITES.items() if name != "small"
+    }
+    records = [record for part in suites.values() for record in part]
     context_figure(records, ReportConfig.show).savefig(config.figure)
-    return BENCHMARK.format(
-        suites=", ".join(
-            name for name, suite in SUITES.items() if envs & {t.env for t in suite.tasks} and name != "small"
-        ),
+    head = BENCHMARK.format(
         cells=len(records),
         seeds=len({record.cell.seed for record in records}),
         commit=json.loads((config.benchmark / "versions.json").read_text())["commit"],
-        tables=benchmark_tables(records),
     )
+    parts = [_suite_part(name, part) for name, part in suites.items() if part]
+    return "\n".join([head, *parts])
+
+
+def _suite_part(name: str, records: list[Record]) -> str:
+    tables = benchmark_tables(records).replace("### Context", "#### Context")
+    missing = {task.env for task in SUITES[name].tasks} - {record.cell.task.env for record in records}
+    note = f"Not run: {', '.join(sorted(missing))}.\n\n" if missing else ""
+    num_tasks = len({record.cell.task for record in records})
+    return f"### Suite {name}, {num_tasks} tasks\n\n{note}{tables}\n"
+
+
+def _complete(records: list[Record], suite: Suite) -> list[Record]:
+    """The records of a suite's tasks, without estimators that were not run on all of those that anybody was run on."""
+    mine = [record for record in records if record.cell.task in suite.tasks]
+    counts = Counter(record.cell.setting.estimator for record in mine if record.cell.setting.is_default)
+    expected = max(counts.values(), default=0)
+    return [r for r in mine if counts[r.cell.setting.estimator] == expected or r.cell.setting.estimator == CRITIC]
 
 
 if __name__ == "__main__":
