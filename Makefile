@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow check bench docs clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -31,6 +31,10 @@ bench: $(STAMP)  ## speed and memory, as ratios within one run
 	$(BIN)/python scripts/benchmark_evaluator.py
 	$(BIN)/python scripts/benchmark_truth.py
 	$(BIN)/python scripts/benchmark_prior.py
+
+docs: $(STAMP)  ## the generated pages: the theory's claims (an hour from scratch; resumes) and the prior's pictures
+	$(BIN)/python scripts/reproduce.py --report docs/reproduction.md
+	$(BIN)/python scripts/draw_prior.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
