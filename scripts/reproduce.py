@@ -1,7 +1,7 @@
 """Measure every claim of the papers and write docs/reproduction.md: `icrl-gym reproduce --report docs/reproduction.md`.
 
 python scripts/reproduce.py                      # all claims, about an hour; an interrupted call just goes on
-python scripts/reproduce.py forward-pass --quick --report /tmp/report.md
+python scripts/reproduce.py forward-pass --quick --report report.md
 """
 
 from __future__ import annotations
