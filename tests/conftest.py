@@ -1,4 +1,4 @@
-"""One computing thread per test process, since the suite runs on several; and the same hypothesis examples every time."""
+"""One computing thread per test process, since the suite runs on several; the same hypothesis examples every time."""
 
 import torch
 from hypothesis import settings
