@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "trajectory": ["Trajectory"],
-    "values": ["Estimand", "ValueEstimates"],
+    "estimand": ["Estimand"],
+    "values": ["ValueEstimates"],
     "prompt": ["Prompt"],
     "collection": ["collect"],
     "wrappers": ["EvaluateInContext", "RecordTrajectory", "VectorEvaluateInContext", "VectorRecordTrajectory"],

@@ -25,9 +25,10 @@ from gymnasium import spaces
 
 from icrl_gym.demo_policy import load_demo_policy
 from icrl_gym.environments import environment_identity
+from icrl_gym.estimand import Estimand
 from icrl_gym.observations import Observations, as_batch, batch_size, check_finite, named_leaves, take
 from icrl_gym.policies import ActingPolicy, as_policy, normalised
-from icrl_gym.values import Estimand, ValueEstimates
+from icrl_gym.values import ValueEstimates
 
 __all__ = [
     "ALGORITHMS",

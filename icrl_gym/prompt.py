@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from icrl_gym.estimand import Estimand
 from icrl_gym.features import FeatureMap
 from icrl_gym.observations import Observations, take
 from icrl_gym.trajectory import Trajectory
-from icrl_gym.values import Estimand
 
 
 @dataclass(frozen=True, eq=False)

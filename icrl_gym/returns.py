@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 
 from icrl_gym.environments import Wrapper, environment_identity, make_environment
+from icrl_gym.estimand import Estimand
 from icrl_gym.observations import Observations, take
 from icrl_gym.policies import ActingPolicy, as_policy
 from icrl_gym.rollouts import (
@@ -25,7 +26,7 @@ from icrl_gym.rollouts import (
 )
 from icrl_gym.simulators import choose_strategy, environment_factory
 from icrl_gym.transitions import TransitionTable
-from icrl_gym.values import Estimand, ValueEstimates
+from icrl_gym.values import ValueEstimates
 
 Progress = Callable[[int, int], None]
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import TwoSlopeNorm
 
+from icrl_gym.estimand import Estimand
 from icrl_gym.figures import attention_map, error_by_layer, estimates_against_truth, value_along_episode
-from icrl_gym.values import Estimand, ValueEstimates
+from icrl_gym.values import ValueEstimates
 
 ESTIMAND = Estimand("Toy-v0", "random", 0.9)
 

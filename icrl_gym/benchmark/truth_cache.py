@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from icrl_gym.estimand import Estimand
 from icrl_gym.observations import named_leaves
 from icrl_gym.trajectory import Trajectory
-from icrl_gym.values import Estimand, ValueEstimates
+from icrl_gym.values import ValueEstimates
 
 
 class TruthCache:
