@@ -41,11 +41,13 @@ Commands:
 BENCHMARK = """
 ## The benchmark
 
-`icrl-gym benchmark --suite NAME --tune` for each suite below: {cells:,} cells, contexts with {seeds} seeds each, code
-at commit `{commit}`. RMSE / std is the geometric mean over tasks and seeds, with 95 % stratified bootstrap intervals
-over seeds; IQM is the interquartile mean. "Tuned in hindsight" picks the best setting of the estimator's grid for every
-context separately, by the error itself: an unfair upper bound for the rivals. Tasks whose truth has no spread to speak
-of are left out, and so are estimators that were not run on every task of a suite.
+For each suite below `icrl-gym benchmark --suite NAME --tune --estimators constructed softmax_td lstd kbrl
+nadaraya_watson critic`, then `icrl-gym benchmark --suite NAME` for the other estimators, which are therefore not
+tuned: {cells:,} cells, contexts with {seeds} seeds each, code at commit `{commit}`. RMSE / std is the geometric mean
+over tasks and seeds, with 95 % stratified bootstrap intervals over seeds; IQM is the interquartile mean. "Tuned in
+hindsight" picks the best setting of the estimator's grid for every context separately, by the error itself: an unfair
+upper bound for the rivals. Tasks whose truth has no spread to speak of are left out, and so are estimators that were
+not run on every task of a suite.
 
 ![Error against context length](docs/error_by_context.png)
 """

@@ -171,13 +171,16 @@ def test_the_averager_takes_over_where_the_recursion_grows_and_says_so():
     assert grew > 5
 
 
-def test_the_fallback_is_decided_by_the_context_not_by_the_rewards():
-    trajectory = log()
-    prompt = Prompt.from_trajectory(trajectory, 0.99)
+@pytest.mark.parametrize(("bandwidth", "grows"), [(1.0, False), (0.4, True)])
+def test_the_fallback_is_decided_by_the_context_not_by_the_rewards(bandwidth, grows):
     rng = np.random.default_rng(0)
-    setting = Setting(**{**vars(THEOREM_1), "num_layers": 200})
-    decisions = {compile_prompt(prompt, setting, rewards=rng.standard_normal((80, 1))).fell_back for _ in range(5)}
-    assert len(decisions) == 1
+    states, terminated = rng.standard_normal((31, 2)), rng.random(30) < 0.1
+    zeros = np.zeros(30, dtype=bool)
+    trajectory = icrl.Trajectory(states[:-1], zeros, zeros, states[1:], terminated, zeros)
+    prompt = Prompt.from_trajectory(trajectory, 0.99)
+    setting = Setting(**{**vars(THEOREM_1), "num_layers": 200, "bandwidth": bandwidth})
+    decisions = {compile_prompt(prompt, setting, rewards=rng.standard_normal((30, 1))).fell_back for _ in range(8)}
+    assert decisions == {grows}
 
 
 def test_queries_off_the_support_return_to_the_constant_with_a_warning():
