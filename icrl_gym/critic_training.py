@@ -124,7 +124,23 @@ RECIPES: tuple[Recipe, ...] = (
         options={"n_steps": 256, "gae_lambda": 0.98, "ent_coef": 0.01},
     ),
     Recipe("FrozenLake-v1", "PPO", (10_000, 30_000), options=_SHORT_ROLLOUTS),
+    Recipe(
+        "CliffWalking-v1",  # it has no time limit of its own, and a half-trained policy may walk for ever
+        "PPO",
+        (10_000, 30_000),
+        env_kwargs={"max_episode_steps": 200},
+        options=_SHORT_ROLLOUTS,
+    ),
+    Recipe("Taxi-v4", "PPO", (25_000, 50_000, 100_000), options={**_SHORT_ROLLOUTS, "learning_rate": 1e-3}),
+    Recipe(
+        "BipedalWalker-v3",
+        "PPO",
+        (25_000, 50_000),
+        options={"n_steps": 256, "gae_lambda": 0.95, "learning_rate": 3e-4},
+    ),
     Recipe("InvertedPendulum-v5", "PPO", (10_000, 20_000, 30_000), num_envs=4, options=_SHORT_ROLLOUTS),
+    Recipe("HalfCheetah-v5", "PPO", (20_000, 40_000), num_envs=4, options={"n_steps": 512}),
+    Recipe("Walker2d-v5", "PPO", (20_000, 40_000), num_envs=4, options={"n_steps": 512}),
     Recipe("Hopper-v5", "PPO", (20_000, 40_000, 60_000), num_envs=4, options={"n_steps": 512}),
     Recipe(
         "MiniGrid-Empty-5x5-v0",
