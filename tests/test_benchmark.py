@@ -56,7 +56,9 @@ def test_finished_cells_are_kept_and_only_missing_ones_run(tmp_path, chain_only,
     records[0].unlink()
     ran = []
     real = runner._run_cell
-    monkeypatch.setattr(runner, "_run_cell", lambda cell, *rest: ran.append(cell.id) or real(cell, *rest))
+    monkeypatch.setattr(
+        runner, "_run_cell", lambda config, cell, *rest: ran.append(cell.id) or real(config, cell, *rest)
+    )
     monkeypatch.setattr(runner, "exact_values", None)  # the truth is read, not measured again
     runner.run_benchmark(config(tmp_path))
     assert ran == [records[0].stem]
@@ -177,6 +179,24 @@ def test_probability_of_improvement_is_the_mann_whitney_statistic_averaged_over_
     assert agg.probability_of_improvement(ours, theirs) == pytest.approx(expected)
 
 
+def test_the_interval_of_a_comparison_resamples_both_sides():
+    rng = np.random.default_rng(1)
+    ours, theirs = rng.standard_normal((2, 5, 4))
+    result = agg.with_paired_interval(agg.probability_of_improvement, ours, theirs)
+    draws = [
+        agg.probability_of_improvement(
+            np.take_along_axis(ours, rng.integers(5, size=(5, 4)), 0),
+            np.take_along_axis(theirs, rng.integers(5, size=(5, 4)), 0),
+        )
+        for _ in range(4000)
+    ]
+    # Percentiles of 2,000 and of 4,000 draws of a figure with standard deviation 0.1 are within 0.03 of each other.
+    np.testing.assert_allclose((result.low, result.high), np.percentile(draws, [2.5, 97.5]), atol=0.03)
+    assert result.value == agg.probability_of_improvement(ours, theirs)
+    with pytest.raises(ValueError, match="same tasks"):
+        agg.with_paired_interval(agg.probability_of_improvement, ours, theirs[:, :2])
+
+
 def test_profiles_gaps_and_medians_by_hand():
     scores = np.array([[0.2, 1.5], [0.6, 0.9]])
     np.testing.assert_allclose(agg.performance_profile(scores, np.array([0.0, 0.5, 1.0])), [1.0, 0.75, 0.25])
@@ -191,7 +211,7 @@ def test_stratified_bootstrap_covers_the_true_mean_and_keeps_tasks_apart():
     rng = np.random.default_rng(0)
     levels, covered = np.array([0.0, 100.0, 1000.0]), 0
     for seed in range(200):
-        result = agg.with_interval(np.mean, levels + rng.standard_normal((12, 3)), 300, seed)
+        result = agg.with_interval(agg.mean, levels + rng.standard_normal((12, 3)), 300, seed)
         covered += result.low <= levels.mean() <= result.high
         assert result.high - result.low < 2.0  # tasks are never mixed
     assert covered >= 170
@@ -199,9 +219,9 @@ def test_stratified_bootstrap_covers_the_true_mean_and_keeps_tasks_apart():
 
 def test_matrices_that_cannot_be_averaged_are_refused():
     with pytest.raises(ValueError, match="must be finite"):
-        agg.with_interval(np.mean, np.array([[1.0, np.nan]]))
+        agg.with_interval(agg.mean, np.array([[1.0, np.nan]]))
     with pytest.raises(ValueError, match="non-empty"):
-        agg.with_interval(np.mean, np.zeros((0, 3)))
+        agg.with_interval(agg.mean, np.zeros((0, 3)))
 
 
 def test_the_example_of_the_documentation_runs(tmp_path, chain_only, monkeypatch):

@@ -1,7 +1,8 @@
-"""Figures over a (runs x tasks) matrix of scores, with stratified bootstrap intervals.
+"""Figures over (runs x tasks) matrices of scores, with stratified bootstrap intervals.
 
-Definitions follow Agarwal et al. 2021 (*Deep Reinforcement Learning at the Edge of the Statistical Precipice*): runs
-are resampled with replacement within each task, tasks are kept.
+Statistics take one matrix (R, T) or a stack of them (..., R, T), and give one number per matrix. Definitions follow
+Agarwal et al. 2021 (*Deep Reinforcement Learning at the Edge of the Statistical Precipice*): runs are resampled with
+replacement within each task, tasks are kept.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-Statistic = Callable[[np.ndarray], float]
+Statistic = Callable[[np.ndarray], np.ndarray]
+PairedStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -24,24 +26,29 @@ class Aggregate:
     high: float
 
 
-def interquartile_mean(scores_RT: np.ndarray) -> float:
+def interquartile_mean(scores_RT: np.ndarray) -> np.ndarray:
     """Mean of the middle half of all scores."""
-    return float(stats.trim_mean(scores_RT.ravel(), proportiontocut=0.25))
+    return stats.trim_mean(scores_RT.reshape(*scores_RT.shape[:-2], -1), proportiontocut=0.25, axis=-1)
 
 
-def median(scores_RT: np.ndarray) -> float:
+def median(scores_RT: np.ndarray) -> np.ndarray:
     """Median over tasks of the mean over runs."""
-    return float(np.median(scores_RT.mean(axis=0)))
+    return np.median(scores_RT.mean(axis=-2), axis=-1)
 
 
-def optimality_gap(scores_RT: np.ndarray, target: float = 1.0) -> float:
+def optimality_gap(scores_RT: np.ndarray, target: float = 1.0) -> np.ndarray:
     """Mean shortfall below ``target``, for scores where more is better."""
-    return float(target - np.minimum(scores_RT, target).mean())
+    return target - np.minimum(scores_RT, target).mean(axis=(-2, -1))
 
 
-def geometric_mean(scores_RT: np.ndarray) -> float:
+def mean(scores_RT: np.ndarray) -> np.ndarray:
+    """Plain mean."""
+    return scores_RT.mean(axis=(-2, -1))
+
+
+def geometric_mean(scores_RT: np.ndarray) -> np.ndarray:
     """Of positive scores, such as errors or ratios of errors."""
-    return float(np.exp(np.log(scores_RT).mean()))
+    return np.exp(np.log(scores_RT).mean(axis=(-2, -1)))
 
 
 def performance_profile(scores_RT: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -49,11 +56,10 @@ def performance_profile(scores_RT: np.ndarray, thresholds: np.ndarray) -> np.nda
     return (scores_RT[:, :, None] > thresholds).mean(axis=(0, 1))
 
 
-def probability_of_improvement(ours_RT: np.ndarray, theirs_RT: np.ndarray) -> float:
+def probability_of_improvement(ours_RT: np.ndarray, theirs_RT: np.ndarray) -> np.ndarray:
     """P(a run of ours scores above a run of theirs) on a task, ties counted half, averaged over tasks."""
-    above = ours_RT[:, None, :] > theirs_RT[None, :, :]
-    equal = ours_RT[:, None, :] == theirs_RT[None, :, :]
-    return float((above + 0.5 * equal).mean())
+    ours, theirs = ours_RT[..., :, None, :], theirs_RT[..., None, :, :]
+    return ((ours > theirs) + 0.5 * (ours == theirs)).mean(axis=(-3, -2, -1))
 
 
 def with_interval(statistic: Statistic, scores_RT: np.ndarray, num_resamples: int = 2000, seed: int = 0) -> Aggregate:
@@ -62,13 +68,35 @@ def with_interval(statistic: Statistic, scores_RT: np.ndarray, num_resamples: in
     Raises:
         ValueError: the matrix is empty or holds a number that is not finite.
     """
+    draws = statistic(_resampled(scores_RT, num_resamples, np.random.default_rng(seed)))
+    return _aggregate(statistic(scores_RT), draws)
+
+
+def with_paired_interval(
+    statistic: PairedStatistic, ours_RT: np.ndarray, theirs_RT: np.ndarray, num_resamples: int = 2000, seed: int = 0
+) -> Aggregate:
+    """A statistic of two matrices over the same tasks, each resampled by itself, with its interval.
+
+    Raises:
+        ValueError: a matrix is empty or holds a number that is not finite, or the numbers of tasks differ.
+    """
+    if ours_RT.shape[-1:] != theirs_RT.shape[-1:]:
+        raise ValueError(f"both matrices must have the same tasks, got shapes {ours_RT.shape} and {theirs_RT.shape}")
+    rng = np.random.default_rng(seed)
+    draws = [_resampled(scores_RT, num_resamples, rng) for scores_RT in (ours_RT, theirs_RT)]
+    return _aggregate(statistic(ours_RT, theirs_RT), statistic(*draws))
+
+
+def _resampled(scores_RT: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(num_resamples, R, T): runs drawn with replacement within each task."""
     if scores_RT.ndim != 2 or not scores_RT.size:
         raise ValueError(f"scores must be a non-empty (runs x tasks) matrix, got shape {scores_RT.shape}")
     if not np.isfinite(scores_RT).all():
         raise ValueError("scores must be finite; leave failed cells out or give them a stated worst score")
-    rng = np.random.default_rng(seed)
     num_runs, num_tasks = scores_RT.shape
-    columns = np.arange(num_tasks)
-    draws = [statistic(scores_RT[rng.integers(num_runs, size=scores_RT.shape), columns]) for _ in range(num_resamples)]
+    return scores_RT[rng.integers(num_runs, size=(num_resamples, *scores_RT.shape)), np.arange(num_tasks)]
+
+
+def _aggregate(value: np.ndarray, draws: np.ndarray) -> Aggregate:
     low, high = np.percentile(draws, [2.5, 97.5])
-    return Aggregate(statistic(scores_RT), float(low), float(high))
+    return Aggregate(float(value), float(low), float(high))
