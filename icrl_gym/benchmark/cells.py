@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+_FIRST_FIELDS = {"env", "policy", "gamma", "wrapper", "env_kwargs", "truth"}  # of Task, in every id
 
 CRITIC = "critic"  # the estimator name that stands for the policy's own SB3 critic
 
@@ -35,8 +37,15 @@ class Task:
 
     @property
     def id(self) -> str:
-        """Stable over versions as long as the task is the same; ``extra`` is no part of it."""
-        return _digest({name: value for name, value in asdict(self).items() if name != "extra"})
+        """Stable over versions as long as the task is the same.
+
+        ``extra`` is no part of it, and neither is a field that came later and is at its default.
+        """
+        content = {name: value for name, value in asdict(self).items() if name != "extra"}
+        defaults = {known.name: known.default for known in fields(self)}
+        return _digest(
+            {name: value for name, value in content.items() if name in _FIRST_FIELDS or value != defaults[name]}
+        )
 
 
 @dataclass(frozen=True)

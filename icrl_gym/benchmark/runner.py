@@ -7,16 +7,18 @@ machine by joblib; a cell that fails is a record with its error, and the sweep g
 from __future__ import annotations
 
 import json
-import time
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from icrl_gym.benchmark.cells import CRITIC, Cell, Setting, Task
+from icrl_gym.benchmark.resources import Cost, measured
 from icrl_gym.benchmark.suites import SUITES
 from icrl_gym.benchmark.truth_cache import TruthCache
 from icrl_gym.collection import collect
@@ -26,7 +28,7 @@ from icrl_gym.environments import make_environment
 from icrl_gym.policies import as_policy
 from icrl_gym.registry import estimators, make_estimator, tuning_grid
 from icrl_gym.returns import exact_values, monte_carlo_values
-from icrl_gym.runs import versions, write_json
+from icrl_gym.runs import source_commit, versions, write_json
 from icrl_gym.scoring import score
 from icrl_gym.trajectory import Trajectory
 from icrl_gym.values import ValueEstimates
@@ -42,8 +44,16 @@ class Record:
     Attributes:
         cell: what was run.
         scores: figures of `icrl_gym.score` by name, empty if it failed.
-        seconds_fit, seconds_predict: wall time.
+        seconds_fit, seconds_predict: wall time; nan if it failed.
         error: why it failed, or None.
+        peak_memory_fit, peak_memory_predict: bytes above what was resident before; see `resources`.
+        environment_steps: transitions that the estimator saw; for the critic those that it was trained on.
+        start_value: mean of the estimates over start states of the environment.
+        start_value_truth: mean of the truth over the same states.
+        start_value_truth_stderr: standard error of that mean, given the states; 0 if exact.
+        commit: of the checkout that ran, "+changes" if it was edited.
+
+    What is not known is None: a failed cell, an installed package, a record of an older version.
     """
 
     cell: Cell
@@ -51,6 +61,13 @@ class Record:
     seconds_fit: float = float("nan")
     seconds_predict: float = float("nan")
     error: str | None = None
+    peak_memory_fit: int | None = None
+    peak_memory_predict: int | None = None
+    environment_steps: int | None = None
+    start_value: float | None = None
+    start_value_truth: float | None = None
+    start_value_truth_stderr: float | None = None
+    commit: str | None = None
 
 
 def run_benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> list[Record]:
@@ -132,29 +149,40 @@ def run_job(config: BenchmarkConfig, cells: Sequence[Cell]) -> None:
         truth = _truth(config, task, policy, context)
     except Exception as error:  # whatever an environment or a model raises is this group's result
         for cell in missing:
-            _write(config, Record(cell, error=_reason(error, task)))
+            _write(config, Record(cell, error=_reason(error, task), commit=_commit()))
         return
     for cell in missing:
-        _write(config, _run_cell(cell, policy, context, truth))
+        _write(config, _run_cell(config, cell, policy, context, truth))
 
 
-def _run_cell(cell: Cell, policy: Any, context: Trajectory, truth: ValueEstimates) -> Record:
+def _run_cell(config: BenchmarkConfig, cell: Cell, policy: Any, context: Trajectory, truth: ValueEstimates) -> Record:
     try:
-        start = time.perf_counter()
         if cell.setting.estimator == CRITIC:
-            fitted = start
-            estimate = sb3_critic_values(policy, truth.observations, env=truth.estimand.env)
+            fit, steps = Cost(0.0, 0), _training_steps(config.critics / cell.task.policy)
+            estimate, predict = measured(lambda: sb3_critic_values(policy, truth.observations, env=truth.estimand.env))
         else:
-            estimator = make_estimator(cell.setting.estimator, **dict(cell.setting.options))
-            estimator.fit(context, cell.task.gamma)
-            fitted = time.perf_counter()
-            estimate = estimator.predict(truth.observations)
-        end = time.perf_counter()
+            estimator, steps = make_estimator(cell.setting.estimator, **dict(cell.setting.options)), len(context)
+            _, fit = measured(lambda: estimator.fit(context, cell.task.gamma))
+            estimate, predict = measured(lambda: estimator.predict(truth.observations))
         _check_estimate(estimate, len(truth))
         figures = {name: value for name, value in score(estimate, truth).as_dict().items() if name != "notes"}
-        return Record(cell, figures, fitted - start, end - fitted)
+        return Record(
+            cell, figures, fit.seconds, predict.seconds,
+            peak_memory_fit=fit.peak_memory, peak_memory_predict=predict.peak_memory, environment_steps=steps,
+            commit=_commit(),
+        )  # fmt: skip
     except Exception as error:  # an estimator that raises is a recorded failure of its cell
-        return Record(cell, error=_reason(error, cell.task))
+        return Record(cell, error=_reason(error, cell.task), commit=_commit())
+
+
+def _training_steps(snapshot: Path) -> int | None:
+    card = snapshot.with_suffix(".json")
+    return json.loads(card.read_text())["num_steps_taken"] if card.is_file() else None
+
+
+@cache
+def _commit() -> str | None:
+    return source_commit(Path(__file__).parents[1])
 
 
 def _check_estimate(estimate: ValueEstimates, num_queries: int) -> None:
@@ -205,17 +233,27 @@ def _write(config: BenchmarkConfig, record: Record) -> None:
 
 
 def load_record(path: Path) -> Record:
-    """Read one record."""
+    """Read one record.
+
+    Raises:
+        ValueError: it holds a field that this version does not know.
+    """
     stored = json.loads(path.read_text())
-    cell = stored["cell"]
-    task, setting = cell["task"], cell["setting"]
+    task, setting = stored["cell"]["task"], stored["cell"]["setting"]
+    _check_known(path, Record, stored)
+    _check_known(path, Task, task)
     task["env_kwargs"] = tuple(tuple(pair) for pair in task["env_kwargs"])
     options = tuple((name, value) for name, value in setting["options"])
+    cell = stored["cell"]
     rebuilt = Cell(Task(**task), Setting(setting["estimator"], options), cell["context_length"], cell["seed"])
-    times = {
-        name: float("nan") if stored[name] is None else stored[name] for name in ("seconds_fit", "seconds_predict")
-    }
-    return Record(rebuilt, stored["scores"], **times, error=stored["error"])
+    seconds = {name: math.nan for name in ("seconds_fit", "seconds_predict") if stored[name] is None}
+    return Record(**{**stored, "cell": rebuilt, **seconds})
+
+
+def _check_known(path: Path, kind: type, stored: dict[str, Any]) -> None:
+    unknown = sorted(set(stored) - {known.name for known in fields(kind)})
+    if unknown:
+        raise ValueError(f"{path}: {kind.__name__} has unknown fields {unknown}; a newer version of icrl-gym wrote it")
 
 
 def load_records(out: Path) -> list[Record]:
