@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -38,6 +38,7 @@ def monte_carlo_values(
     num_queries: int = 64,
     num_rollouts: int = 32,
     gamma: float = 0.99,
+    states: Literal["visited", "start"] = "visited",
     seed: int | np.random.Generator = 0,
     deterministic: bool = False,
     tolerance: float = 1e-3,
@@ -59,6 +60,7 @@ def monte_carlo_values(
         num_queries: Q.
         num_rollouts: copies per query, at least 2.
         gamma: discount in [0, 1).
+        states: "start" takes the states that ``num_queries`` episodes start in instead, one of each.
         seed: the same seed gives the same bytes.
         deterministic: let SB3 models and tables take their most likely action.
         tolerance: weight below which the future is cut, in (0, 1).
@@ -76,13 +78,15 @@ def monte_carlo_values(
         ValueError, TypeError: an argument is out of range or does not fit; see `make_environment` and `as_policy`.
     """
     _check_sizes(num_queries=(num_queries, 1), num_rollouts=(num_rollouts, 2), max_copies=(max_copies, 1))
+    if states not in ("visited", "start"):
+        raise ValueError(f'states must be "visited" or "start", got {states!r}')
     horizon = rollout_horizon(gamma, tolerance)
     env = make_environment(env_or_id, env_kwargs, wrapper)
     factory = environment_factory(env_or_id, env_kwargs, wrapper)
     draw_seed, copy_seed, policy_seed, check_seed = _seeds(seed)
     actor = _actor(policy, env, deterministic, policy_seed)
     strategy = choose_strategy(factory, _integer(check_seed))
-    queries = draw_queries(factory, strategy, actor, num_queries, draw_seed)
+    queries = draw_queries(factory, strategy, actor, num_queries, draw_seed, starts_only=states == "start")
     if strategy == "independent":
         outcomes, num_rollouts = realised_outcomes(queries, gamma, horizon), 1
     else:

@@ -103,24 +103,32 @@ class Runs:
 
 
 def draw_queries(
-    factory: Factory, strategy: str, policy: ActingPolicy, num_queries: int, seed: np.random.SeedSequence
+    factory: Factory,
+    strategy: str,
+    policy: ActingPolicy,
+    num_queries: int,
+    seed: np.random.SeedSequence,
+    *,
+    starts_only: bool = False,
 ) -> Queries:
     """Run ``num_queries`` episodes and draw as many of their steps, each step of each episode being as likely.
 
-    The steps are drawn while the episodes run (reservoir sampling), so only a few moments are ever held.
+    The steps are drawn while the episodes run (reservoir sampling), so only a few moments are ever held. With
+    ``starts_only`` the start of each episode is drawn, and the episodes run no further than the simulator needs.
     """
     environment_seed, reservoir_seed = seed.spawn(2)
     simulators = [Simulator(factory, strategy) for _ in range(num_queries)]
     runs = Runs(simulators, policy, [int(s) for s in environment_seed.generate_state(num_queries)])
     reservoir = _Reservoir(num_queries, np.random.default_rng(reservoir_seed), strategy)
     for time in range(MAX_DRAWN_STEPS):
-        if not len(runs.live):
+        if not len(runs.live) or (starts_only and time and reservoir.can_copy):
             break
-        reservoir.offer(runs, time)
+        if not (starts_only and time):
+            reservoir.offer(runs, time)
         runs.advance(time)
-    num_cut = len(runs.live)
-    runs.retire(np.ones(num_cut, dtype=bool))
-    return reservoir.queries(runs, num_cut)
+    num_live = len(runs.live)
+    runs.retire(np.ones(num_live, dtype=bool))
+    return reservoir.queries(runs, 0 if starts_only else num_live)
 
 
 class _Reservoir:

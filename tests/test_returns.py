@@ -377,6 +377,30 @@ def test_a_simulator_that_cannot_be_copied_falls_back_to_its_own_episodes():
     np.testing.assert_allclose(truth.stderr, truth.values.std(ddof=1))
 
 
+def test_start_states_are_fresh_resets_and_their_values_agree_with_the_exact_ones():
+    # Normal limits of 4 and 5 standard errors: false-alarm rate below 1e-4 for a seed (fixed here).
+    options = {"num_queries": 30, "num_rollouts": 100, "gamma": 0.8, "tolerance": 1e-4, "states": "start"}
+    truth = monte_carlo_values("CliffWalking-v1", "random", seed=0, **options)
+    assert set(truth.observations.tolist()) == {36}
+    mean, largest = disagreement(truth, exact_values("CliffWalking-v1", "random", 0.8))
+    assert mean < 4.0
+    assert largest < 5.0
+    many = monte_carlo_values(CHAIN, "random", seed=0, **options)
+    env = gymnasium.make(CHAIN)
+    starts = {int(env.reset(seed=seed)[0]) for seed in range(50)}
+    assert set(many.observations.tolist()) <= starts
+    with pytest.raises(ValueError, match="states must be"):
+        monte_carlo_values(CHAIN, "random", states="all")
+
+
+def test_a_simulator_that_cannot_be_copied_gives_the_returns_of_its_episodes_at_their_starts():
+    env = TimeLimit(Clock((10, 8), holds_a_lock=True), 4)
+    truth = monte_carlo_values(env, "random", num_queries=30, gamma=0.9, seed=1, states="start")
+    assert "cannot be copied" in truth.notes[0]
+    assert np.floor(truth.observations[:, 0].astype(float)).max() == 0
+    assert set(np.round(truth.values, 9)) == {round((1 - 0.9**length) / 0.1, 9) for length in (10, 8)}
+
+
 def test_progress_reaches_its_total():
     calls = []
     monte_carlo_values(

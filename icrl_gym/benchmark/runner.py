@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,16 @@ import numpy as np
 from icrl_gym.benchmark.cells import CRITIC, Cell, Setting, Task
 from icrl_gym.benchmark.resources import Cost, measured
 from icrl_gym.benchmark.suites import SUITES
-from icrl_gym.benchmark.truth_cache import TruthCache
+from icrl_gym.benchmark.truths import Truths, truths_of
 from icrl_gym.collection import collect
 from icrl_gym.configuration import BenchmarkConfig
 from icrl_gym.critics import load_sb3_model, sb3_critic_values
-from icrl_gym.environments import make_environment
-from icrl_gym.policies import as_policy
 from icrl_gym.registry import estimators, make_estimator, tuning_grid
-from icrl_gym.returns import exact_values, monte_carlo_values
 from icrl_gym.runs import source_commit, versions, write_json
 from icrl_gym.scoring import score
 from icrl_gym.trajectory import Trajectory
 from icrl_gym.values import ValueEstimates
 
-TRUTH_SEED = 1_000_003  # contexts use small seeds; the truth's states never come from a context's episodes
 Progress = Callable[[str, int, int], None]
 
 
@@ -134,7 +129,7 @@ def measure_truth(config: BenchmarkConfig, task: Task) -> None:
     """Put a task's truth into the cache; what goes wrong is recorded later, by the task's cells."""
     try:
         policy = _policy(config, task)
-        _truth(config, task, policy, _context(task, policy, 1, 0))
+        truths_of(config, task, policy, _context(task, policy, 1, 0))
     except Exception:
         return
 
@@ -146,30 +141,35 @@ def run_job(config: BenchmarkConfig, cells: Sequence[Cell]) -> None:
     try:
         policy = _policy(config, task)
         context = _context(task, policy, first.context_length, first.seed)
-        truth = _truth(config, task, policy, context)
+        truths = truths_of(config, task, policy, context)
     except Exception as error:  # whatever an environment or a model raises is this group's result
         for cell in missing:
             _write(config, Record(cell, error=_reason(error, task), commit=_commit()))
         return
     for cell in missing:
-        _write(config, _run_cell(config, cell, policy, context, truth))
+        _write(config, _run_cell(config, cell, policy, context, truths))
 
 
-def _run_cell(config: BenchmarkConfig, cell: Cell, policy: Any, context: Trajectory, truth: ValueEstimates) -> Record:
+def _run_cell(config: BenchmarkConfig, cell: Cell, policy: Any, context: Trajectory, truths: Truths) -> Record:
+    truth, start = truths.visited, truths.start
     try:
         if cell.setting.estimator == CRITIC:
             fit, steps = Cost(0.0, 0), _training_steps(config.critics / cell.task.policy)
-            estimate, predict = measured(lambda: sb3_critic_values(policy, truth.observations, env=truth.estimand.env))
+            predict = partial(sb3_critic_values, policy, env=truth.estimand.env)
         else:
             estimator, steps = make_estimator(cell.setting.estimator, **dict(cell.setting.options)), len(context)
             _, fit = measured(lambda: estimator.fit(context, cell.task.gamma))
-            estimate, predict = measured(lambda: estimator.predict(truth.observations))
+            predict = estimator.predict
+        estimate, prediction = measured(lambda: predict(truth.observations))
         _check_estimate(estimate, len(truth))
+        estimate_at_start = predict(start.observations)
+        _check_estimate(estimate_at_start, len(start))
         figures = {name: value for name, value in score(estimate, truth).as_dict().items() if name != "notes"}
         return Record(
-            cell, figures, fit.seconds, predict.seconds,
-            peak_memory_fit=fit.peak_memory, peak_memory_predict=predict.peak_memory, environment_steps=steps,
-            commit=_commit(),
+            cell, figures, fit.seconds, prediction.seconds,
+            peak_memory_fit=fit.peak_memory, peak_memory_predict=prediction.peak_memory, environment_steps=steps,
+            start_value=float(estimate_at_start.values.mean()), start_value_truth=truths.start_value,
+            start_value_truth_stderr=truths.start_value_stderr, commit=_commit(),
         )  # fmt: skip
     except Exception as error:  # an estimator that raises is a recorded failure of its cell
         return Record(cell, error=_reason(error, cell.task), commit=_commit())
@@ -198,20 +198,6 @@ def _policy(config: BenchmarkConfig, task: Task) -> Any:
 
 def _context(task: Task, policy: Any, length: int, seed: int) -> Trajectory:
     return collect(task.env, policy, length, seed, env_kwargs=dict(task.env_kwargs), wrapper=task.wrapper)
-
-
-def _truth(config: BenchmarkConfig, task: Task, policy: Any, context: Trajectory) -> ValueEstimates:
-    def measure() -> ValueEstimates:
-        if task.truth == "exact":
-            with closing(make_environment(task.env, dict(task.env_kwargs), task.wrapper)) as env:
-                return exact_values(env, as_policy(policy, env.action_space, env.observation_space), task.gamma)
-        return monte_carlo_values(
-            task.env, policy, num_queries=config.num_queries, num_rollouts=config.num_rollouts, gamma=task.gamma,
-            seed=TRUTH_SEED, env_kwargs=dict(task.env_kwargs), wrapper=task.wrapper,
-        )  # fmt: skip
-
-    key = task.id if task.truth == "exact" else f"{task.id}-q{config.num_queries}-r{config.num_rollouts}"
-    return TruthCache(config.out / "truth").get(key, measure, context)
 
 
 def _reason(error: Exception, task: Task) -> str:

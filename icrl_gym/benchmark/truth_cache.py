@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -44,13 +45,15 @@ class TruthCache:
         header = json.dumps({"estimand": asdict(truth.estimand), "notes": truth.notes})
         leaves = dict(named_leaves(truth.observations, "observations"))
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(unfinished, "wb") as file:
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as file:
+            try:
                 np.savez_compressed(file, values=truth.values, stderr=stderr, header=np.array(header), **leaves)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+                file.flush()
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
 
     def _load(self, path: Path, space_of: Trajectory) -> ValueEstimates:
         with np.load(path, allow_pickle=False) as stored:

@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from icrl_gym import registry
+from icrl_gym.benchmark import SUITES, Cell, Setting, Task, load_records, runner, truths
+from icrl_gym.configuration import BenchmarkConfig
+
+CHAIN = Task("icrl_envs:icrl/BoyanChain-v0", gamma=0.9, truth="exact")
+
+
+def config(tmp_path, **options):
+    defaults = {"suite": "small", "out": tmp_path, "estimators": ("lstd", "constructed"), "context_lengths": (64,)}
+    return BenchmarkConfig(**{**defaults, "seeds": (0, 1), "num_queries": 8, "num_rollouts": 2, **options})
+
+
+@pytest.fixture
+def chain_only(monkeypatch):
+    monkeypatch.setitem(SUITES, "small", replace(SUITES["small"], tasks=(CHAIN,)))
+
+
+def test_ids_are_stable_and_tell_cells_apart():
+    cell = Cell(Task("CartPole-v1"), Setting.of("lstd", {"ridge": 0.1, "width": 2.0}), 512, 0)
+    assert (
+        cell.id
+        == Cell(Task("CartPole-v1", extra="classic"), Setting.of("lstd", {"width": 2.0, "ridge": 0.1}), 512, 0).id
+    )
+    assert cell.id == "137b4f49c9a70b2e"  # a change here orphans every finished sweep
+    others = {
+        replace(cell, seed=1).id, replace(cell, context_length=256).id, replace(cell, setting=Setting("lstd")).id,
+        replace(cell, task=Task("CartPole-v1", gamma=0.9)).id,
+    }  # fmt: skip
+    assert len(others | {cell.id}) == 5
+
+
+def test_a_suite_runs_and_its_records_say_what_was_found(tmp_path, chain_only):
+    records = runner.run_benchmark(config(tmp_path))
+    assert [r.cell.setting.estimator for r in records] == ["lstd", "constructed"] * 2
+    assert all(r.error is None and r.scores["rmse_over_std"] > 0 and r.seconds_fit > 0 for r in records)
+    assert sorted(r.cell.id for r in records) == [r.cell.id for r in load_records(tmp_path)]
+    assert all(r.environment_steps == 64 and r.start_value_truth_stderr == 0 for r in records)
+
+
+def test_finished_cells_are_kept_and_only_missing_ones_run(tmp_path, chain_only, monkeypatch):
+    runner.run_benchmark(config(tmp_path))
+    records = sorted((tmp_path / "records").glob("*.json"))
+    before = {path: path.stat().st_mtime_ns for path in records}
+    records[0].unlink()
+    ran = []
+    real = runner._run_cell
+    monkeypatch.setattr(
+        runner, "_run_cell", lambda config, cell, *rest: ran.append(cell.id) or real(config, cell, *rest)
+    )
+    monkeypatch.setattr(truths, "exact_values", None)  # the truth is read, not measured again
+    runner.run_benchmark(config(tmp_path))
+    assert ran == [records[0].stem]
+    assert all(path.stat().st_mtime_ns == before[path] for path in records[1:])
+
+
+def test_results_do_not_depend_on_the_number_of_processes(tmp_path, chain_only):
+    one = runner.run_benchmark(config(tmp_path / "one"))
+    two = runner.run_benchmark(config(tmp_path / "two", jobs=2))
+    assert [r.scores for r in one] == [r.scores for r in two]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (lambda queries: 1 / 0, "ZeroDivisionError"),
+        (lambda queries: np.full(len(queries), np.nan), "is not finite"),
+        (lambda queries: np.zeros(3), "values must have shape"),
+    ],
+)
+def test_a_failing_estimator_is_a_recorded_failure_and_the_sweep_goes_on(
+    tmp_path, chain_only, monkeypatch, fault, reason
+):
+    class Faulty:
+        def fit(self, trajectory, gamma):
+            self.good = registry.make_estimator("lstd").fit(trajectory, gamma)
+            return self
+
+        def predict(self, observations):
+            return replace(self.good.predict(observations), values=fault(observations))
+
+    entries = {"lstd": registry._BUILT_IN["lstd"], "faulty": registry.Entry(Faulty)}
+    monkeypatch.setattr(registry, "_entries", lambda: entries)
+    records = runner.run_benchmark(config(tmp_path, estimators=("faulty", "lstd")))
+    failed = [r for r in records if r.cell.setting.estimator == "faulty"]
+    assert len(failed) == 2
+    assert all(reason in r.error for r in failed)
+    assert all(r.error is None for r in records if r.cell.setting.estimator == "lstd")
+
+
+def test_a_missing_environment_names_the_extra_and_skips_only_its_cells(tmp_path, monkeypatch):
+    tasks = (Task("Nowhere-v9", extra="box2d"), CHAIN)
+    monkeypatch.setitem(SUITES, "small", replace(SUITES["small"], tasks=tasks))
+    records = runner.run_benchmark(config(tmp_path, estimators=("lstd",), seeds=(0,)))
+    errors = {r.cell.task.env: r.error for r in records}
+    assert 'pip install "icrl-gym[box2d]"' in errors["Nowhere-v9"]
+    assert errors[CHAIN.env] is None
+
+
+def test_bad_configurations_are_refused():
+    with pytest.raises(ValueError, match="suite must be one of"):
+        runner.check_config(BenchmarkConfig(suite="nope"))
+    with pytest.raises(ValueError, match=r"unknown \['lsdt'\]"):
+        runner.check_config(BenchmarkConfig(estimators=("lsdt",)))
+    with pytest.raises(ValueError, match="jobs must be at least 1"):
+        runner.check_config(BenchmarkConfig(jobs=0))
