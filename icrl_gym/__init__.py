@@ -15,6 +15,7 @@ _PUBLIC = {
     "values": ["ValueEstimates"],
     "prompt": ["Prompt"],
     "collection": ["collect"],
+    "off_policy": ["UniformMixture", "reweight"],
     "wrappers": ["EvaluateInContext", "RecordTrajectory", "VectorEvaluateInContext", "VectorRecordTrajectory"],
     "features": ["FeatureMap", "sb3_features"],
     "model": ["Setting"],

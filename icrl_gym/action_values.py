@@ -3,8 +3,10 @@
 The pairs (S_k, A_k) of a policy's experience form a Markov reward process whose values are Q^pi, so weighted softmax TD
 on them is an in-context SARSA. The successor of (S_k, A_k) is (S_{k+1}, A_{k+1}); where a stretch ends without
 terminating, the next action is not known, so its last transition is no source: its pair is the destination-only column
-in which the stretch ends, and its reward is not used. [LL26] does this with linear attention; with softmax attention,
-and the ends, it is this project's own.
+in which the stretch ends, and its reward is not used. Given the first action, only the next one can be another
+policy's: the importance ratio of a transition between pairs is that of the next action, and 1 where the episode
+terminates. [LL26] does this with linear attention; with softmax attention, the ends and the ratios, it is this
+project's own.
 """
 
 from __future__ import annotations
@@ -82,7 +84,15 @@ def state_action_trajectory(trajectory: Trajectory) -> Trajectory:
         observation_space=pair_space,
         env_id=None if env is None else f"{env} (state-action pairs)",
         policy=trajectory.policy,
+        importance_ratios=None if trajectory.importance_ratios is None else next_action_ratios(trajectory)[kept],
     )
+
+
+def next_action_ratios(trajectory: Trajectory) -> np.ndarray:
+    """Importance ratios (n,) of the transitions between pairs; meaningful where the next action is known."""
+    if trajectory.importance_ratios is None:
+        return np.ones(len(trajectory))
+    return np.where(trajectory.terminated, 1.0, np.append(trajectory.importance_ratios[1:], 1.0))
 
 
 def state_action_prompt(pairs: Trajectory, gamma: float, states: FeatureMap) -> Prompt:

@@ -27,6 +27,7 @@ from icrl_gym.attention import (
     solve_equilibrium,
 )
 from icrl_gym.prompt import Prompt
+from icrl_gym.relevance import RELEVANCES, Relevance, relevant_features
 
 EQUILIBRIUM: Literal["equilibrium"] = "equilibrium"
 GROWTH_LIMIT = 2.0  # the last layer's change may exceed the first ones' by this factor before the fallback
@@ -44,6 +45,9 @@ class Setting:
         sink: weight of the sink, in units of one source at distance zero; 0 for none.
         forgetting: eta >= 0, a ridge towards the prompt's constant.
         trace_decay: lambda in [0, 1].
+        pseudo_terminations: p >= 0, Laplace's rule on the hazard: every discount is multiplied by N / (N + p), as if p
+            more terminations had been seen, spread evenly over the context.
+        relevance: weight of each feature in a Gaussian kernel (relevance.py).
         step_size: alpha > 0.
         averaging: beta in [0, 1].
         constant_mode: solve the constant in every layer (finite depth only; an equilibrium is relative to the
@@ -58,6 +62,8 @@ class Setting:
     sink: float = 300.0
     forgetting: float = 1e-4
     trace_decay: float = 0.0
+    pseudo_terminations: float = 0.0
+    relevance: Relevance = "uniform"
     step_size: float = 1.0
     averaging: float = 0.0
     constant_mode: bool = True
@@ -76,6 +82,7 @@ class Setting:
             "sink": (0.0, math.inf),
             "forgetting": (0.0, 1.0),
             "trace_decay": (0.0, 1.0),
+            "pseudo_terminations": (0.0, math.inf),
             "step_size": (0.0, math.inf),
             "averaging": (0.0, 1.0),
         }
@@ -83,6 +90,8 @@ class Setting:
             value = getattr(self, name)
             if not isinstance(value, (int, float, np.number)) or not low <= value <= high or value == math.inf:
                 raise ValueError(f"{name} must be a finite number in [{low:g}, {high:g}], got {value!r}")
+        if self.relevance not in RELEVANCES:
+            raise ValueError(f"relevance must be one of {sorted(RELEVANCES)}, got {self.relevance!r}")
         if self.bandwidth == 0 or self.step_size == 0:
             raise ValueError("bandwidth and step_size must be positive, got 0")
         if self.kernel == "inner_product" and self.sink:
@@ -186,7 +195,8 @@ def compile_prompt(
         prompt: the context.
         setting: the network.
         log_weights: (N,) log weights of the sources (bootstrap weights, say); -inf drops a source.
-        importance_ratios: (N,) pi / mu of the logged actions; they weigh the sources and enter the traces.
+        importance_ratios: (N,) pi / mu of the logged actions, default the prompt's own; they weigh the sources and
+            enter the traces.
         device, dtype: where and how to compute.
         fall_back: False runs the setting as it is, whatever happens.
         rewards: (N, R) other reward functions on the same context; default the prompt's own as (N, 1).
@@ -194,7 +204,8 @@ def compile_prompt(
     Raises:
         ValueError: all sources are dropped, or weights or ratios are not N numbers of the right kind.
     """
-    ratios = _check_ratios(importance_ratios, len(prompt))
+    given = prompt.importance_ratios if importance_ratios is None else importance_ratios
+    ratios = _check_ratios(given, len(prompt))
     log_weights = _check_log_weights(log_weights, ratios)
     rewards = prompt.rewards[:, None] if rewards is None else rewards
     tensor = _tensor_maker(device, dtype)
@@ -284,7 +295,7 @@ def _context(
     prompt: Prompt, setting: Setting, rewards_NR: Tensor, log_weights_N: Tensor, ratios: np.ndarray
 ) -> Context:
     tensor = _tensor_maker(rewards_NR.device, rewards_NR.dtype)
-    discounts_N = tensor(prompt.discounts)
+    discounts_N = tensor(prompt.discounts) * (len(prompt) / (len(prompt) + setting.pseudo_terminations))
     next_ratios = np.append(ratios[1:], 1.0)
     return Context(
         rewards_NR=rewards_NR,
@@ -309,6 +320,7 @@ def _scaled(features_BD: np.ndarray, prompt: Prompt, setting: Setting, like: Ten
     width = setting.bandwidth
     if setting.kernel == "gaussian":
         width *= math.sqrt(prompt.effective_dimension / 4)
+        features_BD = relevant_features(features_BD, prompt, setting.relevance)
     return _tensor_maker(like.device, like.dtype)(features_BD / width)
 
 

@@ -32,6 +32,7 @@ class Prompt:
         gamma: in [0, 1).
         feature_map: fitted on the sources; `queries` uses it.
         estimand: what values of this prompt estimate.
+        importance_ratios: (N,) pi / mu of the logged actions, or None where the policy itself acted.
     """
 
     source_features: np.ndarray
@@ -43,6 +44,7 @@ class Prompt:
     gamma: float
     feature_map: FeatureMap
     estimand: Estimand
+    importance_ratios: np.ndarray | None = None
 
     @classmethod
     def from_trajectory(cls, trajectory: Trajectory, gamma: float, feature_map: FeatureMap | None = None) -> Prompt:
@@ -75,6 +77,7 @@ class Prompt:
             gamma=gamma,
             feature_map=feature_map,
             estimand=Estimand(trajectory.env_id, trajectory.policy, gamma),
+            importance_ratios=trajectory.importance_ratios,
         )
 
     def __len__(self) -> int:

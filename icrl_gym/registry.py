@@ -77,6 +77,7 @@ _BUILT_IN: dict[str, Entry] = {
     "fitted_value_network": Entry(
         classical.FittedValueNetwork, {"num_steps": (500, 2000), "learning_rate": (3e-4, 1e-3)}
     ),
+    "fqe": Entry(classical.FittedQEvaluation, {"num_steps": (500, 2000), "learning_rate": (3e-4, 1e-3)}),
     "linear_in_context_td": Entry(classical.LinearInContextTD, {"num_layers": (10, 30, 100)}),
 }
 

@@ -33,6 +33,7 @@ from icrl_gym.observations import (
 from icrl_gym.space_description import space_from_json, space_to_json
 
 SCHEMA_VERSION = 1
+RATIOS_SCHEMA_VERSION = 2  # of files that hold importance ratios, which a reader must not overlook
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -51,10 +52,12 @@ class Trajectory:
         observation_space: default: 1-D integers are Discrete(max + 1), all else is an unbounded Box.
         env_id: environment identity for the estimand, or None if unknown.
         policy: policy identity for the estimand, or None if unknown.
+        importance_ratios: (n,) pi / mu of the logged actions where another policy mu acted than the ``policy`` pi whose
+            values are asked for (`icrl_gym.reweight` makes them); None: ``policy`` itself acted.
 
     Raises:
-        ValueError: empty, lengths or shapes disagree, a value is NaN or infinite (field and first index are named), or
-            ``episode_ends`` denies an end that the flags state.
+        ValueError: empty, lengths or shapes disagree, a value is NaN or infinite (field and first index are named),
+            ``episode_ends`` denies an end that the flags state, or a ratio is negative.
         TypeError: an array has the wrong kind or structure.
     """
 
@@ -68,6 +71,7 @@ class Trajectory:
     observation_space: spaces.Space
     env_id: str | None
     policy: str | None
+    importance_ratios: np.ndarray | None
     _space_inferred: bool = field(init=False, repr=False)
 
     def __init__(
@@ -82,6 +86,7 @@ class Trajectory:
         observation_space: spaces.Space | None = None,
         env_id: str | None = None,
         policy: str | None = None,
+        importance_ratios: Any = None,
     ) -> None:
         inferred = observation_space is None
         if observation_space is None:
@@ -106,6 +111,7 @@ class Trajectory:
         object.__setattr__(self, "observation_space", observation_space)
         object.__setattr__(self, "env_id", env_id)
         object.__setattr__(self, "policy", policy)
+        object.__setattr__(self, "importance_ratios", _checked_ratios(importance_ratios, len(rewards)))
         object.__setattr__(self, "_space_inferred", inferred)
 
     def __len__(self) -> int:
@@ -140,6 +146,7 @@ class Trajectory:
             self.observation_space,
             self.env_id,
             self.policy,
+            None if self.importance_ratios is None else self.importance_ratios[rows],
         )
         return stretch._with_space_inferred(self._space_inferred)
 
@@ -148,7 +155,7 @@ class Trajectory:
 
         The first row of ``more`` continues the last row of this one only if no flag is set there and the states agree.
         An observation space that was only inferred from the arrays gives way to one that was stated; two that were
-        inferred are inferred anew.
+        inferred are inferred anew. Beside a log with importance ratios one without has ratios of 1.
 
         Raises:
             TypeError: the observations have different structures.
@@ -174,8 +181,34 @@ class Trajectory:
             space,
             self.env_id or more.env_id,
             self.policy or more.policy,
+            self._appended_ratios(more),
         )
         return joined._with_space_inferred(self._space_inferred and more._space_inferred)
+
+    def with_importance_ratios(self, ratios: Any, policy: str | None) -> Trajectory:
+        """The same transitions as evidence about ``policy``, (n,) ratios pi / mu of the logged actions."""
+        weighted = Trajectory(
+            self.observations,
+            self.actions,
+            self.rewards,
+            self.next_observations,
+            self.terminated,
+            self.truncated,
+            self.episode_ends,
+            self.observation_space,
+            self.env_id,
+            policy,
+            ratios,
+        )
+        return weighted._with_space_inferred(self._space_inferred)
+
+    def _appended_ratios(self, more: Trajectory) -> np.ndarray | None:
+        parts = (self, more)
+        if all(part.importance_ratios is None for part in parts):
+            return None
+        return np.concatenate([
+            np.ones(len(part)) if part.importance_ratios is None else part.importance_ratios for part in parts
+        ])  # fmt: skip
 
     def _appended_space(self, more: Trajectory) -> spaces.Space:
         mine, theirs = self.observation_space, more.observation_space
@@ -193,8 +226,9 @@ class Trajectory:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one ``.npz`` file (arrays plus a JSON header, no pickle), atomically. Returns the path written."""
         path = _with_npz(path)
+        on_policy = self.importance_ratios is None
         header = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": SCHEMA_VERSION if on_policy else RATIOS_SCHEMA_VERSION,
             "env_id": self.env_id,
             "policy": self.policy,
             "observation_space": space_to_json(self.observation_space),
@@ -203,6 +237,8 @@ class Trajectory:
         arrays: dict[str, Any] = {"header": np.array(json.dumps(header))}
         for name in _ARRAYS:
             arrays |= dict(named_leaves(getattr(self, name), name))
+        if not on_policy:
+            arrays["importance_ratios"] = self.importance_ratios
         unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             with open(unfinished, "wb") as file:
@@ -228,12 +264,16 @@ class Trajectory:
                 arrays = dict(file)
             header = json.loads(str(arrays.pop("header")))
             version = header["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise ValueError(f"schema version {version}, this version reads {SCHEMA_VERSION}")
+            if version not in (SCHEMA_VERSION, RATIOS_SCHEMA_VERSION):
+                raise ValueError(
+                    f"schema version {version}, this version reads {SCHEMA_VERSION} and {RATIOS_SCHEMA_VERSION}"
+                )
             space = space_from_json(header["observation_space"])
             tree = {name: _collect(arrays, name, space) for name in ("observations", "next_observations")}
             plain = {name: arrays[name] for name in _ARRAYS if name not in tree}
-            stored = cls(**tree, **plain, observation_space=space, env_id=header["env_id"], policy=header["policy"])
+            labels = {"env_id": header["env_id"], "policy": header["policy"]}
+            ratios = arrays["importance_ratios"] if version == RATIOS_SCHEMA_VERSION else None
+            stored = cls(**tree, **plain, **labels, observation_space=space, importance_ratios=ratios)
             return stored._with_space_inferred(header["space_inferred"])
         except Exception as error:
             raise ValueError(f"{path} is not a trajectory file that can be read: {error}") from error
@@ -249,6 +289,20 @@ def _flags(values: Any, name: str) -> np.ndarray:
     if array.dtype != bool and not np.isin(array, (0, 1)).all():
         raise TypeError(f"{name} must be boolean, got dtype {array.dtype}")
     return array.astype(bool)
+
+
+def _checked_ratios(ratios: Any, length: int) -> np.ndarray | None:
+    """Float ratios (n,), or None for none."""
+    if ratios is None:
+        return None
+    ratios = as_numeric(ratios, "importance_ratios").astype(np.float64)
+    if ratios.shape != (length,):
+        raise ValueError(f"importance_ratios must have shape ({length},), got {ratios.shape}")
+    check_finite(ratios, "importance_ratios")
+    if (ratios < 0).any():
+        index = int(np.flatnonzero(ratios < 0)[0])
+        raise ValueError(f"importance_ratios must be at least 0: importance_ratios[{index}] is {ratios[index]}")
+    return ratios
 
 
 def _with_npz(path: str | os.PathLike[str]) -> Path:

@@ -15,7 +15,7 @@ LIBRARY, ENVIRONMENTS = ROOT / "icrl_gym", ROOT / "envs" / "icrl_envs"
 ROWS = {
     "data": {"estimand", "observations", "space_description", "trajectory", "values"},
     "acting": {"policies", "environments"},
-    "recording": {"recorder", "collection", "simulators"},
+    "recording": {"recorder", "collection", "off_policy", "simulators"},
     "prompt": {"features", "prompt", "action_values"},
     "network": {"attention", "model", "paper", "diagnostics"},
     "estimators": {"standard_error", "evaluator", "budget", "classical", "registry"},

@@ -189,7 +189,8 @@ def test_every_estimator_obeys_the_protocol_and_scales_with_the_rewards(name):
     states = 0.3 * rng.standard_normal((121, 3)).cumsum(axis=0)
     rewards = np.sin(states[:-1]).sum(axis=1)
     terminated, truncated = rng.random(120) < 0.05, rng.random(120) < 0.03
-    options = {"num_steps": 200} if name == "fitted_value_network" else {}
+    is_network = name in ("fitted_value_network", "fqe")
+    options = {"num_steps": 200} if is_network else {}
     results = []
     for scale in (1.0, 8.0):
         trajectory = icrl.Trajectory(
@@ -204,7 +205,7 @@ def test_every_estimator_obeys_the_protocol_and_scales_with_the_rewards(name):
         assert np.isfinite(estimate.values).all()
         assert estimate.estimand == icrl.Estimand("E", "p", 0.95)
         results.append(estimate.values)
-    tolerance = 1e-3 if name == "fitted_value_network" else 1e-8
+    tolerance = 1e-3 if is_network else 1e-8
     np.testing.assert_allclose(results[1], 8 * results[0], rtol=tolerance, atol=tolerance)
 
 

@@ -6,7 +6,7 @@ and a tuning grid in `grids`.
 
 from icrl_gym.classical.kernel import GaussianProcessTD, KernelBasedRL, NadarayaWatson, NearestNeighbours
 from icrl_gym.classical.linear import GTD2, LSTD, TDC, BellmanResidual, LinearInContextTD, TDLambda, TrueOnlineTDLambda
-from icrl_gym.classical.neural import FittedValueNetwork
+from icrl_gym.classical.neural import FittedQEvaluation, FittedValueNetwork
 from icrl_gym.classical.tabular import CertaintyEquivalence
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "TDC",
     "BellmanResidual",
     "CertaintyEquivalence",
+    "FittedQEvaluation",
     "FittedValueNetwork",
     "GaussianProcessTD",
     "KernelBasedRL",

@@ -13,6 +13,7 @@ from icrl_gym.classical.base import (
     all_features,
     check_fraction,
     check_positive,
+    importance_ratios,
     prompt_constant,
     returns,
     scaled_distances,
@@ -21,7 +22,9 @@ from icrl_gym.prompt import Prompt
 
 
 class KernelEstimator(PromptEstimator):
-    """Anything with one Gaussian width."""
+    """Anything with one Gaussian width. Importance ratios multiply the weights of their sources."""
+
+    weighs_ratios = True
 
     def __init__(self, width: float) -> None:
         check_positive(width=width)
@@ -32,14 +35,18 @@ class KernelEstimator(PromptEstimator):
         return scaled_distances(features_BD, self.prompt_.source_features, width)
 
     def _weights(self, features_BD: np.ndarray) -> np.ndarray:
-        """Normalised Gaussian weights of the sources, (B, N)."""
-        scores = -self._distances(features_BD) / 2
+        """Normalised weights of the sources, Gaussian times importance ratio, (B, N)."""
+        with np.errstate(divide="ignore"):
+            scores = np.log(importance_ratios(self.prompt_)) - self._distances(features_BD) / 2
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         return weights / weights.sum(axis=1, keepdims=True)
 
 
 class KernelBasedRL(KernelEstimator):
     """Ormoneit & Sen 2002: the fixed point of v(x) = sum_k K(k | x) (r_k + discount_k v(S_k)), solved directly.
+
+    With importance ratios K(k | x) is proportional to rho_k times the Gaussian, so that each transition's equation
+    counts as often as the target would make it.
 
     Args:
         width: of the kernel; 0.4 is its best fixed value on the project's own cells.
@@ -58,7 +65,10 @@ class KernelBasedRL(KernelEstimator):
 
 
 class NadarayaWatson(KernelEstimator):
-    """Kernel regression on Monte Carlo returns; an end that did not terminate is worth the prompt's constant."""
+    """Kernel regression on Monte Carlo returns; an end that did not terminate is worth the prompt's constant.
+
+    With importance ratios the returns are weighted per decision, and normalised by the weights of the first actions.
+    """
 
     def __init__(self, width: float = 0.4) -> None:
         super().__init__(width)
@@ -71,7 +81,7 @@ class NadarayaWatson(KernelEstimator):
 
 
 class NearestNeighbours(KernelEstimator):
-    """Mean Monte Carlo return of the k nearest sources.
+    """Mean Monte Carlo return of the k nearest sources, weighted by importance ratios; those with ratio 0 are none.
 
     Args:
         num_neighbours: k; the context's length where that is shorter.
@@ -86,9 +96,11 @@ class NearestNeighbours(KernelEstimator):
         self._returns_N = returns(prompt)
 
     def _values(self, features_QD: np.ndarray) -> np.ndarray:
-        k = min(self.num_neighbours, len(self._returns_N))
-        nearest_QK = np.argpartition(self._distances(features_QD), k - 1, axis=1)[:, :k]
-        return self._returns_N[nearest_QK].mean(axis=1)
+        ratio_N = importance_ratios(self.prompt_)
+        k = min(self.num_neighbours, int((ratio_N > 0).sum()))
+        distance_QN = np.where(ratio_N > 0, self._distances(features_QD), np.inf)
+        nearest_QK = np.argpartition(distance_QN, k - 1, axis=1)[:, :k]
+        return np.average(self._returns_N[nearest_QK], axis=1, weights=ratio_N[nearest_QK])
 
 
 class GaussianProcessTD(KernelEstimator):
@@ -103,6 +115,8 @@ class GaussianProcessTD(KernelEstimator):
         noise: variance of a TD error, relative to ``prior``; > 0.
         trace_decay: 0 for white noise (2003), 1 for the noise of Monte Carlo returns (2005).
     """
+
+    weighs_ratios = False
 
     def __init__(self, width: float = 1.6, noise: float = 0.03, trace_decay: float = 0.0) -> None:
         super().__init__(width)

@@ -2,7 +2,8 @@
 
 Notation: phi_k = phi(S_k), phi'_k the true successor's, discount_k = gamma (1 - terminated_k). Sources: Sutton & Barto,
 *Reinforcement Learning*, 2nd ed., ch. 9, 11, 12; Boyan 1999 (LSTD(lambda)); van Seijen et al. 2016 (true online TD);
-Sutton et al. 2009 (GTD2, TDC); Baird 1995 (residual gradient); [WBDZ24] for the linear transformer.
+Sutton et al. 2009 (GTD2, TDC); Baird 1995 (residual gradient); [WBDZ24] for the linear transformer; Maei 2011 and
+Sutton & Barto 12.9 for the importance ratios rho_k, which weigh transition k's equation.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from icrl_gym.classical.base import (
     all_features,
     check_fraction,
     check_positive,
+    importance_ratios,
     prompt_constant,
+    trace_decays,
     traces,
 )
 from icrl_gym.classical.basis import Basis, BasisName
@@ -28,6 +31,8 @@ class LinearEstimator(PromptEstimator):
         basis, num_centres, width: see `Basis`.
         relative: estimate values relative to the prompt's constant, which regularisation then shrinks towards.
     """
+
+    weighs_ratios = True
 
     def __init__(
         self, basis: BasisName = "radial", num_centres: int = 200, width: float = 2.0, relative: bool = True
@@ -54,6 +59,8 @@ class LinearEstimator(PromptEstimator):
 class LSTD(LinearEstimator):
     """LSTD(lambda) with ridge: (Z^T (Phi - discount Phi') + ridge N I) w = Z^T r, Z the eligibility traces of Phi.
 
+    With importance ratios the sums run over rho_k phi_k, and traces pass rho_{k+1} (Bertsekas & Yu 2009).
+
     Args:
         trace_decay: lambda in [0, 1].
         ridge: per transition, > 0.
@@ -74,10 +81,10 @@ class LSTD(LinearEstimator):
         self.trace_decay, self.ridge = trace_decay, ridge
 
     def _weights(self, source_NF: np.ndarray, next_NF: np.ndarray, rewards_N: np.ndarray, prompt: Prompt) -> np.ndarray:
-        decay_N = prompt.discounts * self.trace_decay * prompt.trace_links
-        errors_NF = traces(np.column_stack([source_NF - next_NF, rewards_N]), decay_N)
-        matrix_FF = source_NF.T @ errors_NF[:, :-1] + self.ridge * len(prompt) * np.eye(source_NF.shape[1])
-        return np.linalg.solve(matrix_FF, source_NF.T @ errors_NF[:, -1])
+        weighted_NF = importance_ratios(prompt)[:, None] * source_NF
+        errors_NF = traces(np.column_stack([source_NF - next_NF, rewards_N]), trace_decays(prompt, self.trace_decay))
+        matrix_FF = weighted_NF.T @ errors_NF[:, :-1] + self.ridge * len(prompt) * np.eye(source_NF.shape[1])
+        return np.linalg.solve(matrix_FF, weighted_NF.T @ errors_NF[:, -1])
 
 
 class BellmanResidual(LinearEstimator):
@@ -97,8 +104,9 @@ class BellmanResidual(LinearEstimator):
 
     def _weights(self, source_NF: np.ndarray, next_NF: np.ndarray, rewards_N: np.ndarray, prompt: Prompt) -> np.ndarray:
         difference_NF = source_NF - next_NF
-        matrix_FF = difference_NF.T @ difference_NF + self.ridge * len(prompt) * np.eye(source_NF.shape[1])
-        return np.linalg.solve(matrix_FF, difference_NF.T @ rewards_N)
+        weighted_NF = importance_ratios(prompt)[:, None] * difference_NF
+        matrix_FF = weighted_NF.T @ difference_NF + self.ridge * len(prompt) * np.eye(source_NF.shape[1])
+        return np.linalg.solve(matrix_FF, weighted_NF.T @ rewards_N)
 
 
 class SweepingEstimator(LinearEstimator):
@@ -128,14 +136,14 @@ class SweepingEstimator(LinearEstimator):
         self._start(source_NF.shape[1])
         scale = self.step_size / np.square(source_NF).sum(axis=1).mean()
         decays_N = prompt.discounts * self.trace_decay * prompt.trace_links
+        ratio_N = importance_ratios(prompt)
         weights = np.zeros(source_NF.shape[1])
         for sweep in range(self.num_passes):
             self._begin_pass(source_NF.shape[1])
             step = scale / np.sqrt(1.0 + sweep)
             for k in range(len(rewards_N)):
-                weights = self._step(
-                    weights, source_NF[k], next_NF[k], rewards_N[k], step, decays_N[k - 1] if k else 0.0
-                )
+                decay = decays_N[k - 1] if k else 0.0
+                weights = self._step(weights, source_NF[k], next_NF[k], rewards_N[k], step, decay, ratio_N[k])
         return weights
 
     def _start(self, size: int) -> None:
@@ -145,22 +153,38 @@ class SweepingEstimator(LinearEstimator):
         """Set up what lives through one pass."""
 
     def _step(
-        self, weights: np.ndarray, phi: np.ndarray, next_phi: np.ndarray, reward: float, step: float, decay: float
+        self,
+        weights: np.ndarray,
+        phi: np.ndarray,
+        next_phi: np.ndarray,
+        reward: float,
+        step: float,
+        decay: float,
+        ratio: float,
     ) -> np.ndarray:
-        """New weights after one transition; ``next_phi`` is discount * phi', ``decay`` gamma lambda across the link."""
+        """New weights after one transition; ``next_phi`` is discount * phi', ``decay`` gamma lambda across the link,
+        ``ratio`` the importance ratio of its action.
+        """
         raise NotImplementedError
 
 
 class TDLambda(SweepingEstimator):
-    """TD(lambda) with accumulating traces (Sutton & Barto 12.2); trace_decay = 0 is TD(0)."""
+    """TD(lambda) with accumulating traces (Sutton & Barto 12.2, off-policy 12.9); trace_decay = 0 is TD(0)."""
 
     def _begin_pass(self, size: int) -> None:
         self._trace = np.zeros(size)
 
     def _step(
-        self, weights: np.ndarray, phi: np.ndarray, next_phi: np.ndarray, reward: float, step: float, decay: float
+        self,
+        weights: np.ndarray,
+        phi: np.ndarray,
+        next_phi: np.ndarray,
+        reward: float,
+        step: float,
+        decay: float,
+        ratio: float,
     ) -> np.ndarray:
-        self._trace = decay * self._trace + phi
+        self._trace = ratio * (decay * self._trace + phi)
         delta = reward + weights @ next_phi - weights @ phi
         return weights + step * delta * self._trace
 
@@ -168,11 +192,20 @@ class TDLambda(SweepingEstimator):
 class TrueOnlineTDLambda(SweepingEstimator):
     """True online TD(lambda) with dutch traces (Sutton & Barto 12.5)."""
 
+    weighs_ratios = False
+
     def _begin_pass(self, size: int) -> None:
         self._trace, self._old_value = np.zeros(size), 0.0
 
     def _step(
-        self, weights: np.ndarray, phi: np.ndarray, next_phi: np.ndarray, reward: float, step: float, decay: float
+        self,
+        weights: np.ndarray,
+        phi: np.ndarray,
+        next_phi: np.ndarray,
+        reward: float,
+        step: float,
+        decay: float,
+        ratio: float,
     ) -> np.ndarray:
         value, next_value = weights @ phi, weights @ next_phi
         if not decay:
@@ -193,8 +226,8 @@ class TrueOnlineTDLambda(SweepingEstimator):
 
 
 class GTD2(SweepingEstimator):
-    """Gradient TD (Sutton et al. 2009): w += step (phi - discount phi')(phi^T h), h += step ratio (delta - phi^T h)
-    phi.
+    """Gradient TD (Sutton et al. 2009): w += step rho (phi - discount phi')(phi^T h),
+    h += step secondary (rho delta - phi^T h) phi.
 
     Args:
         secondary: ratio of the second step size to the first, > 0.
@@ -218,11 +251,18 @@ class GTD2(SweepingEstimator):
         self._helper = np.zeros(size)
 
     def _step(
-        self, weights: np.ndarray, phi: np.ndarray, next_phi: np.ndarray, reward: float, step: float, decay: float
+        self,
+        weights: np.ndarray,
+        phi: np.ndarray,
+        next_phi: np.ndarray,
+        reward: float,
+        step: float,
+        decay: float,
+        ratio: float,
     ) -> np.ndarray:
         delta, correction = reward + weights @ next_phi - weights @ phi, phi @ self._helper
-        weights = weights + step * self._direction(delta, correction, phi, next_phi)
-        self._helper = self._helper + self.secondary * step * (delta - correction) * phi
+        weights = weights + step * ratio * self._direction(delta, correction, phi, next_phi)
+        self._helper = self._helper + self.secondary * step * (ratio * delta - correction) * phi
         return weights
 
     def _direction(self, delta: float, correction: float, phi: np.ndarray, next_phi: np.ndarray) -> np.ndarray:
@@ -230,7 +270,7 @@ class GTD2(SweepingEstimator):
 
 
 class TDC(GTD2):
-    """TD with gradient correction (Sutton et al. 2009): w += step (delta phi - discount phi' (phi^T h))."""
+    """TD with gradient correction (Sutton et al. 2009): w += step rho (delta phi - discount phi' (phi^T h))."""
 
     def _direction(self, delta: float, correction: float, phi: np.ndarray, next_phi: np.ndarray) -> np.ndarray:
         return delta * phi - next_phi * correction
@@ -239,7 +279,7 @@ class TDC(GTD2):
 class LinearInContextTD(LinearEstimator):
     """The linear-attention ancestor [WBDZ24]: L layers are L steps of batch TD(0) on the features themselves.
 
-    w <- w + (step / n) sum_k delta_k phi_k, from zero; its preconditioner C is step times the identity.
+    w <- w + (step / n) sum_k rho_k delta_k phi_k, from zero; its preconditioner C is step times the identity.
 
     Args:
         num_layers: depth.
@@ -253,8 +293,8 @@ class LinearInContextTD(LinearEstimator):
 
     def _weights(self, source_NF: np.ndarray, next_NF: np.ndarray, rewards_N: np.ndarray, prompt: Prompt) -> np.ndarray:
         step = self.step_size / np.square(source_NF).sum(axis=1).mean() / len(prompt)
-        weights = np.zeros(source_NF.shape[1])
+        weights, ratio_N = np.zeros(source_NF.shape[1]), importance_ratios(prompt)
         for _ in range(self.num_layers):
             delta_N = rewards_N + next_NF @ weights - source_NF @ weights
-            weights = weights + step * source_NF.T @ delta_N
+            weights = weights + step * source_NF.T @ (ratio_N * delta_N)
         return weights

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from icrl_gym.classical.base import PromptEstimator, all_features, prompt_constant
+from icrl_gym.classical.base import PromptEstimator, all_features, importance_ratios, prompt_constant
 from icrl_gym.prompt import Prompt
 
 
 class CertaintyEquivalence(PromptEstimator):
-    """(I - P_gamma)^{-1} r of the empirical model over distinct observations.
+    """(I - P_gamma)^{-1} r of the empirical model over distinct observations, importance ratios counting for counts.
 
     A state that was entered but never left, and a query that was never visited, are worth the prompt's constant.
     """
+
+    weighs_ratios = True
 
     def _fit(self, prompt: Prompt) -> None:
         columns_CD = all_features(prompt)
@@ -20,10 +22,11 @@ class CertaintyEquivalence(PromptEstimator):
         state_C = state_C.reshape(-1)
         num_states, source_N = len(self._states_SD), state_C[: len(prompt)]
         constant = prompt_constant(prompt)
-        counts_S = np.bincount(source_N, minlength=num_states).astype(np.float64)
-        rewards_S = np.bincount(source_N, prompt.rewards, minlength=num_states)
+        ratio_N = importance_ratios(prompt)
+        counts_S = np.bincount(source_N, ratio_N, minlength=num_states)
+        rewards_S = np.bincount(source_N, ratio_N * prompt.rewards, minlength=num_states)
         transition_SS = np.zeros((num_states, num_states))
-        np.add.at(transition_SS, (source_N, state_C[prompt.successors]), prompt.discounts)
+        np.add.at(transition_SS, (source_N, state_C[prompt.successors]), ratio_N * prompt.discounts)
         left = counts_S > 0
         transition_SS[left] /= counts_S[left, None]
         rewards_S[left] /= counts_S[left]
