@@ -88,6 +88,18 @@ _SMALL_DQN = {
     "exploration_fraction": 0.16,
     "exploration_final_eps": 0.04,
 }
+_TABLE_DQN = {
+    "learning_rate": 1e-3,
+    "batch_size": 128,
+    "buffer_size": 50_000,
+    "learning_starts": 1_000,
+    "target_update_interval": 500,
+    "train_freq": 8,
+    "gradient_steps": 4,
+    "exploration_fraction": 0.5,
+    "exploration_final_eps": 0.1,
+    "policy_kwargs": {"net_arch": [128]},
+}
 _CAR_DQN = {
     "learning_rate": 4e-3,
     "batch_size": 128,
@@ -126,12 +138,13 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("FrozenLake-v1", "PPO", (10_000, 30_000), options=_SHORT_ROLLOUTS),
     Recipe(
         "CliffWalking-v1",  # it has no time limit of its own, and a half-trained policy may walk for ever
-        "PPO",
-        (10_000, 30_000),
+        "DQN",
+        (5_000, 10_000),
+        num_envs=1,
         env_kwargs={"max_episode_steps": 200},
-        options=_SHORT_ROLLOUTS,
+        options=_TABLE_DQN,
     ),
-    Recipe("Taxi-v4", "PPO", (25_000, 50_000, 100_000), options={**_SHORT_ROLLOUTS, "learning_rate": 1e-3}),
+    Recipe("Taxi-v4", "DQN", (25_000, 50_000), num_envs=1, options=_TABLE_DQN),
     Recipe(
         "BipedalWalker-v3",
         "PPO",
