@@ -45,15 +45,15 @@ class Setting:
         sink: weight of the sink, in units of one source at distance zero; 0 for none.
         forgetting: eta >= 0, a ridge towards the prompt's constant.
         trace_decay: lambda in [0, 1].
-        pseudo_terminations: p >= 0, Laplace's rule on the hazard: every discount is multiplied by N / (N + p), as if p
-            more terminations had been seen, spread evenly over the context.
-        relevance: weight of each feature in a Gaussian kernel (relevance.py).
         step_size: alpha > 0.
         averaging: beta in [0, 1].
         constant_mode: solve the constant in every layer (finite depth only; an equilibrium is relative to the
             constant).
         average_ends: true successors of unterminated ends are averagers.
         start_at_constant: start all columns at the prompt's constant instead of zero.
+        pseudo_terminations: p >= 0, Laplace's rule on the hazard: every discount is multiplied by N / (N + p), as if p
+            more terminations had been seen, spread evenly over the context.
+        relevance: weight of each feature in a Gaussian kernel (relevance.py).
     """
 
     kernel: Literal["gaussian", "inner_product"] = "gaussian"
@@ -62,13 +62,13 @@ class Setting:
     sink: float = 300.0
     forgetting: float = 1e-4
     trace_decay: float = 0.0
-    pseudo_terminations: float = 0.0
-    relevance: Relevance = "uniform"
     step_size: float = 1.0
     averaging: float = 0.0
     constant_mode: bool = True
     average_ends: bool = True
     start_at_constant: bool = True
+    pseudo_terminations: float = 0.0
+    relevance: Relevance = "uniform"
 
     def __post_init__(self) -> None:
         """Check every range; raise ValueError or TypeError naming the argument."""
