@@ -112,10 +112,13 @@ def run_benchmark(command: BenchmarkConfig) -> None:
 
     bars = _bars()
     try:
-        records = runner.run_benchmark(command, _advance(bars))
+        cost = runner.run_missing(command, _advance(bars))
     finally:
         if bars.live.is_started:
             bars.stop()
+    if cost.num_jobs:
+        sys.stderr.write(f"{cost}\n")
+    records = runner.suite_records(command)
     sys.stdout.write(report.benchmark_tables(records) + "\n")
 
 

@@ -143,7 +143,12 @@ class BenchmarkConfig:
     num_rollouts: int = 24
     """Continuations per state."""
     jobs: int = 1
-    """Processes."""
+    """Processes on this machine."""
+    backend: Literal["joblib", "ray"] = "joblib"
+    """"joblib" runs on this machine, "ray" (an extra of the package) also on a cluster."""
+    address: str | None = None
+    """Of the Ray cluster, such as "10.0.0.1:6379" or "auto", whose nodes all see the folders --out and --critics under
+    the same names. Default: a Ray of --jobs processes on this machine, for this run."""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,23 @@
 """Running a suite: every finished cell is one atomically written record, so a killed sweep goes on where it stopped.
 
-Cells of one (task, context length, seed) share the context, the truth and the policy; they are one job. Jobs run on one
-machine by joblib; a cell that fails is a record with its error, and the sweep goes on.
+Cells of one (task, context length, seed) share the context, the truth and the policy; they are one job. Jobs run where
+`backends` says; a cell that fails is a record with its error, and the sweep goes on.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from icrl_gym.benchmark.backends import open_backend
 from icrl_gym.benchmark.cells import CRITIC, Cell, Setting, Task
 from icrl_gym.benchmark.resources import Cost, measured
 from icrl_gym.benchmark.suites import SUITES
@@ -65,28 +67,73 @@ class Record:
     commit: str | None = None
 
 
+@dataclass(frozen=True)
+class SweepCost:
+    """What a sweep took, over all its workers.
+
+    Attributes:
+        num_jobs: groups of cells that were run.
+        seconds_truth: measuring the truths that were not there yet.
+        seconds_jobs: everything else: policies, contexts, estimators, scores, records.
+        seconds_own: the part of ``seconds_jobs`` inside the estimators' ``fit`` and ``predict``.
+    """
+
+    num_jobs: int
+    seconds_truth: float
+    seconds_jobs: float
+    seconds_own: float
+
+    @property
+    def overhead(self) -> float:
+        """Whole time of the jobs over the estimators' own; nan if no estimator ran."""
+        return self.seconds_jobs / self.seconds_own if self.seconds_own else math.nan
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_jobs} jobs took {self.seconds_jobs:.1f} s of computing, {self.overhead:.2f} times the "
+            f"estimators' own fit and predict ({self.seconds_own:.1f} s); truths took {self.seconds_truth:.1f} s more"
+        )
+
+
 def run_benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> list[Record]:
     """Run what is missing of a suite and return all its records.
 
     Raises:
         ValueError: bad configuration.
+        ImportError, ConnectionError, ChildProcessError: see `open_backend`.
     """
-    from joblib import Parallel, delayed
+    run_missing(config, progress)
+    return suite_records(config)
 
+
+def run_missing(config: BenchmarkConfig, progress: Progress | None = None) -> SweepCost:
+    """Run what is missing of a suite; raises as `run_benchmark` does."""
     check_config(config)
+    config = replace(config, out=config.out.absolute(), critics=config.critics.absolute())  # workers start elsewhere
     jobs = [job for job in suite_jobs(config) if any(not _path(config, cell).exists() for cell in job)]
-    if jobs:
-        config.out.mkdir(parents=True, exist_ok=True)
-        write_json(config.out / "versions.json", versions())
+    if not jobs:
+        return SweepCost(0, 0.0, 0.0, 0.0)
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_json(config.out / "versions.json", versions())
     tasks = list(dict.fromkeys(job[0].task for job in jobs))
-    parallel = Parallel(n_jobs=config.jobs, return_as="generator_unordered")
     # Truths first, so that no two jobs measure the same one.
-    truths = [delayed(measure_truth)(config, task) for task in tasks]
-    cells = [delayed(run_job)(config, job) for job in jobs]
-    for part, calls in (("measuring truths", truths), ("running cells", cells)):
-        for count, _ in enumerate(parallel(calls), 1):
-            if progress is not None:
-                progress(part, count, len(calls))
+    parts = (("measuring truths", measure_truth, tasks), ("running cells", run_job, jobs))
+    found: dict[str, list[Any]] = {}
+    with open_backend(config) as run:
+        for part, function, items in parts:
+            results = found[part] = []
+            for result in run(function, [(config, item) for item in items]):
+                results.append(result)
+                if progress is not None:
+                    progress(part, len(results), len(items))
+    costs: list[JobCost] = found["running cells"]
+    return SweepCost(
+        len(jobs), sum(found["measuring truths"]), sum(c.seconds for c in costs), sum(c.seconds_own for c in costs)
+    )
+
+
+def suite_records(config: BenchmarkConfig) -> list[Record]:
+    """The records of a suite's cells, all of which are finished."""
     return [load_record(_path(config, cell)) for job in suite_jobs(config) for cell in job]
 
 
@@ -99,6 +146,13 @@ def check_config(config: BenchmarkConfig) -> None:
         raise ValueError(f"estimators: unknown {unknown}; known are {sorted([*estimators(), CRITIC])}")
     if config.jobs < 1 or config.num_queries < 2 or config.num_rollouts < 2:
         raise ValueError("jobs must be at least 1, num_queries and num_rollouts at least 2")
+    for name, least in (("context_lengths", 1), ("seeds", 0)):
+        if any(value < least for value in getattr(config, name)):
+            raise ValueError(f"{name} must be integers of at least {least}, got {list(getattr(config, name))}")
+    if config.backend not in ("joblib", "ray"):
+        raise ValueError(f'backend must be "joblib" or "ray", got {config.backend!r}')
+    if config.address is not None and config.backend != "ray":
+        raise ValueError(f'address is that of a Ray cluster; with it, backend must be "ray", got {config.backend!r}')
 
 
 def suite_jobs(config: BenchmarkConfig) -> list[list[Cell]]:
@@ -125,18 +179,32 @@ def _settings(config: BenchmarkConfig) -> list[Setting]:
     return settings
 
 
-def measure_truth(config: BenchmarkConfig, task: Task) -> None:
-    """Put a task's truth into the cache; what goes wrong is recorded later, by the task's cells."""
+def measure_truth(config: BenchmarkConfig, task: Task) -> float:
+    """Put a task's truths into the cache; returns the seconds. What goes wrong is recorded later, by its cells."""
+    start = time.perf_counter()
     try:
         policy = _policy(config, task)
         truths_of(config, task, policy, _context(task, policy, 1, 0))
     except Exception:
-        return
+        pass
+    return time.perf_counter() - start
 
 
-def run_job(config: BenchmarkConfig, cells: Sequence[Cell]) -> None:
+@dataclass(frozen=True)
+class JobCost:
+    """Seconds of one job, and those of them inside the estimators."""
+
+    seconds: float
+    seconds_own: float
+
+
+def run_job(config: BenchmarkConfig, cells: Sequence[Cell]) -> JobCost:
     """Run the missing cells of one group."""
+    start = time.perf_counter()
     missing = [cell for cell in cells if not _path(config, cell).exists()]
+    if not missing:  # another worker did them before it died
+        return JobCost(time.perf_counter() - start, 0.0)
+    seconds_own = 0.0
     task, first = missing[0].task, missing[0]
     try:
         policy = _policy(config, task)
@@ -145,12 +213,18 @@ def run_job(config: BenchmarkConfig, cells: Sequence[Cell]) -> None:
     except Exception as error:  # whatever an environment or a model raises is this group's result
         for cell in missing:
             _write(config, Record(cell, error=_reason(error, task), commit=_commit()))
-        return
+        return JobCost(time.perf_counter() - start, 0.0)
     for cell in missing:
-        _write(config, _run_cell(config, cell, policy, context, truths))
+        record, own = _run_cell(config, cell, policy, context, truths)
+        _write(config, record)
+        seconds_own += own
+    return JobCost(time.perf_counter() - start, seconds_own)
 
 
-def _run_cell(config: BenchmarkConfig, cell: Cell, policy: Any, context: Trajectory, truths: Truths) -> Record:
+def _run_cell(
+    config: BenchmarkConfig, cell: Cell, policy: Any, context: Trajectory, truths: Truths
+) -> tuple[Record, float]:
+    """A finished cell, and the seconds inside its estimator."""
     truth, start = truths.visited, truths.start
     try:
         if cell.setting.estimator == CRITIC:
@@ -162,17 +236,18 @@ def _run_cell(config: BenchmarkConfig, cell: Cell, policy: Any, context: Traject
             predict = estimator.predict
         estimate, prediction = measured(lambda: predict(truth.observations))
         _check_estimate(estimate, len(truth))
-        estimate_at_start = predict(start.observations)
+        estimate_at_start, extra = measured(lambda: predict(start.observations))
         _check_estimate(estimate_at_start, len(start))
         figures = {name: value for name, value in score(estimate, truth).as_dict().items() if name != "notes"}
-        return Record(
+        record = Record(
             cell, figures, fit.seconds, prediction.seconds,
             peak_memory_fit=fit.peak_memory, peak_memory_predict=prediction.peak_memory, environment_steps=steps,
             start_value=float(estimate_at_start.values.mean()), start_value_truth=truths.start_value,
             start_value_truth_stderr=truths.start_value_stderr, commit=_commit(),
         )  # fmt: skip
+        return record, fit.seconds + prediction.seconds + extra.seconds
     except Exception as error:  # an estimator that raises is a recorded failure of its cell
-        return Record(cell, error=_reason(error, cell.task), commit=_commit())
+        return Record(cell, error=_reason(error, cell.task), commit=_commit()), 0.0
 
 
 def _training_steps(snapshot: Path) -> int | None:

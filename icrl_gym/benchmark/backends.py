@@ -1,0 +1,85 @@
+"""Where the jobs of a sweep run: processes of this machine by joblib, or a Ray cluster. The jobs are the same.
+
+A backend is a context manager around ``map(function, calls)``, an iterator over the results as they come. A job whose
+worker dies is lost, not the sweep: Ray runs it again on another worker, and what it had finished is on disk by then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from icrl_gym.configuration import BenchmarkConfig
+
+RETRIES = 3  # of a Ray job whose worker or node died
+OBJECT_STORE = 100 * 2**20  # bytes, of a Ray of our own: jobs pass paths and numbers only
+_AGAIN = "finished cells are kept, and the same command goes on with the others"
+
+Map = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]
+
+
+def open_backend(config: BenchmarkConfig) -> AbstractContextManager[Map]:
+    """The backend that a configuration names.
+
+    Raises (when entered, or while jobs run):
+        ImportError: it needs an extra that is not installed.
+        ConnectionError: there is no Ray cluster at the address.
+        ChildProcessError: workers died; the jobs that could be done are done.
+    """
+    return {"joblib": _joblib, "ray": _ray}[config.backend](config)
+
+
+@contextmanager
+def _joblib(config: BenchmarkConfig) -> Iterator[Map]:
+    from concurrent.futures.process import BrokenProcessPool
+
+    from joblib import Parallel, delayed
+
+    parallel = Parallel(n_jobs=config.jobs, return_as="generator_unordered")
+
+    def run(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        try:
+            yield from parallel(delayed(function)(*call) for call in calls)
+        except BrokenProcessPool as error:
+            raise ChildProcessError(f"a worker process died; {_AGAIN} ({error})") from error
+
+    yield run
+
+
+@contextmanager
+def _ray(config: BenchmarkConfig) -> Iterator[Map]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+    except ImportError as error:
+        raise ImportError('backend "ray" needs an extra: pip install "icrl-gym[ray]"') from error
+    if config.address is None:
+        own = {"num_cpus": config.jobs, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        ray.init(**own, log_to_driver=False)
+    else:
+        ray.init(address=config.address, log_to_driver=False)
+
+    lost = 0
+
+    def run(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        nonlocal lost
+        remote = ray.remote(num_cpus=1, max_retries=RETRIES)(function)
+        waiting = [remote.remote(*call) for call in calls]
+        while waiting:
+            (done,), waiting = ray.wait(waiting, num_returns=1)
+            try:
+                yield ray.get(done)
+            except RayTaskError:  # what the job itself raised
+                raise
+            except RayError:
+                lost += 1
+
+    try:
+        yield run
+        if lost:
+            raise ChildProcessError(f"{lost} jobs lost {RETRIES + 1} workers each; {_AGAIN}")
+    finally:
+        ray.shutdown()
