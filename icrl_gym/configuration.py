@@ -142,6 +142,8 @@ class BenchmarkConfig:
     """States per task."""
     num_rollouts: int = 24
     """Continuations per state."""
+    retry_failed: bool = False
+    """Run again the cells that failed, such as for want of a package; without it they are finished too."""
     jobs: int = 1
     """Processes on this machine."""
     backend: Literal["joblib", "ray"] = "joblib"

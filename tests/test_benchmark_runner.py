@@ -1,3 +1,5 @@
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -101,6 +103,97 @@ def test_a_missing_environment_names_the_extra_and_skips_only_its_cells(tmp_path
     assert errors[CHAIN.env] is None
 
 
+@pytest.mark.parametrize(
+    ("package", "task"),
+    [
+        ("Box2D", Task("LunarLander-v3", extra="box2d")),
+        ("mujoco", Task("InvertedPendulum-v5", extra="mujoco")),
+        ("nowhere", Task("CartPole-v1", wrapper="nowhere.wrappers:Some", extra="minigrid")),
+    ],
+)
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, package, task):
+    for name in [name for name in sys.modules if name.startswith(("gymnasium.envs.box2d", "gymnasium.envs.mujoco"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(SUITES, "small", replace(SUITES["small"], tasks=(task,)))
+    (record,) = runner.run_benchmark(config(tmp_path, estimators=("lstd",), seeds=(0,)))
+    assert record.error.endswith(f'(pip install "icrl-gym[{task.extra}]")')
+
+
+def test_a_missing_snapshot_is_the_failure_of_its_cells(tmp_path, monkeypatch):
+    tasks = (Task("CartPole-v1", "CartPole-v1/ppo-seed9/steps1.zip", extra="classic"), CHAIN)
+    monkeypatch.setitem(SUITES, "small", replace(SUITES["small"], tasks=tasks))
+    options = {"estimators": ("lstd", "critic"), "seeds": (0,), "critics": tmp_path}
+    records = runner.run_benchmark(config(tmp_path / "run", **options))
+    assert ["steps1.zip" in (r.error or "") for r in records] == [True, True, False]
+    assert not any("pip install" in (r.error or "") for r in records)
+
+
+def test_failed_cells_stay_finished_until_they_are_asked_for_again(tmp_path, chain_only, monkeypatch):
+    class Raising:
+        def fit(self, trajectory, gamma):
+            raise RuntimeError("out of luck")
+
+    good = registry._BUILT_IN["lstd"]
+    entries = {"lstd": good, "faulty": registry.Entry(Raising)}
+    monkeypatch.setattr(registry, "_entries", lambda: entries)
+    options = {"estimators": ("lstd", "faulty"), "seeds": (0,)}
+    fine, failed = runner.run_benchmark(config(tmp_path, **options))
+    assert (fine.error, failed.error) == (None, "RuntimeError: out of luck")
+    kept = (tmp_path / "records" / f"{fine.cell.id}.json").stat().st_mtime_ns
+    entries["faulty"] = good
+    assert runner.run_benchmark(config(tmp_path, **options))[1] == failed
+    assert [r.error for r in runner.run_benchmark(config(tmp_path, retry_failed=True, **options))] == [None, None]
+    assert (tmp_path / "records" / f"{fine.cell.id}.json").stat().st_mtime_ns == kept
+
+
+def test_estimates_at_the_start_states_are_checked_too(tmp_path, chain_only, monkeypatch):
+    class GoodOnce:
+        def fit(self, trajectory, gamma):
+            self.good, self.asked = registry.make_estimator("lstd").fit(trajectory, gamma), False
+            return self
+
+        def predict(self, observations):
+            estimate, asked = self.good.predict(observations), self.asked
+            self.asked = True
+            return replace(estimate, values=np.full(len(estimate), np.inf)) if asked else estimate
+
+    monkeypatch.setattr(
+        registry, "_entries", lambda: {"lstd": registry._BUILT_IN["lstd"], "once": registry.Entry(GoodOnce)}
+    )
+    (record,) = runner.run_benchmark(config(tmp_path, estimators=("once",), seeds=(0,)))
+    assert record.error == "ValueError: values[0] is not finite"
+    assert record.scores == {}
+
+
+def test_the_overhead_is_what_jobs_take_beyond_their_estimators(tmp_path, chain_only, monkeypatch):
+    class Sleeping:
+        def fit(self, trajectory, gamma):
+            time.sleep(0.2)
+            self.good = registry.make_estimator("lstd").fit(trajectory, gamma)
+            return self
+
+        def predict(self, observations):
+            time.sleep(0.1)
+            return self.good.predict(observations)
+
+    entries = {"lstd": registry._BUILT_IN["lstd"], "sleeping": registry.Entry(Sleeping)}
+    monkeypatch.setattr(registry, "_entries", lambda: entries)
+    options = {"estimators": ("sleeping", "lstd"), "seeds": (0, 1)}
+    cost = runner.run_missing(config(tmp_path, **options))
+    assert cost.num_jobs == 2
+    assert cost.seconds_own >= 2 * (0.2 + 0.1 + 0.1)  # one prediction at visited states, one at start states
+    assert 1.0 <= cost.overhead == cost.seconds_jobs / cost.seconds_own
+    assert f"{cost.overhead:.2f} times the estimators' own fit and predict" in str(cost)
+    assert runner.run_missing(config(tmp_path, **options)).num_jobs == 0
+
+
+def test_sharing_keeps_the_overhead_of_all_estimators_below_one_and_a_half(tmp_path, chain_only):
+    names = tuple(name for name in registry.estimators() if name not in ("fitted_value_network", "fqe"))  # slow ones
+    config_of = BenchmarkConfig(out=tmp_path, estimators=names, context_lengths=(512,), seeds=(0,))
+    assert runner.run_missing(config_of).overhead < 1.5
+
+
 def test_bad_configurations_are_refused():
     with pytest.raises(ValueError, match="suite must be one of"):
         runner.check_config(BenchmarkConfig(suite="nope"))
@@ -108,3 +201,11 @@ def test_bad_configurations_are_refused():
         runner.check_config(BenchmarkConfig(estimators=("lsdt",)))
     with pytest.raises(ValueError, match="jobs must be at least 1"):
         runner.check_config(BenchmarkConfig(jobs=0))
+    with pytest.raises(ValueError, match=r"context_lengths must be integers of at least 1, got \[64, 0\]"):
+        runner.check_config(BenchmarkConfig(context_lengths=(64, 0)))
+    with pytest.raises(ValueError, match=r"seeds must be integers of at least 0, got \[-1\]"):
+        runner.check_config(BenchmarkConfig(seeds=(-1,)))
+    with pytest.raises(ValueError, match='backend must be "joblib" or "ray", got \'slurm\''):
+        runner.check_config(BenchmarkConfig(backend="slurm"))
+    with pytest.raises(ValueError, match='with it, backend must be "ray"'):
+        runner.check_config(BenchmarkConfig(address="auto"))

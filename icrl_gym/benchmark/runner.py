@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
 
 from icrl_gym.benchmark.backends import open_backend
 from icrl_gym.benchmark.cells import CRITIC, Cell, Setting, Task
@@ -110,6 +111,8 @@ def run_missing(config: BenchmarkConfig, progress: Progress | None = None) -> Sw
     """Run what is missing of a suite; raises as `run_benchmark` does."""
     check_config(config)
     config = replace(config, out=config.out.absolute(), critics=config.critics.absolute())  # workers start elsewhere
+    if config.retry_failed:
+        _forget_failures(config)
     jobs = [job for job in suite_jobs(config) if any(not _path(config, cell).exists() for cell in job)]
     if not jobs:
         return SweepCost(0, 0.0, 0.0, 0.0)
@@ -130,6 +133,12 @@ def run_missing(config: BenchmarkConfig, progress: Progress | None = None) -> Sw
     return SweepCost(
         len(jobs), sum(found["measuring truths"]), sum(c.seconds for c in costs), sum(c.seconds_own for c in costs)
     )
+
+
+def _forget_failures(config: BenchmarkConfig) -> None:
+    for path in (_path(config, cell) for job in suite_jobs(config) for cell in job):
+        if path.exists() and load_record(path).error is not None:
+            path.unlink()
 
 
 def suite_records(config: BenchmarkConfig) -> list[Record]:
@@ -277,10 +286,17 @@ def _context(task: Task, policy: Any, length: int, seed: int) -> Trajectory:
 
 def _reason(error: Exception, task: Task) -> str:
     lines = str(error).splitlines() or [""]
-    hint = ""
-    if task.extra and ("unknown environment" in lines[0] or isinstance(error, ImportError)):
-        hint = f' (pip install "icrl-gym[{task.extra}]")'
+    wanting = task.extra and _lacks_package(error) and "icrl-gym[" not in lines[0]
+    hint = f' (pip install "icrl-gym[{task.extra}]")' if wanting else ""
     return f"{type(error).__name__}: {lines[0]}{hint}"
+
+
+def _lacks_package(error: BaseException) -> bool:
+    """Whether this error, or one that led to it, says that a package or what it registers is not there."""
+    if isinstance(error, (ImportError, DependencyNotInstalled, UnregisteredEnv)):
+        return True
+    before = error.__cause__ or error.__context__
+    return before is not None and _lacks_package(before)
 
 
 def _path(config: BenchmarkConfig, cell: Cell) -> Path:
