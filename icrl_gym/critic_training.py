@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -164,6 +165,17 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     Recipe("MountainCarContinuous-v0", "SAC", (10_000, 20_000, 30_000), num_envs=1, options=_CAR_SAC),
     Recipe("MountainCar-v0", "DQN", (40_000, 80_000, 120_000), num_envs=1, options=_CAR_DQN),
+    Recipe(
+        "ALE/Pong-v5",
+        "PPO",
+        (4_000, 8_000),
+        num_envs=4,
+        policy_class="CnnPolicy",
+        gamma=0.95,
+        wrapper="icrl_envs.small_frames:SmallFrames",
+        env_kwargs={"obs_type": "grayscale"},
+        options={**_SHORT_ROLLOUTS, "policy_kwargs": {"features_extractor_kwargs": {"features_dim": 64}}},
+    ),
     Recipe("CartPole-v1", "A2C", (20_000, 40_000)),
     Recipe("CartPole-v1", "DQN", (25_000, 50_000), num_envs=1, options=_SMALL_DQN),
     Recipe("CartPole-v1", "QRDQN", (25_000, 50_000), num_envs=1, options=_SMALL_DQN),
@@ -193,6 +205,21 @@ def find_recipes(envs: tuple[str, ...], algorithms: tuple[str, ...] = ()) -> tup
     if missing:
         raise ValueError(f"algorithms: no recipe for {', '.join(sorted(missing))} on {', '.join(envs)}")
     return found
+
+
+def find_run(snapshot: str) -> tuple[Recipe, int]:
+    """The recipe and the seed that make a snapshot, "<env>/<algorithm>-seed<k>/steps<N>.zip".
+
+    Raises:
+        ValueError: no recipe makes it.
+    """
+    for recipe in RECIPES:
+        for steps in recipe.snapshots:
+            pattern = re.escape(str(run_folder(recipe, 0, Path())))[:-1] + rf"(\d+)/steps{steps}\.zip"
+            found = re.fullmatch(pattern, snapshot)
+            if found:
+                return recipe, int(found[1])
+    raise ValueError(f"snapshot: no recipe makes {snapshot!r}")
 
 
 def make_recipe_environment(recipe: Recipe) -> gymnasium.Env:

@@ -61,14 +61,22 @@ def test_the_figure_draws_one_panel_per_environment_and_the_critic_as_a_line():
 
 
 def test_snapshots_named_by_the_suites_are_those_of_the_training_recipes():
-    from icrl_gym.critic_training import RECIPES
+    from icrl_gym.benchmark.suites import snapshots
+    from icrl_gym.critic_training import find_run
 
-    known = {(r.env, r.algorithm.lower(), steps) for r in RECIPES for steps in r.snapshots}
+    assert len(snapshots(SUITES)) > 30
+    for path in snapshots(SUITES):
+        recipe, seed = find_run(path)
+        assert path.endswith(f"{recipe.algorithm.lower()}-seed{seed}/{Path(path).name}")
     for suite in SUITES.values():
         for task in suite.tasks:
             if task.policy != "random":
-                env, run, snapshot = Path(task.policy).parts
-                assert (env, run.split("-seed")[0], int(snapshot[5:-4])) in known, task
+                recipe, _ = find_run(task.policy)
+                assert (task.env, task.wrapper, task.gamma) == (recipe.env, recipe.wrapper, recipe.gamma)
+    with pytest.raises(ValueError, match=r"no recipe makes 'CartPole-v1/ppo-seed0/steps7\.zip'"):
+        find_run("CartPole-v1/ppo-seed0/steps7.zip")
+    with pytest.raises(ValueError, match=r"suites must be among .*'small'.*got \['clasic'\]"):
+        snapshots(["clasic"])
 
 
 def test_interquartile_mean_drops_a_quarter_at_each_end():

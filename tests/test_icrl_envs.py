@@ -289,3 +289,41 @@ def test_physics_follow_their_seed_and_stay_within_the_spread():
     assert ((factors >= 1 / 3) & (factors <= 3)).all()
     logarithms = np.log(factors) / np.log(3)
     assert all(stats.kstest(column, stats.uniform(-1, 2).cdf).pvalue > 1e-5 for column in logarithms.T)
+
+
+# --- small frames ---------------------------------------------------------------------------------------------------
+
+
+class Screen(gymnasium.Env):
+    """Grey frames of a counter: pixel (i, j) of frame t is 4 t + 2 (i odd) + (j odd)."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (5, 6), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+    time = 0
+
+    def frame(self) -> np.ndarray:
+        return (4 * self.time + 2 * (np.arange(5)[:, None] % 2) + np.arange(6) % 2).astype(np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return self.frame(), {}
+
+    def step(self, action):
+        self.time += 1
+        return self.frame(), 0.0, False, False, {}
+
+
+def test_small_frames_are_block_means_with_the_previous_one_first():
+    small_frames = pytest.importorskip("icrl_envs.small_frames")
+    env = small_frames.SmallFrames(Screen())
+    assert env.observation_space == gymnasium.spaces.Box(0, 255, (2, 2, 3), np.uint8)
+    first, _ = env.reset()
+    second = env.step(0)[0]
+    assert (first == 2).all()  # 1.5 rounded to even
+    assert (second[0] == 2).all()
+    assert (second[1] == 6).all()
+    assert second.dtype == np.uint8
+    again, _ = env.reset()
+    assert (again == first).all()
+    with pytest.raises(ValueError, match=r"grey frames of shape \(height, width\).*got \(4,\)"):
+        small_frames.SmallFrames(gymnasium.make("CartPole-v1"))

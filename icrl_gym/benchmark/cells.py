@@ -10,6 +10,7 @@ from typing import Any
 _FIRST_FIELDS = {"env", "policy", "gamma", "wrapper", "env_kwargs", "truth"}  # of Task, in every id
 
 CRITIC = "critic"  # the estimator name that stands for the policy's own SB3 critic
+POLICY_FEATURES = "policy"  # observations as the policy's own SB3 feature extractor encodes them
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Task:
         env_kwargs: keyword arguments of the environment, as sorted (name, value) pairs.
         truth: "exact" or "monte_carlo".
         extra: the package extra that the environment needs, for the message where it is missing.
+        behaviour: who acted in the contexts, if not the policy: "epsilon:0.3" (the policy, at random with probability
+            .3), "random", or a snapshot's path. The truth is the policy's.
+        features: None, or "policy": estimators get what the policy's SB3 feature extractor makes of the observations.
     """
 
     env: str
@@ -34,6 +38,8 @@ class Task:
     env_kwargs: tuple[tuple[str, Any], ...] = ()
     truth: str = "monte_carlo"
     extra: str = ""
+    behaviour: str | None = None
+    features: str | None = None
 
     @property
     def id(self) -> str:

@@ -20,12 +20,12 @@ from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
 
 from icrl_gym.benchmark.backends import open_backend
 from icrl_gym.benchmark.cells import CRITIC, Cell, Setting, Task
+from icrl_gym.benchmark.contexts import task_context, task_policy, truths_as_seen
 from icrl_gym.benchmark.resources import Cost, measured
 from icrl_gym.benchmark.suites import SUITES
 from icrl_gym.benchmark.truths import Truths, truths_of
-from icrl_gym.collection import collect
 from icrl_gym.configuration import BenchmarkConfig
-from icrl_gym.critics import load_sb3_model, sb3_critic_values
+from icrl_gym.critics import sb3_critic_values
 from icrl_gym.registry import estimators, make_estimator, tuning_grid
 from icrl_gym.runs import source_commit, versions, write_json
 from icrl_gym.scoring import score
@@ -192,8 +192,8 @@ def measure_truth(config: BenchmarkConfig, task: Task) -> float:
     """Put a task's truths into the cache; returns the seconds. What goes wrong is recorded later, by its cells."""
     start = time.perf_counter()
     try:
-        policy = _policy(config, task)
-        truths_of(config, task, policy, _context(task, policy, 1, 0))
+        policy = task_policy(task.policy, config.critics)
+        truths_of(config, task, policy, task_context(task, policy, 1, 0, config.critics))
     except Exception:
         pass
     return time.perf_counter() - start
@@ -216,15 +216,17 @@ def run_job(config: BenchmarkConfig, cells: Sequence[Cell]) -> JobCost:
     seconds_own = 0.0
     task, first = missing[0].task, missing[0]
     try:
-        policy = _policy(config, task)
-        context = _context(task, policy, first.context_length, first.seed)
+        policy = task_policy(task.policy, config.critics)
+        context = task_context(task, policy, first.context_length, first.seed, config.critics)
         truths = truths_of(config, task, policy, context)
+        seen = truths_as_seen(task, policy, truths)
     except Exception as error:  # whatever an environment or a model raises is this group's result
         for cell in missing:
             _write(config, Record(cell, error=_reason(error, task), commit=_commit()))
         return JobCost(time.perf_counter() - start, 0.0)
     for cell in missing:
-        record, own = _run_cell(config, cell, policy, context, truths)
+        known = truths if cell.setting.estimator == CRITIC else seen
+        record, own = _run_cell(config, cell, policy, context, known)
         _write(config, record)
         seconds_own += own
     return JobCost(time.perf_counter() - start, seconds_own)
@@ -274,14 +276,6 @@ def _check_estimate(estimate: ValueEstimates, num_queries: int) -> None:
         raise ValueError(f"values must have shape ({num_queries},), got {estimate.values.shape}")
     if not np.isfinite(estimate.values).all():
         raise ValueError(f"values[{int(np.flatnonzero(~np.isfinite(estimate.values))[0])}] is not finite")
-
-
-def _policy(config: BenchmarkConfig, task: Task) -> Any:
-    return "random" if task.policy == "random" else load_sb3_model(config.critics / task.policy, trust=True)
-
-
-def _context(task: Task, policy: Any, length: int, seed: int) -> Trajectory:
-    return collect(task.env, policy, length, seed, env_kwargs=dict(task.env_kwargs), wrapper=task.wrapper)
 
 
 def _reason(error: Exception, task: Task) -> str:

@@ -1,0 +1,128 @@
+"""Suites: ids that stay, and contexts of behaviours and of encoded observations."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import icrl_gym as icrl
+from icrl_gym.benchmark import SUITES, Suite, Task, contexts, runner
+from icrl_gym.benchmark.truths import Truths
+from icrl_gym.configuration import BenchmarkConfig
+from icrl_gym.policies import as_policy
+
+FIRST_TASKS = [  # of the suites' first version: their records and truths must be found again
+    Task("icrl_envs:icrl/BoyanChain-v0", truth="exact"),
+    Task("FrozenLake-v1", "FrozenLake-v1/ppo-seed0/steps30000.zip", truth="exact"),
+    Task("Taxi-v4", truth="exact"),
+    Task("Pendulum-v1", "Pendulum-v1/ppo-seed2/steps30000.zip"),
+    Task("MountainCar-v0", "MountainCar-v0/dqn-seed0/steps120000.zip"),
+    Task("MountainCarContinuous-v0", "MountainCarContinuous-v0/sac-seed0/steps20000.zip"),
+    Task("LunarLander-v3", "LunarLander-v3/ppo-seed1/steps50000.zip"),
+    Task("InvertedPendulum-v5", "InvertedPendulum-v5/ppo-seed0/steps20000.zip"),
+    Task("Hopper-v5", "Hopper-v5/ppo-seed1/steps40000.zip"),
+    Task(
+        "MiniGrid-Empty-5x5-v0",
+        "MiniGrid-Empty-5x5-v0/ppo-seed0/steps10000.zip",
+        wrapper="minigrid.wrappers:ImgObsWrapper",
+    ),
+]
+TABLE = np.random.default_rng(0).dirichlet(np.ones(4), size=16)
+
+
+def lake(behaviour=None, policy="random", gamma=0.99):
+    return Task("FrozenLake-v1", policy, gamma, truth="exact", behaviour=behaviour)
+
+
+def test_tasks_of_the_first_version_keep_their_ids():
+    known = {task.id for suite in SUITES.values() for task in suite.tasks}
+    assert {task.id for task in FIRST_TASKS} <= known
+    assert Task("Taxi-v4", truth="exact").id == "f364cb5c8a32c590"  # as it was first written
+    assert lake("random").id not in {lake().id, lake("epsilon:0.3").id}
+
+
+def test_suites_have_at_least_three_trained_policies_per_environment():
+    for name in ("exact", "classic", "box2d", "grid", "off_policy"):
+        trained = [task for task in SUITES[name].tasks if task.policy != "random"]
+        for env in {task.env for task in trained}:
+            assert len({task.policy for task in trained if task.env == env}) >= 3, (name, env)
+    assert all(task.behaviour for task in SUITES["off_policy"].tasks)
+    assert len({task.id for suite in SUITES.values() for task in suite.tasks}) == sum(
+        len(suite.tasks) for suite in SUITES.values()
+    )
+
+
+@pytest.mark.parametrize("behaviour", ["random", "epsilon:0.3"])
+def test_a_behaviours_log_is_weighed_for_the_tasks_policy(behaviour):
+    log = contexts.task_context(lake(behaviour), TABLE, 400, 0, Path())
+    target = as_policy(TABLE, spaces.Discrete(4), spaces.Discrete(16))
+    assert log.policy == target.identity
+    pi = TABLE[log.observations, log.actions]
+    mu = 0.25 if behaviour == "random" else 0.7 * pi + 0.3 / 4
+    assert log.importance_ratios == pytest.approx(pi / mu)
+    own = contexts.task_context(lake(), TABLE, 400, 0, Path())
+    assert own.importance_ratios is None
+    assert (own.actions != log.actions).any()
+
+
+def test_a_behaviour_that_cannot_be_made_is_named():
+    with pytest.raises(ValueError, match=r'behaviour must be like "epsilon:0.3".*got \'epsilon:high\''):
+        contexts.task_context(lake("epsilon:high"), TABLE, 4, 0, Path())
+
+
+def test_an_off_policy_cell_is_scored_against_the_targets_values(tmp_path, monkeypatch):
+    upwards = np.tile([0.7, 0.1, 0.1, 0.1], (48, 1))
+    task = Task("CliffWalking-v1", "a table", 0.9, truth="exact", behaviour="random")
+    monkeypatch.setattr(runner, "task_policy", lambda name, critics: upwards)
+    monkeypatch.setitem(SUITES, "small", Suite((task,), (4000,), (0,)))
+    names = ("certainty_equivalence", "gptd")
+    config = BenchmarkConfig(suite="small", out=tmp_path, estimators=names, num_queries=8, num_rollouts=2)
+    found = {record.cell.setting.estimator: record for record in runner.run_benchmark(config)}
+    assert found["certainty_equivalence"].error is None
+    env = gymnasium.make("CliffWalking-v1")
+    truth, of_behaviour = (icrl.exact_values(env, policy, 0.9) for policy in (upwards, "random"))
+    without_weights = np.sqrt(np.mean((of_behaviour.values - truth.values) ** 2))
+    error = found["certainty_equivalence"].scores["rmse"]
+    assert error is not None
+    assert error < without_weights / 3
+    assert "does not use importance_ratios" in str(found["gptd"].error)
+
+
+class Doubler:
+    """The least of an SB3 model: a policy with a feature extractor."""
+
+    policy = SimpleNamespace(
+        features_extractor=None,
+        critic=SimpleNamespace(features_extractor=None),
+        obs_to_tensor=lambda observations: (torch.as_tensor(observations), False),
+        extract_features=lambda tensor, extractor: 2 * tensor,
+    )
+
+    def get_vec_normalize_env(self):
+        return None
+
+    def __call__(self, observations):
+        return np.zeros(len(observations), int)
+
+
+def test_estimators_see_the_features_of_the_policy_and_critics_the_observations():
+    task = Task("CartPole-v1", features="policy")
+    log = icrl.collect("CartPole-v1", "random", 50)
+    encoded = contexts._encoded_log(log, task, Doubler())
+    np.testing.assert_allclose(encoded.observations, 2.0 * log.observations)
+    np.testing.assert_allclose(encoded.next_observations, 2.0 * log.next_observations)
+    np.testing.assert_array_equal(encoded.episode_ends, log.episode_ends)
+    values = icrl.ValueEstimates(np.arange(3.0), log.observations[:3], icrl.Estimand("CartPole-v1", "random", 0.99))
+    truths = Truths(values, values)
+    seen = contexts.truths_as_seen(task, Doubler(), truths)
+    np.testing.assert_allclose(seen.start.observations, 2.0 * log.observations[:3])
+    np.testing.assert_array_equal(seen.visited.values, values.values)
+    assert contexts.truths_as_seen(Task("CartPole-v1"), Doubler(), truths) is truths
+    with pytest.raises(ValueError, match="are those of a trained policy, but the task's is 'random'"):
+        contexts.task_context(task, "random", 5, 0, Path())
+    with pytest.raises(ValueError, match="features must be None or 'policy', got 'pixels'"):
+        contexts.task_context(Task("CartPole-v1", features="pixels"), Doubler(), 5, 0, Path())
