@@ -1,5 +1,8 @@
 """Suites: ids that stay, and contexts of behaviours and of encoded observations."""
 
+import importlib
+import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +13,7 @@ import torch
 from gymnasium import spaces
 
 import icrl_gym as icrl
+from icrl_gym import registry
 from icrl_gym.benchmark import SUITES, Suite, Task, contexts, runner
 from icrl_gym.benchmark.truths import Truths
 from icrl_gym.configuration import BenchmarkConfig
@@ -126,3 +130,30 @@ def test_estimators_see_the_features_of_the_policy_and_critics_the_observations(
         contexts.task_context(task, "random", 5, 0, Path())
     with pytest.raises(ValueError, match="features must be None or 'policy', got 'pixels'"):
         contexts.task_context(Task("CartPole-v1", features="pixels"), Doubler(), 5, 0, Path())
+
+
+def test_the_documented_estimator_and_environment_run_from_outside_the_package(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "benchmark.md").read_text()
+    estimator, environment, script = (block.split("```")[0] for block in page.split("```python\n")[1:])
+    (tmp_path / "my_package.py").write_text(estimator + environment)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gymnasium, "registry", gymnasium.registry.copy())
+    entry_point = EntryPoint("mean_return", "my_package:MeanReturn", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry_point])
+    monkeypatch.setitem(SUITES, "mine", Suite(()))  # taken away again after the test
+    registry._entries.cache_clear()
+    try:
+        importlib.import_module("my_package")
+        names: dict = {}
+        exec(script.replace('suite="mine"', 'suite="mine", num_queries=8, num_rollouts=4'), names)
+    finally:
+        monkeypatch.undo()
+        registry._entries.cache_clear()
+        sys.modules.pop("my_package", None)
+    records = names["records"]
+    assert [record.error for record in records] == [None] * 9
+    assert {record.cell.task.env for record in records} == {"my_package:Drift-v0"}
+    for record in records:
+        is_constant = record.scores["explained_variance"] == pytest.approx(0.0, abs=1e-9)
+        assert is_constant == (record.cell.setting.estimator == "mean_return")
