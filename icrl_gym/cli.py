@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from icrl_gym.configuration import DEFAULT_ESTIMATOR, BenchmarkConfig, EvaluateConfig, ReportConfig, ReproduceConfig
-from icrl_gym.runs import standard_json, versions, write_text
+from icrl_gym.runs import standard_json, versions
 
 if TYPE_CHECKING:
     from icrl_gym.evaluation import Evaluation
@@ -124,15 +124,10 @@ def run_benchmark(command: BenchmarkConfig) -> None:
 
 def run_report(command: ReportConfig) -> None:
     """The sub-command ``report``."""
-    from icrl_gym.benchmark import load_records, report
+    from icrl_gym.benchmark import report
 
-    records = load_records(command.run)
-    if not records:
-        raise ValueError(f"run: {command.run} holds no finished cell; icrl-gym benchmark makes them")
-    report.context_figure(records, command.show).savefig(command.run / "error_by_context.png")
-    tables = report.benchmark_tables(records)
-    write_text(command.run / "report.md", tables + "\n")
-    sys.stdout.write(f"{tables}\n\nWritten to {command.run / 'report.md'} and error_by_context.png beside it\n")
+    summary, written = report.write_report(command)
+    sys.stdout.write(summary + "\n\nWritten:\n" + "".join(f"  {path}\n" for path in written))
 
 
 def run_info(command: InfoCommand) -> None:

@@ -155,9 +155,18 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write the tables and the figure of a benchmark run into its folder."""
+    """Write the report of a benchmark run: tables, figures and words, in the run's folder and as one HTML page.
+
+    report.md and its figures go into the run's folder; the HTML page holds everything and opens without a network.
+    """
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run, as `icrl-gym benchmark` left it."""
-    show: tuple[str, ...] = ("constructed", "softmax_td", "lstd", "kbrl", "nadaraya_watson")
-    """Estimators in the figure, beside the critic."""
+    subject: str | None = None
+    """Estimator that is compared with every rival. Default: the package's default where it was run."""
+    show: tuple[str, ...] = ()
+    """Estimators in the figures and columns, beside subject and critic. Default: the main ones that were run."""
+    html: Path | None = None
+    """The page. Default: report.html in the run's folder."""
+    tensorboard: bool = False
+    """Write HParams for TensorBoard into the run's folder: one entry per estimator and setting."""

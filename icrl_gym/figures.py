@@ -1,4 +1,4 @@
-"""The figures of an evaluation and of a benchmark, as matplotlib `Figure` objects that never touch pyplot.
+"""The figures of an evaluation, as matplotlib `Figure` objects that never touch pyplot.
 
 Colours are Okabe and Ito's eight that colour-blind readers can tell apart; lines differ in style as well. Values are in
 units of the environment's reward throughout.
@@ -183,45 +183,3 @@ def _padded(values: np.ndarray) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin
-
-
-def error_by_context(curves: Mapping[str, Mapping[str, Mapping[int, float]]], reference: str) -> Figure:
-    """Error against context length, one panel per environment with common axes.
-
-    Args:
-        curves: environment -> estimator -> context length -> RMSE / std of the truth.
-        reference: the estimator drawn as a horizontal line, since it does not see the context.
-    """
-    columns = min(4, len(curves))
-    rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(0.6 + 3.0 * columns, 0.9 + 2.6 * rows), dpi=110, layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    names = sorted({name for by_name in curves.values() for name in by_name} - {reference})
-    lengths = sorted({n for by_name in curves.values() for curve in by_name.values() for n in curve})
-    look = {name: (colour, marker) for name, colour, marker in zip(names, cycle(COLOURS), cycle(MARKERS))}
-    for panel, (env, by_name) in zip(panels, curves.items(), strict=False):
-        for name in names:
-            if name in by_name:
-                colour, marker = look[name]
-                points = np.array(list(by_name[name].items()))
-                panel.plot(points[:, 0], points[:, 1], color=colour, marker=marker, markersize=4, label=name)
-        if reference in by_name:
-            level = float(np.mean(list(by_name[reference].values())))
-            panel.axhline(level, color="black", linestyle="--", linewidth=1.2, label=f"SB3 {reference}")
-        panel.axhline(1.0, color=GREY, linewidth=0.8, linestyle=":")
-        panel.set(xscale="log", yscale="log", title=env, xticks=lengths, xticklabels=[f"{n:,}" for n in lengths])
-        panel.minorticks_off()
-        panel.set_yticks([0.1, 0.2, 0.5, 1.0, 2.0], ["0.1", "0.2", "0.5", "1", "2"])
-        panel.grid(alpha=0.25)
-    for panel in panels[len(curves) :]:
-        panel.set_axis_off()
-    for panel in panels[max(0, len(curves) - columns) : len(curves)]:  # the lowest of each column
-        panel.tick_params(labelbottom=True)
-    drawn = {}
-    for panel in panels:
-        handles, labels = panel.get_legend_handles_labels()
-        drawn |= dict(zip(labels, handles, strict=True))
-    figure.legend(drawn.values(), drawn.keys(), loc="outside upper center", ncols=min(6, len(drawn)), fontsize="small")
-    figure.supxlabel("transitions in the context", fontsize="medium")
-    figure.supylabel("RMSE / std of the truth (1: best constant)", fontsize="medium")
-    return figure

@@ -32,32 +32,9 @@ def test_failures_stand_in_the_table_with_their_reasons():
 def test_tuning_adds_the_grid_and_the_report_shows_both(tmp_path, chain_only):
     records = runner.run_benchmark(config(tmp_path, estimators=("kbrl",), tune=True))
     assert len(records) == 2 * (1 + len(registry.tuning_grid("kbrl")))
-    row = next(line for line in benchmark_tables(records).splitlines() if line.startswith("| kbrl"))
-    default, tuned = (float(row.split("|")[i].split("[")[0]) for i in (3, 5))
+    row = next(line for line in benchmark_tables(records).splitlines() if "| kbrl" in line)
+    default, tuned = (float(row.split("|")[i].split("[")[0]) for i in (5, 9))
     assert tuned <= default
-
-
-def test_the_report_command_writes_tables_and_a_figure(tmp_path, chain_only, capsys):
-    from icrl_gym.cli import main
-
-    runner.run_benchmark(config(tmp_path, context_lengths=(64, 128)))
-    assert main(["report", str(tmp_path), "--show", "lstd"]) == 0
-    written = (tmp_path / "report.md").read_text()
-    assert written.strip() in capsys.readouterr().out
-    assert "### Context of 128 transitions" in written
-    assert (tmp_path / "error_by_context.png").read_bytes().startswith(b"\x89PNG")
-    assert main(["report", str(tmp_path / "nothing")]) == 2
-
-
-def test_the_figure_draws_one_panel_per_environment_and_the_critic_as_a_line():
-    from icrl_gym.figures import error_by_context
-
-    curves = {"A-v0": {"lstd": {64: 0.5, 128: 0.3}, "critic": {64: 0.8, 128: 0.8}}, "B-v0": {"lstd": {64: 1.5}}}
-    figure = error_by_context(curves, "critic")
-    first, second = figure.axes[:2]
-    assert (first.get_title(), second.get_title()) == ("A-v0", "B-v0")
-    np.testing.assert_allclose(first.lines[0].get_ydata(), [0.5, 0.3])
-    np.testing.assert_allclose(first.lines[1].get_ydata(), [0.8, 0.8])
 
 
 def test_snapshots_named_by_the_suites_are_those_of_the_training_recipes():

@@ -7,6 +7,7 @@ replacement within each task, tasks are kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -65,11 +66,17 @@ def probability_of_improvement(ours_RT: np.ndarray, theirs_RT: np.ndarray) -> np
 def with_interval(statistic: Statistic, scores_RT: np.ndarray, num_resamples: int = 2000, seed: int = 0) -> Aggregate:
     """A statistic with its stratified bootstrap interval.
 
+    Args:
+        statistic: of one matrix, or of each in a stack.
+        scores_RT: NaN where a task has fewer runs than others; every task weighs the same.
+        num_resamples: of the bootstrap.
+        seed: of the bootstrap.
+
     Raises:
-        ValueError: the matrix is empty or holds a number that is not finite.
+        ValueError: the matrix is empty, holds an infinite number, or a task has no run.
     """
     draws = statistic(_resampled(scores_RT, num_resamples, np.random.default_rng(seed)))
-    return _aggregate(statistic(scores_RT), draws)
+    return _aggregate(statistic(_balanced(scores_RT)), draws)
 
 
 def with_paired_interval(
@@ -78,23 +85,32 @@ def with_paired_interval(
     """A statistic of two matrices over the same tasks, each resampled by itself, with its interval.
 
     Raises:
-        ValueError: a matrix is empty or holds a number that is not finite, or the numbers of tasks differ.
+        ValueError: as `with_interval`, or the numbers of tasks differ.
     """
     if ours_RT.shape[-1:] != theirs_RT.shape[-1:]:
         raise ValueError(f"both matrices must have the same tasks, got shapes {ours_RT.shape} and {theirs_RT.shape}")
     rng = np.random.default_rng(seed)
     draws = [_resampled(scores_RT, num_resamples, rng) for scores_RT in (ours_RT, theirs_RT)]
-    return _aggregate(statistic(ours_RT, theirs_RT), statistic(*draws))
+    return _aggregate(statistic(_balanced(ours_RT), _balanced(theirs_RT)), statistic(*draws))
 
 
 def _resampled(scores_RT: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
     """(num_resamples, R, T): runs drawn with replacement within each task."""
     if scores_RT.ndim != 2 or not scores_RT.size:
         raise ValueError(f"scores must be a non-empty (runs x tasks) matrix, got shape {scores_RT.shape}")
-    if not np.isfinite(scores_RT).all():
-        raise ValueError("scores must be finite; leave failed cells out or give them a stated worst score")
-    num_runs, num_tasks = scores_RT.shape
-    return scores_RT[rng.integers(num_runs, size=(num_resamples, *scores_RT.shape)), np.arange(num_tasks)]
+    counts_T = np.isfinite(scores_RT).sum(axis=0)
+    if np.isinf(scores_RT).any() or not counts_T.all():
+        raise ValueError("scores must be finite, with a run of every task; leave failed tasks out")
+    packed_RT = np.sort(scores_RT, axis=0)  # NaN last
+    picked = rng.integers(counts_T, size=(num_resamples, *scores_RT.shape))
+    return packed_RT[picked, np.arange(scores_RT.shape[1])]
+
+
+def _balanced(scores_RT: np.ndarray) -> np.ndarray:
+    """The runs of each task repeated until all have the same number."""
+    columns = [column[np.isfinite(column)] for column in scores_RT.T]
+    num_rows = math.lcm(*map(len, columns))
+    return np.stack([np.tile(column, num_rows // len(column)) for column in columns], axis=1)
 
 
 def _aggregate(value: np.ndarray, draws: np.ndarray) -> Aggregate:

@@ -1,0 +1,173 @@
+"""Figures out of records: errors by cell, by suite, by environment; matrices of what several estimators share."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from icrl_gym.benchmark.aggregates import Aggregate, geometric_mean, with_interval
+from icrl_gym.benchmark.cells import CRITIC, Task
+from icrl_gym.benchmark.runner import Record
+from icrl_gym.benchmark.suites import SUITES
+
+METRIC = "rmse_over_std"
+SMALLEST_SPREAD = 2.0  # truths whose standard deviation is below this many noise floors say nothing about spread
+SMALLEST_ERROR = 1e-9  # what an error of zero counts as in a geometric mean
+OTHER = "other"  # the suite of tasks that no suite names
+REFERENCE = "constructed"  # the estimator without training, from which the pretrained ones start
+
+Key = tuple[Task, int]  # a context: task and seed
+Figures = dict[Key, float]
+
+
+def figures(records: Iterable[Record], estimator: str, metric: str = METRIC, *, tuned: bool = False) -> Figures:
+    """A figure of each context: under the default setting, or the least over the default and the whole grid."""
+    found: Figures = {}
+    for record in records:
+        setting, value = record.cell.setting, record.scores.get(metric)
+        if setting.estimator == estimator and value is not None and (tuned or setting.is_default):
+            key = record.cell.task, record.cell.seed
+            value = max(value, SMALLEST_ERROR) if metric.startswith("rmse") else value
+            found[key] = min(value, found.get(key, value))
+    return found
+
+
+def matrix(by_context: Mapping[Key, float]) -> np.ndarray:
+    """(seeds x tasks), NaN below the tasks that have fewer seeds than others."""
+    by_task: dict[Task, list[float]] = {}
+    for (task, _), value in sorted(by_context.items(), key=lambda item: item[0][1]):
+        by_task.setdefault(task, []).append(value)
+    scores = np.full((max(map(len, by_task.values()), default=0), len(by_task)), np.nan)
+    for column, values in enumerate(by_task[task] for task in sorted(by_task, key=lambda task: task.id)):
+        scores[: len(values), column] = values
+    return scores
+
+
+def shared(*parts: Figures) -> list[Figures]:
+    """Each of them, on the contexts that all of them have."""
+    keys = [key for key in parts[0] if all(key in part for part in parts[1:])] if parts else []
+    return [{key: part[key] for key in keys} for part in parts]
+
+
+def ratios(ours: Figures, theirs: Figures) -> Figures:
+    """Our error over theirs, on the contexts that both have."""
+    mine, other = shared(ours, theirs)
+    return {key: mine[key] / other[key] for key in mine}
+
+
+def geometric(by_context: Figures) -> Aggregate | None:
+    """Geometric mean with its interval, None of nothing."""
+    return with_interval(geometric_mean, matrix(by_context)) if by_context else None
+
+
+def has_spread(record: Record) -> bool:
+    """Whether the truth's spread stands out of its own noise."""
+    spread, floor = record.scores.get("truth_std"), record.scores.get("noise_floor")
+    return spread is not None and floor is not None and spread > 0 and spread >= SMALLEST_SPREAD * floor
+
+
+def usable(records: Iterable[Record]) -> list[Record]:
+    """Finished, with a truth that has a spread."""
+    return [record for record in records if record.error is None and has_spread(record)]
+
+
+def lengths_of(records: Iterable[Record]) -> list[int]:
+    """Context lengths, ascending."""
+    return sorted({record.cell.context_length for record in records})
+
+
+def at_length(records: Iterable[Record], length: int) -> list[Record]:
+    """Records of one context length."""
+    return [record for record in records if record.cell.context_length == length]
+
+
+def names_of(records: Iterable[Record]) -> list[str]:
+    """Estimators, the critic included, in alphabetical order."""
+    return sorted({record.cell.setting.estimator for record in records})
+
+
+def complete(records: Sequence[Record]) -> list[str]:
+    """Estimators that have a result under their default on every task that anybody has one on."""
+    tasks = {record.cell.task for record in records}
+    seen = {(record.cell.setting.estimator, record.cell.task) for record in records if record.cell.setting.is_default}
+    counts = Counter(name for name, _ in seen)
+    return sorted(name for name, count in counts.items() if count == len(tasks))
+
+
+def by_suite(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records under the suites that name their tasks, in the suites' order; the rest under "other"."""
+    parts = {name: [r for r in records if r.cell.task in suite.tasks] for name, suite in SUITES.items()}
+    named = {task for suite in SUITES.values() for task in suite.tasks}
+    parts[OTHER] = [record for record in records if record.cell.task not in named]
+    return {name: part for name, part in parts.items() if part}
+
+
+def by_environment(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records of each environment (and policy or discount, where an environment has several kinds), by label."""
+    named = labels({record.cell.task for record in records})
+    parts: dict[str, list[Record]] = {}
+    for record in records:
+        parts.setdefault(named[record.cell.task], []).append(record)
+    return dict(sorted(parts.items()))
+
+
+def labels(tasks: Iterable[Task]) -> dict[Task, str]:
+    """A short name per task: the environment, and of policy kind, discount and options what tells its tasks apart.
+
+    Snapshots that differ in nothing but the seed of the training share a name.
+    """
+    found = {task: (task.env.rpartition(":")[2].removeprefix("icrl/"),) for task in tasks}
+    for part in _PARTS:
+        details: dict[tuple[str, ...], set[str]] = {}
+        for task, name in found.items():
+            details.setdefault(name, set()).add(part(task))
+        found = {
+            task: (*name, part(task)) if len(details[name]) > 1 and part(task) else name for task, name in found.items()
+        }
+    return {task: env + (f" ({', '.join(more)})" if more else "") for task, (env, *more) in found.items()}
+
+
+def _policy_kind(task: Task) -> str:
+    kind = re.sub(r"-seed\d+", "", task.policy.rpartition("/")[0].rpartition("/")[2])
+    return kind or task.policy
+
+
+def _policy_steps(task: Task) -> str:
+    steps = training_steps(task)
+    return "" if steps is None else f"{steps:,} steps"
+
+
+def _options(task: Task) -> str:
+    return " ".join(f"{name}={value}" for name, value in task.env_kwargs)
+
+
+def _rest(task: Task) -> str:
+    """Fields of a task that are not at their default, beyond those above."""
+    known = {"env", "policy", "gamma", "env_kwargs", "extra", "wrapper", "truth"}
+    fields = {name: value for name, value in vars(task).items() if name not in known}
+    return " ".join(
+        f"{name} {_policy_kind(Task('', value)) if name.endswith('policy') else value}"
+        for name, value in fields.items()
+        if value != getattr(Task, name, None)
+    )
+
+
+_PARTS: tuple[Callable[[Task], str], ...] = (
+    _policy_kind, _policy_steps, lambda task: f"gamma {task.gamma:g}", _options, _rest,
+)  # fmt: skip
+
+
+def training_steps(task: Task) -> int | None:
+    """Environment steps that the policy's snapshot is named after."""
+    found = re.search(r"steps(\d+)", task.policy)
+    return int(found[1]) if found else None
+
+
+def environment_steps(record: Record) -> int | None:
+    """What the estimator has seen: as recorded, else by the context's length or the snapshot's name."""
+    if record.environment_steps is not None:
+        return record.environment_steps
+    return training_steps(record.cell.task) if record.cell.setting.estimator == CRITIC else record.cell.context_length
