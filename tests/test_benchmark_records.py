@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from icrl_gym.benchmark import Cell, Record, Setting, Task, runner
+from icrl_gym.benchmark.records import load_record
 from icrl_gym.benchmark.resources import measured
 from icrl_gym.benchmark.suites import SUITES
 from icrl_gym.runs import write_json
@@ -46,7 +47,7 @@ def a_record(**values):
 def test_records_of_the_first_version_still_load(tmp_path):
     first = {"cell", "scores", "seconds_fit", "seconds_predict", "error"}
     write_json(tmp_path / "a.json", {name: value for name, value in asdict(a_record()).items() if name in first})
-    loaded = runner.load_record(tmp_path / "a.json")
+    loaded = load_record(tmp_path / "a.json")
     assert loaded == a_record()
     assert loaded.start_value is None
 
@@ -54,10 +55,10 @@ def test_records_of_the_first_version_still_load(tmp_path):
 def test_what_a_record_holds_survives_the_round_trip(tmp_path):
     full = a_record(peak_memory_fit=5, environment_steps=64, start_value=1.5, start_value_truth_stderr=0.0, commit="a")
     write_json(tmp_path / "a.json", asdict(full))
-    assert runner.load_record(tmp_path / "a.json") == full
+    assert load_record(tmp_path / "a.json") == full
     failed = Record(full.cell, error="ValueError: no")
     write_json(tmp_path / "b.json", asdict(failed))
-    loaded = runner.load_record(tmp_path / "b.json")
+    loaded = load_record(tmp_path / "b.json")
     assert math.isnan(loaded.seconds_fit)
     assert loaded.error == failed.error
 
@@ -66,11 +67,11 @@ def test_records_of_a_newer_version_are_refused_by_name(tmp_path):
     stored = asdict(a_record())
     write_json(tmp_path / "a.json", {**stored, "energy": 1.0})
     with pytest.raises(ValueError, match=r"a\.json: Record has unknown fields \['energy'\]"):
-        runner.load_record(tmp_path / "a.json")
+        load_record(tmp_path / "a.json")
     stored["cell"]["task"]["moon"] = "full"
     write_json(tmp_path / "b.json", stored)
     with pytest.raises(ValueError, match=r"Task has unknown fields \['moon'\]"):
-        runner.load_record(tmp_path / "b.json")
+        load_record(tmp_path / "b.json")
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no resettable peak outside Linux")

@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from icrl_gym.benchmark import Task, runner, truths
+from icrl_gym.benchmark import SUITES, Task, load_records, runner, truths
 from icrl_gym.collection import collect
 from icrl_gym.configuration import BenchmarkConfig
 from icrl_gym.estimand import Estimand
@@ -73,7 +73,7 @@ def test_records_hold_the_start_value_of_estimate_and_truth(tmp_path):
     task = Task(CHAIN, gamma=0.9, truth="exact")
     cell = runner.Cell(task, runner.Setting("certainty_equivalence"), 2048, 0)
     runner.run_job(config, [cell])
-    (record,) = runner.load_records(tmp_path)
+    (record,) = load_records(tmp_path)
     assert record.error is None
     assert record.environment_steps == 2048
     assert record.start_value == pytest.approx(record.start_value_truth, rel=0.1)
@@ -82,3 +82,18 @@ def test_records_hold_the_start_value_of_estimate_and_truth(tmp_path):
     with gymnasium.make(CHAIN) as env:
         exact = exact_values(env, "random", 0.9)
     assert exact.values.min() <= record.start_value_truth <= exact.values.max()
+
+
+def test_tasks_that_differ_in_their_contexts_alone_share_one_truth(tmp_path, monkeypatch):
+    on_policy = Task(CHAIN, gamma=0.9, truth="exact")
+    off_policy = replace(on_policy, behaviour="epsilon:0.5")
+    assert off_policy.id != on_policy.id
+    monkeypatch.setitem(SUITES, "small", replace(SUITES["small"], tasks=(on_policy, off_policy)))
+    measured = []
+    real = truths.exact_values
+    monkeypatch.setattr(truths, "exact_values", lambda *a, **k: measured.append(1) or real(*a, **k))
+    config = BenchmarkConfig(out=tmp_path, estimators=("lstd",), context_lengths=(64,), seeds=(0,), num_queries=4)
+    records = runner.run_benchmark(config)
+    assert [record.error for record in records] == [None, None]
+    assert len(measured) == 1
+    assert records[0].start_value_truth == records[1].start_value_truth

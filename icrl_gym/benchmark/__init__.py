@@ -5,7 +5,8 @@ states.
 """
 
 from icrl_gym.benchmark.cells import Cell, Setting, Task
-from icrl_gym.benchmark.runner import Record, load_records, run_benchmark
+from icrl_gym.benchmark.records import Record, load_records
+from icrl_gym.benchmark.runner import run_benchmark
 from icrl_gym.benchmark.suites import SUITES, Suite
 
 __all__ = [

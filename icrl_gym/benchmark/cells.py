@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 _FIRST_FIELDS = {"env", "policy", "gamma", "wrapper", "env_kwargs", "truth"}  # of Task, in every id
@@ -40,6 +40,11 @@ class Task:
     extra: str = ""
     behaviour: str | None = None
     features: str | None = None
+
+    @property
+    def target(self) -> Task:
+        """The same values with nothing said of how they are estimated: tasks of one target share their truth."""
+        return replace(self, behaviour=None, features=None)
 
     @property
     def id(self) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from icrl_gym.benchmark.cells import Task
-from icrl_gym.benchmark.runner import Record
+from icrl_gym.benchmark.records import Record
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
 from icrl_gym.benchmark.backends import open_backend
 from icrl_gym.benchmark.cells import CRITIC, Cell, Setting, Task
 from icrl_gym.benchmark.contexts import task_context, task_policy, truths_as_seen
+from icrl_gym.benchmark.records import Record, load_record, record_path, write_record
 from icrl_gym.benchmark.resources import Cost, measured
 from icrl_gym.benchmark.suites import SUITES
 from icrl_gym.benchmark.truths import Truths, truths_of
@@ -33,39 +34,6 @@ from icrl_gym.trajectory import Trajectory
 from icrl_gym.values import ValueEstimates
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Record:
-    """A finished cell.
-
-    Attributes:
-        cell: what was run.
-        scores: figures of `icrl_gym.score` by name, empty if it failed.
-        seconds_fit, seconds_predict: wall time; nan if it failed.
-        error: why it failed, or None.
-        peak_memory_fit, peak_memory_predict: bytes above what was resident before; see `resources`.
-        environment_steps: transitions that the estimator saw; for the critic those that it was trained on.
-        start_value: mean of the estimates over start states of the environment.
-        start_value_truth: mean of the truth over the same states.
-        start_value_truth_stderr: standard error of that mean, given the states; 0 if exact.
-        commit: of the checkout that ran, "+changes" if it was edited.
-
-    What is not known is None: a failed cell, an installed package, a record of an older version.
-    """
-
-    cell: Cell
-    scores: dict[str, float | None] = field(default_factory=dict)
-    seconds_fit: float = float("nan")
-    seconds_predict: float = float("nan")
-    error: str | None = None
-    peak_memory_fit: int | None = None
-    peak_memory_predict: int | None = None
-    environment_steps: int | None = None
-    start_value: float | None = None
-    start_value_truth: float | None = None
-    start_value_truth_stderr: float | None = None
-    commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,12 +81,12 @@ def run_missing(config: BenchmarkConfig, progress: Progress | None = None) -> Sw
     config = replace(config, out=config.out.absolute(), critics=config.critics.absolute())  # workers start elsewhere
     if config.retry_failed:
         _forget_failures(config)
-    jobs = [job for job in suite_jobs(config) if any(not _path(config, cell).exists() for cell in job)]
+    jobs = [job for job in suite_jobs(config) if any(not record_path(config.out, cell).exists() for cell in job)]
     if not jobs:
         return SweepCost(0, 0.0, 0.0, 0.0)
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / "versions.json", versions())
-    tasks = list(dict.fromkeys(job[0].task for job in jobs))
+    tasks = list({job[0].task.target.id: job[0].task.target for job in jobs}.values())
     # Truths first, so that no two jobs measure the same one.
     parts = (("measuring truths", measure_truth, tasks), ("running cells", run_job, jobs))
     found: dict[str, list[Any]] = {}
@@ -136,14 +104,14 @@ def run_missing(config: BenchmarkConfig, progress: Progress | None = None) -> Sw
 
 
 def _forget_failures(config: BenchmarkConfig) -> None:
-    for path in (_path(config, cell) for job in suite_jobs(config) for cell in job):
+    for path in (record_path(config.out, cell) for job in suite_jobs(config) for cell in job):
         if path.exists() and load_record(path).error is not None:
             path.unlink()
 
 
 def suite_records(config: BenchmarkConfig) -> list[Record]:
     """The records of a suite's cells, all of which are finished."""
-    return [load_record(_path(config, cell)) for job in suite_jobs(config) for cell in job]
+    return [load_record(record_path(config.out, cell)) for job in suite_jobs(config) for cell in job]
 
 
 def check_config(config: BenchmarkConfig) -> None:
@@ -210,7 +178,7 @@ class JobCost:
 def run_job(config: BenchmarkConfig, cells: Sequence[Cell]) -> JobCost:
     """Run the missing cells of one group."""
     start = time.perf_counter()
-    missing = [cell for cell in cells if not _path(config, cell).exists()]
+    missing = [cell for cell in cells if not record_path(config.out, cell).exists()]
     if not missing:  # another worker did them before it died
         return JobCost(time.perf_counter() - start, 0.0)
     seconds_own = 0.0
@@ -222,12 +190,12 @@ def run_job(config: BenchmarkConfig, cells: Sequence[Cell]) -> JobCost:
         seen = truths_as_seen(task, policy, truths)
     except Exception as error:  # whatever an environment or a model raises is this group's result
         for cell in missing:
-            _write(config, Record(cell, error=_reason(error, task), commit=_commit()))
+            write_record(config.out, Record(cell, error=_reason(error, task), commit=_commit()))
         return JobCost(time.perf_counter() - start, 0.0)
     for cell in missing:
         known = truths if cell.setting.estimator == CRITIC else seen
         record, own = _run_cell(config, cell, policy, context, known)
-        _write(config, record)
+        write_record(config.out, record)
         seconds_own += own
     return JobCost(time.perf_counter() - start, seconds_own)
 
@@ -291,42 +259,3 @@ def _lacks_package(error: BaseException) -> bool:
         return True
     before = error.__cause__ or error.__context__
     return before is not None and _lacks_package(before)
-
-
-def _path(config: BenchmarkConfig, cell: Cell) -> Path:
-    return config.out / "records" / f"{cell.id}.json"
-
-
-def _write(config: BenchmarkConfig, record: Record) -> None:
-    path = _path(config, record.cell)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, asdict(record))
-
-
-def load_record(path: Path) -> Record:
-    """Read one record.
-
-    Raises:
-        ValueError: it holds a field that this version does not know.
-    """
-    stored = json.loads(path.read_text())
-    task, setting = stored["cell"]["task"], stored["cell"]["setting"]
-    _check_known(path, Record, stored)
-    _check_known(path, Task, task)
-    task["env_kwargs"] = tuple(tuple(pair) for pair in task["env_kwargs"])
-    options = tuple((name, value) for name, value in setting["options"])
-    cell = stored["cell"]
-    rebuilt = Cell(Task(**task), Setting(setting["estimator"], options), cell["context_length"], cell["seed"])
-    seconds = {name: math.nan for name in ("seconds_fit", "seconds_predict") if stored[name] is None}
-    return Record(**{**stored, "cell": rebuilt, **seconds})
-
-
-def _check_known(path: Path, kind: type, stored: dict[str, Any]) -> None:
-    unknown = sorted(set(stored) - {known.name for known in fields(kind)})
-    if unknown:
-        raise ValueError(f"{path}: {kind.__name__} has unknown fields {unknown}; a newer version of icrl-gym wrote it")
-
-
-def load_records(out: Path) -> list[Record]:
-    """All finished cells below a benchmark's folder, in id order."""
-    return [load_record(path) for path in sorted((out / "records").glob("*.json"))]

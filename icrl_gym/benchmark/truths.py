@@ -60,12 +60,13 @@ def truths_of(config: BenchmarkConfig, task: Task, policy: Any, space_of: Trajec
         policy: the task's, loaded.
         space_of: any log of the environment.
     """
+    key = task.target.id
     cache = TruthCache(config.out / "truth")
     sizes = f"q{config.num_queries}-r{config.num_rollouts}"
     if task.truth != "exact":
         return Truths(
-            cache.get(f"{task.id}-{sizes}", lambda: _simulated(config, task, policy), space_of),
-            cache.get(f"{task.id}-start-{sizes}", lambda: _simulated_start(config, task, policy), space_of),
+            cache.get(f"{key}-{sizes}", lambda: _simulated(config, task, policy), space_of),
+            cache.get(f"{key}-start-{sizes}", lambda: _simulated_start(config, task, policy), space_of),
         )
 
     def solve() -> ValueEstimates:
@@ -76,8 +77,8 @@ def truths_of(config: BenchmarkConfig, task: Task, policy: Any, space_of: Trajec
         with _environment(task) as env:
             return values_at_resets(env, visited, config.num_queries, START_SEED)
 
-    visited = cache.get(task.id, solve, space_of)
-    return Truths(visited, cache.get(f"{task.id}-start-q{config.num_queries}", look_up, space_of))
+    visited = cache.get(key, solve, space_of)
+    return Truths(visited, cache.get(f"{key}-start-q{config.num_queries}", look_up, space_of))
 
 
 def values_at_resets(env: gymnasium.Env, exact: ValueEstimates, num_states: int, seed: int) -> ValueEstimates:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import results, tables
 from icrl_gym.benchmark.report.assemble import choose, observation_sizes, read_records, sections
 from icrl_gym.benchmark.report.hparams import write_hparams
 from icrl_gym.benchmark.report.page import html_page
 from icrl_gym.benchmark.report.table import Picture, Section, markdown, markdown_table
-from icrl_gym.benchmark.runner import Record
 from icrl_gym.configuration import ReportConfig
 from icrl_gym.runs import write_text
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from icrl_gym.benchmark.cells import CRITIC, Task
+from icrl_gym.benchmark.records import Record, load_record
 from icrl_gym.benchmark.report import figures, tables
 from icrl_gym.benchmark.report import results as res
 from icrl_gym.benchmark.report.ratios import CLASSICAL, ratio_tables, short_ratio_table
 from icrl_gym.benchmark.report.table import MISSING, Picture, Section, Table, interval, number, text
 from icrl_gym.benchmark.report.words import who_wins
-from icrl_gym.benchmark.runner import Record, load_record
 from icrl_gym.configuration import DEFAULT_ESTIMATOR
 
 MAIN = (DEFAULT_ESTIMATOR, res.REFERENCE, *CLASSICAL)
@@ -232,7 +232,7 @@ def observation_sizes(run: Path, records: Sequence[Record]) -> dict[Task, int]:
     """Numbers in an observation of each task, read off the truths in the run's folder where they are."""
     found = {}
     for task in {record.cell.task for record in records}:
-        for path in sorted((run / "truth").glob(f"{task.id}*.npz"))[:1]:
+        for path in sorted((run / "truth").glob(f"{task.target.id}*.npz"))[:1]:
             try:
                 with np.load(path, allow_pickle=False) as stored:
                     names = [name for name in stored.files if name.startswith("observations")]

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from icrl_gym.benchmark import aggregates as agg
 from icrl_gym.benchmark.cells import CRITIC
+from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import results as res
 from icrl_gym.benchmark.report.tables import WANTED_COVERAGE
-from icrl_gym.benchmark.runner import Record
 from icrl_gym.figures import GREY
 
 SUBJECT_COLOUR, REFERENCE_COLOUR, CRITIC_COLOUR = "#0072B2", "#56B4E9", "#000000"

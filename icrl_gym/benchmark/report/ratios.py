@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from icrl_gym.benchmark.cells import CRITIC, Task
+from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import results as res
 from icrl_gym.benchmark.report.table import MISSING, Entry, Table, interval, number, share, text
-from icrl_gym.benchmark.runner import Record
 
 CLASSICAL = ("lstd", "kbrl", "softmax_td", "nadaraya_watson")
 SELECTION = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1")  # what architectures may be chosen on

@@ -10,9 +10,9 @@ import numpy as np
 from scipy.stats import rankdata
 
 from icrl_gym.benchmark.cells import CRITIC, Task
+from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import results as res
 from icrl_gym.benchmark.report.tables import TOO_CLOSE, judge, ranking
-from icrl_gym.benchmark.runner import Record
 
 NUM_RESAMPLES = 2000
 FEWEST_TASKS = 6  # below, no correlation over tasks is spoken of
