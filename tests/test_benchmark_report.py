@@ -203,15 +203,36 @@ def test_a_property_that_goes_with_losing_is_named_and_one_that_does_not_is_not(
 
 
 def test_labels_tell_apart_only_what_differs():
-    seeds = [replace(CART, policy=f"Cart-v0/ppo-seed{i}/steps30000.zip") for i in range(2)]
-    assert set(results.labels(seeds).values()) == {"Cart-v0"}
-    several = [*seeds, replace(CART, policy="random"), replace(CART, policy="Cart-v0/ppo-seed0/steps500.zip")]
+    snapshots = [replace(CART, policy=f"Cart-v0/ppo-seed{i}/steps{30000 - i}.zip") for i in range(2)]
+    assert set(results.labels(snapshots).values()) == {"Cart-v0"}
+    several = [*snapshots, replace(CART, policy="random"), replace(CART, behaviour="Cart-v0/dqn-seed1/steps9.zip")]
     assert sorted(set(results.labels(several).values())) == [
-        "Cart-v0 (ppo, 30,000 steps)", "Cart-v0 (ppo, 500 steps)", "Cart-v0 (random)",
+        "Cart-v0 (ppo)", "Cart-v0 (ppo, behaviour dqn)", "Cart-v0 (random)",
     ]  # fmt: skip
     assert sorted(results.labels([CART, replace(CART, gamma=0.9)]).values()) == [
         "Cart-v0 (gamma 0.9)", "Cart-v0 (gamma 0.99)",
     ]  # fmt: skip
+
+
+def test_contexts_of_another_policy_are_judged_apart(suite):
+    other = [
+        replace(r, cell=replace(r.cell, task=replace(CART, behaviour="epsilon:0.3")))
+        for r in everything()
+        if r.cell.task == CART
+    ]
+    worse = [replace(r, scores={**r.scores, "rmse_over_std": 9.0}) if r.cell.setting == Setting("constructed") else r
+             for r in other]  # fmt: skip
+    found = assemble.sections([*everything(), *worse], assemble.choose(everything()))
+    one = next(section for section in found if section.title.startswith("One estimator"))
+    whole, apart = (
+        next(t for t in one.parts if t.title.endswith(end)) for end in ("all environments", "off-policy contexts")
+    )
+    assert only(whole, context="256", rival="kbrl")["cells"] == "4"
+    assert only(apart, context="256", rival="kbrl")["ahead"] == "0 of 2"
+    text = table.markdown(found)
+    assert "**Contexts of another policy.** **512 transitions.**" in text
+    assert "Cart-v0 (behaviour epsilon:0.3)" in text
+    assert assemble.split(worse) == (worse, [])  # nothing else to judge them apart from
 
 
 def test_a_failed_cell_is_counted_and_its_reason_told(suite):

@@ -16,7 +16,7 @@ from icrl_gym.benchmark.report import figures, tables
 from icrl_gym.benchmark.report import results as res
 from icrl_gym.benchmark.report.ratios import CLASSICAL, ratio_tables, short_ratio_table
 from icrl_gym.benchmark.report.table import MISSING, Picture, Section, Table, interval, number, text
-from icrl_gym.benchmark.report.words import who_wins
+from icrl_gym.benchmark.report.words import off_policy_words, who_wins
 from icrl_gym.configuration import DEFAULT_ESTIMATOR
 
 MAIN = (DEFAULT_ESTIMATOR, res.REFERENCE, *CLASSICAL)
@@ -79,12 +79,15 @@ def choose(records: Sequence[Record], subject: str | None = None, show: Sequence
 def sections(records: Sequence[Record], choice: Choice, dimensions: Mapping[Task, int] | None = None) -> list[Section]:
     """Everything, from the summary to the failures."""
     shown, subject = choice.shown, choice.subject
-    parts = [Section("Summary", (_legend(records, subject), *_filled(summary_tables(records, choice))))]
-    good = res.usable(records)
-    if good:
-        parts.append(Section("Who wins where, and why", tuple(who_wins(records, subject, dimensions))))
-        parts.append(Section("Figures", tuple(pictures(records, choice))))
-        whole = [*ratio_tables(records, subject), tables.environment_table(records, subject, shown)]
+    on_policy, off_policy = split(records)
+    summary = (_legend(records, subject), *summary_tables(on_policy, choice))
+    parts = [Section("Summary", summary)]
+    if res.usable(records):
+        words = [*who_wins(on_policy, subject, dimensions), *off_policy_words(off_policy, subject)]
+        whole = [*ratio_tables(on_policy, subject), *ratio_tables(off_policy, subject, "off-policy contexts")[:1]]
+        whole.append(tables.environment_table(records, subject, shown))
+        parts.append(Section("Who wins where, and why", tuple(words)))
+        parts.append(Section("Figures", tuple(pictures(on_policy, choice))))
         parts.append(Section("One estimator against all others", _filled(whole)))
     selection = [tables.magnitude_table(records, subject, shown), tables.selection_table(records)]
     if _filled(selection):
@@ -95,6 +98,14 @@ def sections(records: Sequence[Record], choice: Choice, dimensions: Mapping[Task
             parts.append(Section(f"Suite {suite}", (_suite_line(part), *found)))
     parts.append(Section("How it was run", (*_provenance(records), *_failures(records))))
     return parts
+
+
+def split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Contexts of the policy itself, and contexts in which somebody else acted; all are the former if none is."""
+    own = [record for record in records if record.cell.task.behaviour is None]
+    if not res.usable(own):
+        return list(records), []
+    return own, [record for record in records if record.cell.task.behaviour is not None]
 
 
 def _filled(found: Sequence[Table]) -> tuple[Table, ...]:
@@ -173,7 +184,8 @@ def _legend(records: Sequence[Record], subject: str) -> str:
         f"An estimator sees one stretch of a policy's experience (the context, {lengths} transitions) and says what "
         "states are worth under that policy. A cell is one estimator under one setting on one context of one policy in "
         "one environment, scored at the same query states against the truth (solved exactly, or simulated). "
-        f"`{CRITIC}` is the value function of the very agent, as Stable-Baselines3 trained it. "
+        f"`{CRITIC}` is the value function of the very agent, as Stable-Baselines3 trained it. Contexts in which "
+        "somebody else than the policy acted are judged apart. "
         f"This report is about `{subject}`: {len(done):,} finished cells, {len(tasks)} policies in "
         f"{len({task.env for task in tasks})} environments, {len(seeds)} contexts each."
     )

@@ -14,6 +14,8 @@ from icrl_gym.benchmark.report.table import Picture, Section, Table, html_table,
 # The browser itself refuses to load anything: the page can only show what is in it.
 SECURITY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
+PIXELS_PER_INCH = 98  # of figures, at most
+
 STYLE = """
 :root { color-scheme: light; --ink: #1c2330; --soft: #5b6472; --line: #d9dee6; --accent: #0072b2; --band: #f5f7fa; }
 * { box-sizing: border-box; }
@@ -185,4 +187,5 @@ def svg(picture: Picture) -> str:
     drawing = re.sub(r'href="#', f'href="#{picture.name}-', drawing)
     drawing = re.sub(r"url\(#", f"url(#{picture.name}-", drawing)
     label = escape(picture.caption.replace("`", ""))
-    return drawing.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    width = round(PIXELS_PER_INCH * picture.figure.get_figwidth())
+    return drawing.replace("<svg", f'<svg role="img" aria-label="{label}" style="max-width: {width}px"', 1)

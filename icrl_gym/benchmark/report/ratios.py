@@ -18,11 +18,11 @@ HINDSIGHT = "best in hindsight"
 MOST_LENGTHS = 4  # columns of the short table
 
 
-def ratio_tables(records: Sequence[Record], subject: str) -> list[Table]:
-    """The subject's error over each rival's: on all environments, and on parts of them."""
+def ratio_tables(records: Sequence[Record], subject: str, whole: str = "all environments") -> list[Table]:
+    """The subject's error over each rival's: on all environments, named ``whole``, and on parts of them."""
     compared: dict[str, dict[tuple[int, str], res.Figures]] = {}
     for (length, rival), against in _compared(records, subject).items():
-        for group, kept in _groups(against).items():
+        for group, kept in _groups(against, whole).items():
             compared.setdefault(group, {})[length, rival] = kept
     return [
         Table(
@@ -108,7 +108,7 @@ def hindsight(part: Sequence[Record]) -> res.Figures:
     return {key: min(errors[key] for errors in together) for key in together[0]}
 
 
-def _groups(ratios: res.Figures) -> dict[str, res.Figures]:
+def _groups(ratios: res.Figures, whole: str) -> dict[str, res.Figures]:
     """The cells of all environments, and of parts of them that are neither empty nor all."""
 
     def where(keep: bool, envs: Sequence[str]) -> res.Figures:
@@ -118,7 +118,7 @@ def _groups(ratios: res.Figures) -> dict[str, res.Figures]:
         f"without {PENDULUM}": where(False, (PENDULUM,)),
         f"without {', '.join(SELECTION)}": where(False, SELECTION),
     }
-    return {"all environments": ratios} | {name: kept for name, kept in parts.items() if 0 < len(kept) < len(ratios)}
+    return {whole: ratios} | {name: kept for name, kept in parts.items() if 0 < len(kept) < len(ratios)}
 
 
 def _env(task: Task) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from icrl_gym.benchmark.aggregates import Aggregate, geometric_mean, with_interval
 from icrl_gym.benchmark.cells import CRITIC, Task
-from icrl_gym.benchmark.records import Record
+from icrl_gym.benchmark.runner import Record
 from icrl_gym.benchmark.suites import SUITES
 
 METRIC = "rmse_over_std"
@@ -117,7 +118,7 @@ def by_environment(records: Sequence[Record]) -> dict[str, list[Record]]:
 def labels(tasks: Iterable[Task]) -> dict[Task, str]:
     """A short name per task: the environment, and of policy kind, discount and options what tells its tasks apart.
 
-    Snapshots that differ in nothing but the seed of the training share a name.
+    Snapshots that differ in nothing but the seed and the length of the training share a name.
     """
     found = {task: (task.env.rpartition(":")[2].removeprefix("icrl/"),) for task in tasks}
     for part in _PARTS:
@@ -135,28 +136,21 @@ def _policy_kind(task: Task) -> str:
     return kind or task.policy
 
 
-def _policy_steps(task: Task) -> str:
-    steps = training_steps(task)
-    return "" if steps is None else f"{steps:,} steps"
-
-
 def _options(task: Task) -> str:
     return " ".join(f"{name}={value}" for name, value in task.env_kwargs)
 
 
-def _rest(task: Task) -> str:
-    """Fields of a task that are not at their default, beyond those above."""
-    known = {"env", "policy", "gamma", "env_kwargs", "extra", "wrapper", "truth"}
-    fields = {name: value for name, value in vars(task).items() if name not in known}
-    return " ".join(
-        f"{name} {_policy_kind(Task('', value)) if name.endswith('policy') else value}"
-        for name, value in fields.items()
-        if value != getattr(Task, name, None)
-    )
+def _behaviour(task: Task) -> str:
+    return "" if task.behaviour is None else f"behaviour {_policy_kind(replace(task, policy=task.behaviour))}"
+
+
+def _wrapping(task: Task) -> str:
+    wrapper = task.wrapper.rpartition(":")[2] if task.wrapper else ""
+    return " ".join(filter(None, [wrapper, "policy's features" if task.features else ""]))
 
 
 _PARTS: tuple[Callable[[Task], str], ...] = (
-    _policy_kind, _policy_steps, lambda task: f"gamma {task.gamma:g}", _options, _rest,
+    _policy_kind, _behaviour, lambda task: f"gamma {task.gamma:g}", _options, _wrapping,
 )  # fmt: skip
 
 

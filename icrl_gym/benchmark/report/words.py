@@ -39,6 +39,15 @@ def who_wins(records: Sequence[Record], subject: str, dimensions: Mapping[Task, 
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
+def off_policy_words(records: Sequence[Record], subject: str) -> list[str]:
+    """Winners at the longest context of tasks in which somebody else acted."""
+    good = res.usable(records)
+    if not good:
+        return []
+    longest = max(res.lengths_of(good))
+    return [f"**Contexts of another policy.** {_winners(good, longest, subject)}"]
+
+
 def _winners(good: Sequence[Record], length: int, subject: str) -> str:
     """Who is nearest where, and where an interval calls it."""
     environments = res.by_environment(res.at_length(good, length))
