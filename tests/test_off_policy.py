@@ -123,8 +123,8 @@ def test_a_stable_baselines_model_is_a_target_and_states_its_own_action_space():
         (classical.KernelBasedRL(width=0.2), 1e-8),
         (classical.TDLambda(step_size=1.0, num_passes=400), 4e-2),
         (classical.LinearInContextTD(num_layers=3000), 1e-3),
-        (classical.FittedValueNetwork(num_steps=4000), 5e-2),
-        (classical.FittedQEvaluation(num_steps=4000, policy=TARGET), 5e-2),
+        (classical.FittedValueNetwork(num_steps=2500), 1e-1),
+        (classical.FittedQEvaluation(num_steps=1500, learning_rate=3e-3, policy=TARGET), 5e-2),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -139,15 +139,12 @@ def test_from_the_behaviours_log_the_targets_values_are_reached(estimator, toler
     assert np.abs(exact - of_behaviour).max() > 0.2 * np.ptp(exact)
 
 
-@pytest.mark.parametrize(("method", "ratio"), [(classical.GTD2, 0.3), (classical.TDC, 0.6)])
-def test_gradient_methods_move_towards_the_targets_values(method, ratio):
-    log, exact, _, _ = enumerated_log()
-    weighted = icrl.reweight(log, TARGET, "random")
-    few, many = (
-        method(step_size=0.5, num_passes=passes).fit(weighted, GAMMA).predict(np.arange(NUM_STATES)).values - exact
-        for passes in (10, 400)
-    )
-    assert np.abs(many).max() < ratio * np.abs(few).max()
+@pytest.mark.parametrize("method", [classical.GTD2, classical.TDC])
+def test_gradient_methods_reach_the_targets_values_more_slowly(method):
+    log, exact, _, of_behaviour = enumerated_log()
+    weighted = icrl.reweight(log[:16], TARGET, "random")  # each state, action and successor once
+    found = method(step_size=0.5, num_passes=4000).fit(weighted, GAMMA).predict(np.arange(NUM_STATES)).values
+    assert np.abs(found - exact).max() < 0.05 * np.ptp(exact) < 0.25 * np.abs(of_behaviour - exact).max()
 
 
 def test_the_weighted_bellman_residual_solves_its_weighted_normal_equations():
@@ -278,7 +275,7 @@ def test_reweighting_refuses_what_it_cannot_do():
 
 def test_fitted_q_evaluation_reaches_the_targets_action_values_from_any_log():
     log, exact, q_exact, of_behaviour = enumerated_log()
-    estimator = classical.FittedQEvaluation(num_steps=4000, policy=TARGET).fit(log, GAMMA)
+    estimator = classical.FittedQEvaluation(num_steps=1500, learning_rate=3e-3, policy=TARGET).fit(log, GAMMA)
     states, actions = np.repeat(np.arange(NUM_STATES), NUM_ACTIONS), np.tile([0, 1], NUM_STATES)
     found = estimator.predict_q(states, actions)
     np.testing.assert_allclose(found.values, q_exact.ravel(), atol=0.05 * np.ptp(q_exact))
@@ -296,7 +293,7 @@ def test_fitted_q_evaluation_without_a_policy_takes_the_next_logged_action():
     tolerance = 0.1 * np.ptp(exact)  # minibatches of 24 transitions leave half of that
 
     def found(trajectory, acting=None):
-        estimator = classical.FittedQEvaluation(num_steps=2000, batch_size=512, policy=acting)
+        estimator = classical.FittedQEvaluation(num_steps=1000, learning_rate=3e-3, batch_size=256, policy=acting)
         return estimator.fit(trajectory, GAMMA).predict(np.arange(7)).values
 
     of_behaviour = found(log, np.full_like(policy, 0.5))
