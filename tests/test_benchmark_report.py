@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from icrl_gym.benchmark import SUITES, Cell, Record, Setting, Suite, Task
-from icrl_gym.benchmark.report import assemble, benchmark_tables, figures, hparams, results, table, tables, write_report
+from icrl_gym.benchmark.report import (
+    assemble,
+    benchmark_tables,
+    figures,
+    folder,
+    hparams,
+    results,
+    table,
+    tables,
+    write_report,
+)
 from icrl_gym.benchmark.report.page import html_page
 from icrl_gym.benchmark.report.ratios import CLASSICAL, HINDSIGHT, hindsight, ratio_tables, short_ratio_table
 from icrl_gym.benchmark.report.words import who_wins
@@ -252,6 +262,21 @@ def test_commands_and_commits_come_from_the_records(suite):
     assert "`icrl-gym benchmark --suite small --tune --estimators lstd --context-lengths 256 512 --seeds 0 1`" in text
     assert "--suite small --estimators constructed critic kbrl nadaraya_watson softmax_td" in text
     assert "`abc123`" in text
+
+
+def test_sizes_of_observations_and_truths_come_from_the_truths(tmp_path, suite):
+    (tmp_path / "truth").mkdir()
+    name = tmp_path / "truth" / f"{CART.id}-q64-r24.npz"
+    np.savez(
+        name, values=np.zeros(64), **{"observations['a']": np.zeros((64, 2, 3)), "observations['b']": np.zeros(64)}
+    )
+    (tmp_path / "truth" / f"{PENDULUM.id}-q8-r2.npz").write_bytes(b"torn")
+    tasks = (CART, replace(CART, behaviour="random"), PENDULUM)
+    assert folder.observation_sizes(tmp_path, tasks) == {CART: 7, tasks[1]: 7}  # 2 x 3 numbers and one
+    budgets = folder.truth_budgets(tmp_path, tasks)
+    assert budgets[CART] == (64, 24)
+    lines = assemble.commands([one for one in everything() if one.cell.task == CART], budgets)
+    assert all(line.endswith("--num-queries 64 --num-rollouts 24") for line in lines)
 
 
 def test_markdown_and_html_show_the_same_entries():

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import results, tables
-from icrl_gym.benchmark.report.assemble import choose, observation_sizes, read_records, sections
+from icrl_gym.benchmark.report.assemble import choose, sections
+from icrl_gym.benchmark.report.folder import observation_sizes, read_records, truth_budgets
 from icrl_gym.benchmark.report.hparams import write_hparams
 from icrl_gym.benchmark.report.page import html_page
 from icrl_gym.benchmark.report.table import Picture, Section, markdown, markdown_table
@@ -43,7 +44,8 @@ def run_sections(config: ReportConfig) -> tuple[list[Record], list[Section], str
     """Records of a run's folder, the report's sections, and the subject; raises as `write_report`."""
     records = read_records(config.run)
     choice = choose(records, config.subject, config.show)
-    found = sections(records, choice, observation_sizes(config.run, records))
+    tasks = {record.cell.task for record in records}
+    found = sections(records, choice, observation_sizes(config.run, tasks), truth_budgets(config.run, tasks))
     return records, found, choice.subject
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
 
 from icrl_gym.benchmark.cells import CRITIC, Task
-from icrl_gym.benchmark.records import Record, load_record
+from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import figures, tables
 from icrl_gym.benchmark.report import results as res
+from icrl_gym.benchmark.report.folder import Budget
 from icrl_gym.benchmark.report.ratios import CLASSICAL, ratio_tables, short_ratio_table
 from icrl_gym.benchmark.report.table import MISSING, Picture, Section, Table, interval, number, text
 from icrl_gym.benchmark.report.words import off_policy_words, who_wins
@@ -35,29 +31,6 @@ class Choice:
     shown: tuple[str, ...]
 
 
-def read_records(run: Path) -> list[Record]:
-    """All finished cells of a run's folder.
-
-    Raises:
-        ValueError: no folder, no finished cell, or a record that cannot be read or that a newer version wrote.
-    """
-    if not run.is_dir():
-        raise ValueError(f"run: {str(run)!r} is not a folder; `icrl-gym benchmark --out {run}` makes one")
-    paths = sorted((run / "records").glob("*.json"))
-    if not paths:
-        raise ValueError(f"run: {str(run)!r} holds no finished cell (records/*.json); `icrl-gym benchmark` makes them")
-    return [_read(path) for path in paths]
-
-
-def _read(path: Path) -> Record:
-    try:
-        return load_record(path)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"run: {path} is not JSON: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"run: {path} is not the record of a benchmark's cell: {error!r}") from error
-
-
 def choose(records: Sequence[Record], subject: str | None = None, show: Sequence[str] = ()) -> Choice:
     """Settle subject and shown estimators.
 
@@ -76,8 +49,20 @@ def choose(records: Sequence[Record], subject: str | None = None, show: Sequence
     return Choice(subject, tuple(dict.fromkeys((subject, *chosen))))
 
 
-def sections(records: Sequence[Record], choice: Choice, dimensions: Mapping[Task, int] | None = None) -> list[Section]:
-    """Everything, from the summary to the failures."""
+def sections(
+    records: Sequence[Record],
+    choice: Choice,
+    dimensions: Mapping[Task, int] | None = None,
+    budgets: Mapping[Task, Budget] | None = None,
+) -> list[Section]:
+    """Everything, from the summary to the failures.
+
+    Args:
+        records: of one or more suites.
+        choice: whom the report is about.
+        dimensions: task -> numbers in an observation, where known.
+        budgets: task -> size of its simulated truth, where known.
+    """
     shown, subject = choice.shown, choice.subject
     on_policy, off_policy = split(records)
     summary = (_legend(records, subject), *summary_tables(on_policy, choice))
@@ -96,7 +81,7 @@ def sections(records: Sequence[Record], choice: Choice, dimensions: Mapping[Task
         found = tables.suite_tables(suite, part)
         if found:
             parts.append(Section(f"Suite {suite}", (_suite_line(part), *found)))
-    parts.append(Section("How it was run", (*_provenance(records), *_failures(records))))
+    parts.append(Section("How it was run", (*_provenance(records, budgets or {}), *_failures(records))))
     return parts
 
 
@@ -198,16 +183,20 @@ def _suite_line(part: Sequence[Record]) -> str:
     return f"{len(tasks)} policies, {len(done):,} finished cells: {envs}."
 
 
-def _provenance(records: Sequence[Record]) -> list[str]:
-    commits = sorted({record.commit for record in records if record.commit})
+def _provenance(records: Sequence[Record], budgets: Mapping[Task, Budget]) -> list[str]:
     lines = ["Commands (finished cells are kept, so that a second call goes on where the first stopped):"]
-    lines.append("\n".join(f"- `{command}`" for command in commands(records)))
+    lines.append("\n".join(f"- `{command}`" for command in commands(records, budgets)))
+    sizes = sorted({budgets[record.cell.task] for record in records if record.cell.task in budgets})
+    if sizes:
+        each = " or ".join(f"{b.num_queries} query states with {b.num_rollouts} continuations each" for b in sizes)
+        lines.append(f"Simulated truths: {each}. Exact truths: every state that is not terminal.")
+    commits = sorted({record.commit for record in records if record.commit})
     if commits:
         lines.append(f"Code at {'commit' if len(commits) == 1 else 'commits'} {', '.join(f'`{c}`' for c in commits)}.")
     return lines
 
 
-def commands(records: Sequence[Record]) -> list[str]:
+def commands(records: Sequence[Record], budgets: Mapping[Task, Budget]) -> list[str]:
     """What makes these records, suite by suite: first the estimators that were tuned, then the others."""
     found = []
     for suite, part in res.by_suite(records).items():
@@ -218,6 +207,10 @@ def commands(records: Sequence[Record]) -> list[str]:
         lengths = " ".join(map(str, res.lengths_of(part)))
         seeds = " ".join(map(str, sorted({record.cell.seed for record in part})))
         ending = f"--context-lengths {lengths} --seeds {seeds}"
+        sizes = {budgets[record.cell.task] for record in part if record.cell.task in budgets}
+        if len(sizes) == 1:
+            (size,) = sizes
+            ending += f" --num-queries {size.num_queries} --num-rollouts {size.num_rollouts}"
         for flag, names in ((" --tune", tuned), ("", plain)):
             if names:
                 found.append(
@@ -238,17 +231,3 @@ def _failures(records: Sequence[Record]) -> list[str]:
         counts[line] = counts.get(line, 0) + 1
     lines = [f"{line} ({count} cells)" for line, count in sorted(counts.items())]
     return [f"{len(failed)} of {len(records):,} cells failed:", "\n".join(lines)]
-
-
-def observation_sizes(run: Path, records: Sequence[Record]) -> dict[Task, int]:
-    """Numbers in an observation of each task, read off the truths in the run's folder where they are."""
-    found = {}
-    for task in {record.cell.task for record in records}:
-        for path in sorted((run / "truth").glob(f"{task.target.id}*.npz"))[:1]:
-            try:
-                with np.load(path, allow_pickle=False) as stored:
-                    names = [name for name in stored.files if name.startswith("observations")]
-                    found[task] = sum(int(np.prod(stored[name].shape[1:])) for name in names)
-            except (OSError, ValueError, zipfile.BadZipFile):  # a truth that cannot be read costs one correlate
-                continue
-    return found
