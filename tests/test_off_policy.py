@@ -273,6 +273,33 @@ def test_reweighting_refuses_what_it_cannot_do():
         icrl.reweight(pendulum, "random", "random", gymnasium.make("Pendulum-v1").action_space)
 
 
+def test_intervals_of_weighted_contexts_cover_the_targets_values():
+    rng = np.random.default_rng(0)
+    transition, reward = rng.dirichlet(np.ones(4), size=(4, 2)), rng.uniform(-1, 1, (4, 2))
+    chain = np.einsum("sa,sat->st", TARGET, transition)
+    exact = np.linalg.solve(np.eye(4) - GAMMA * chain, (TARGET * reward).sum(axis=1))
+    covered, errors = [], {"weighted": [], "as logged": []}
+    for _ in range(30):
+        states, actions = [0], rng.integers(2, size=300)
+        for action in actions:
+            states.append(int(rng.choice(4, p=transition[states[-1], action])))
+        flags = np.zeros(300, bool)
+        log = icrl.Trajectory(
+            np.array(states[:-1]), actions, reward[states[:-1], actions], np.array(states[1:]), flags, flags,
+            observation_space=spaces.Discrete(4), policy="random",
+        )  # fmt: skip
+        weighted = icrl.reweight(log, TARGET, "random")
+        for name, context in (("weighted", weighted), ("as logged", log)):
+            estimate = icrl.InContextEvaluator().fit(context, GAMMA).predict(np.arange(4))
+            errors[name].append(np.mean((estimate.values - exact) ** 2))
+            if name == "weighted":
+                low, high = estimate.interval(0.9)
+                covered.append(np.mean((low <= exact) & (exact <= high)))
+    # Were the coverage .9, states of one log all alike, fewer than .73 would cover once in 500 such tests.
+    assert np.mean(covered) > 0.73
+    assert np.mean(errors["weighted"]) < 0.25 * np.mean(errors["as logged"])
+
+
 def test_fitted_q_evaluation_reaches_the_targets_action_values_from_any_log():
     log, exact, q_exact, of_behaviour = enumerated_log()
     estimator = classical.FittedQEvaluation(num_steps=1500, learning_rate=3e-3, policy=TARGET).fit(log, GAMMA)
