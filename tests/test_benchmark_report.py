@@ -187,7 +187,12 @@ def test_the_words_follow_the_records():
     assert "`critic` on 1 (Cart-v0)" in words
     assert "clearly behind on 1 (to `critic` on Cart-v0)" in words
     assert "falls in 4 of 4 cells" in words
-    assert "25% of the squared error of `constructed`" in words  # bias e and rmse 2 e
+    assert "25 % of the squared error of `constructed`" in words  # bias e and rmse 2 e
+    short = (
+        "at 256 transitions the error of `constructed` is 1.46 [1.33, 1.60] times that of `critic` (larger; it is ahead"
+    )
+    assert f"{short} in 0 of 2 cells)" in words
+    assert words.index("In short") < words.index("512 transitions.") < words.index("256 transitions.")
     worse = [replace(r, scores={**r.scores, "rmse_over_std": 3 + r.scores["rmse_over_std"]}) for r in everything()]
     assert "Nobody beats a constant" in "\n".join(who_wins(worse, "constructed"))
     assert "Nobody beats a constant" not in words
@@ -201,7 +206,7 @@ def test_a_property_that_goes_with_losing_is_named_and_one_that_does_not_is_not(
     tasks = [Task(f"Env{i}-v0") for i in range(12)]
     noise = np.random.default_rng(3).permutation(12) / 20
     records = [
-        record(task, name, error, scores={"noise_floor": noise[i]})
+        record(task, name, error, scores={"noise_floor": noise[i]}, context_terminations=20 - i)
         for i, task in enumerate(tasks)
         for name, error in (("constructed", 0.1 + 0.05 * i), ("lstd", 0.4))
     ]
@@ -210,6 +215,9 @@ def test_a_property_that_goes_with_losing_is_named_and_one_that_does_not_is_not(
     assert "numbers in an observation (against the best other estimator: +1.00 [+1.00, +1.00], 12 tasks)" in named
     assert "the more `constructed` loses" in named
     assert "noise of the truth" in silent
+    assert "terminations in the context (against the best other estimator: -1.00 [-1.00, -1.00], 12 tasks)" in named
+    assert "the more `constructed` gains" in named
+    assert "episodes" not in words  # not recorded
 
 
 def test_labels_tell_apart_only_what_differs():
@@ -256,12 +264,17 @@ def test_a_failed_cell_is_counted_and_its_reason_told(suite):
     assert "ZeroDivisionError" in benchmark_tables(records)
 
 
-def test_commands_and_commits_come_from_the_records(suite):
+def test_commands_and_commits_come_from_the_records(suite, tmp_path):
     records = [replace(one, commit="abc123") for one in everything()]
     text = table.markdown(assemble.sections(records, assemble.choose(records)))
     assert "`icrl-gym benchmark --suite small --tune --estimators lstd --context-lengths 256 512 --seeds 0 1`" in text
     assert "--suite small --estimators constructed critic kbrl nadaraya_watson softmax_td" in text
-    assert "`abc123`" in text
+    assert "`abc123` (52 cells)" in text
+    text = table.markdown(assemble.sections([*records[1:], everything()[0]], assemble.choose(records), commit="def456"))
+    assert "`abc123` (51 cells); 1 cells do not name theirs; the last sweep of the folder ran at `def456`" in text
+    (tmp_path / "versions.json").write_text('{"commit": "def456"}')
+    assert folder.last_commit(tmp_path) == "def456"
+    assert folder.last_commit(tmp_path / "nowhere") is None
 
 
 def test_sizes_of_observations_and_truths_come_from_the_truths(tmp_path, suite):

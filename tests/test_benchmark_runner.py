@@ -7,6 +7,7 @@ import pytest
 
 from icrl_gym import registry
 from icrl_gym.benchmark import SUITES, Cell, Setting, Task, load_records, runner, truths
+from icrl_gym.collection import collect
 from icrl_gym.configuration import BenchmarkConfig
 
 CHAIN = Task("icrl_envs:icrl/BoyanChain-v0", gamma=0.9, truth="exact")
@@ -42,6 +43,15 @@ def test_a_suite_runs_and_its_records_say_what_was_found(tmp_path, chain_only):
     assert all(r.error is None and r.scores["rmse_over_std"] > 0 and r.seconds_fit > 0 for r in records)
     assert sorted(r.cell.id for r in records) == [r.cell.id for r in load_records(tmp_path)]
     assert all(r.environment_steps == 64 and r.start_value_truth_stderr == 0 for r in records)
+
+
+def test_records_count_the_ends_of_their_context(tmp_path, monkeypatch):
+    lake = Task("FrozenLake-v1", truth="exact")
+    monkeypatch.setitem(SUITES, "small", replace(SUITES["small"], tasks=(lake,)))
+    for record in runner.run_benchmark(config(tmp_path, estimators=("lstd",), context_lengths=(512,))):
+        context = collect(lake.env, "random", 512, record.cell.seed)
+        assert record.context_terminations == context.terminated.sum() > 20
+        assert record.context_episodes == (context.terminated | context.truncated).sum()
 
 
 def test_finished_cells_are_kept_and_only_missing_ones_run(tmp_path, chain_only, monkeypatch):

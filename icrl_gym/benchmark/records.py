@@ -23,6 +23,7 @@ class Record:
         error: why it failed, or None.
         peak_memory_fit, peak_memory_predict: bytes above what was resident before; see `resources`.
         environment_steps: transitions that the estimator saw; for the critic those that it was trained on.
+        context_episodes, context_terminations: ends of the context that truncated or terminated; that terminated.
         start_value: mean of the estimates over start states of the environment.
         start_value_truth: mean of the truth over the same states.
         start_value_truth_stderr: standard error of that mean, given the states; 0 if exact.
@@ -39,6 +40,8 @@ class Record:
     peak_memory_fit: int | None = None
     peak_memory_predict: int | None = None
     environment_steps: int | None = None
+    context_episodes: int | None = None
+    context_terminations: int | None = None
     start_value: float | None = None
     start_value_truth: float | None = None
     start_value_truth_stderr: float | None = None

@@ -221,6 +221,7 @@ def _run_cell(
         record = Record(
             cell, figures, fit.seconds, prediction.seconds,
             peak_memory_fit=fit.peak_memory, peak_memory_predict=prediction.peak_memory, environment_steps=steps,
+            context_episodes=context.num_complete_episodes, context_terminations=int(context.terminated.sum()),
             start_value=float(estimate_at_start.values.mean()), start_value_truth=truths.start_value,
             start_value_truth_stderr=truths.start_value_stderr, commit=_commit(),
         )  # fmt: skip

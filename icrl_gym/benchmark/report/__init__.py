@@ -8,7 +8,7 @@ from pathlib import Path
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import results, tables
 from icrl_gym.benchmark.report.assemble import choose, sections
-from icrl_gym.benchmark.report.folder import observation_sizes, read_records, truth_budgets
+from icrl_gym.benchmark.report.folder import last_commit, observation_sizes, read_records, truth_budgets
 from icrl_gym.benchmark.report.hparams import write_hparams
 from icrl_gym.benchmark.report.page import html_page
 from icrl_gym.benchmark.report.table import Picture, Section, markdown, markdown_table
@@ -45,7 +45,8 @@ def run_sections(config: ReportConfig) -> tuple[list[Record], list[Section], str
     records = read_records(config.run)
     choice = choose(records, config.subject, config.show)
     tasks = {record.cell.task for record in records}
-    found = sections(records, choice, observation_sizes(config.run, tasks), truth_budgets(config.run, tasks))
+    sizes, budgets = observation_sizes(config.run, tasks), truth_budgets(config.run, tasks)
+    found = sections(records, choice, sizes, budgets, last_commit(config.run))
     return records, found, choice.subject
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,7 @@ def sections(
     choice: Choice,
     dimensions: Mapping[Task, int] | None = None,
     budgets: Mapping[Task, Budget] | None = None,
+    commit: str | None = None,
 ) -> list[Section]:
     """Everything, from the summary to the failures.
 
@@ -62,6 +64,7 @@ def sections(
         choice: whom the report is about.
         dimensions: task -> numbers in an observation, where known.
         budgets: task -> size of its simulated truth, where known.
+        commit: of the code that ran last, for records that do not say.
     """
     shown, subject = choice.shown, choice.subject
     on_policy, off_policy = split(records)
@@ -81,7 +84,7 @@ def sections(
         found = tables.suite_tables(suite, part)
         if found:
             parts.append(Section(f"Suite {suite}", (_suite_line(part), *found)))
-    parts.append(Section("How it was run", (*_provenance(records, budgets or {}), *_failures(records))))
+    parts.append(Section("How it was run", (*_provenance(records, budgets or {}, commit), *_failures(records))))
     return parts
 
 
@@ -183,17 +186,19 @@ def _suite_line(part: Sequence[Record]) -> str:
     return f"{len(tasks)} policies, {len(done):,} finished cells: {envs}."
 
 
-def _provenance(records: Sequence[Record], budgets: Mapping[Task, Budget]) -> list[str]:
+def _provenance(records: Sequence[Record], budgets: Mapping[Task, Budget], commit: str | None) -> list[str]:
     lines = ["Commands (finished cells are kept, so that a second call goes on where the first stopped):"]
     lines.append("\n".join(f"- `{command}`" for command in commands(records, budgets)))
     sizes = sorted({budgets[record.cell.task] for record in records if record.cell.task in budgets})
     if sizes:
         each = " or ".join(f"{b.num_queries} query states with {b.num_rollouts} continuations each" for b in sizes)
         lines.append(f"Simulated truths: {each}. Exact truths: every state that is not terminal.")
-    commits = sorted({record.commit for record in records if record.commit})
-    if commits:
-        lines.append(f"Code at {'commit' if len(commits) == 1 else 'commits'} {', '.join(f'`{c}`' for c in commits)}.")
-    return lines
+    counts = Counter(record.commit for record in records)
+    unnamed = counts.pop(None, 0)
+    commits = [f"`{commit}` ({count:,} cells)" for commit, count in sorted(counts.items())]
+    if unnamed and commit:
+        commits.append(f"{unnamed:,} cells do not name theirs; the last sweep of the folder ran at `{commit}`")
+    return [*lines, f"Code: {'; '.join(commits)}."] if commits else lines
 
 
 def commands(records: Sequence[Record], budgets: Mapping[Task, Budget]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from icrl_gym.benchmark.cells import Task
-from icrl_gym.benchmark.runner import Record, load_record
+from icrl_gym.benchmark.records import Record, load_record
 
 
 class Budget(NamedTuple):
@@ -67,6 +67,14 @@ def truth_budgets(run: Path, tasks: Iterable[Task]) -> dict[Task, Budget]:
         if task.truth == "monte_carlo" and any(sizes):
             found[task] = max(Budget(int(size[1]), int(size[2])) for size in sizes if size)
     return found
+
+
+def last_commit(run: Path) -> str | None:
+    """Of the code that ran the last sweep into this folder, None if it does not say."""
+    try:
+        return json.loads((run / "versions.json").read_text())["commit"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _truths(run: Path, task: Task) -> list[Path]:

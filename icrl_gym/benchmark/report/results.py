@@ -11,7 +11,7 @@ import numpy as np
 
 from icrl_gym.benchmark.aggregates import Aggregate, geometric_mean, with_interval
 from icrl_gym.benchmark.cells import CRITIC, Task
-from icrl_gym.benchmark.runner import Record
+from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.suites import SUITES
 
 METRIC = "rmse_over_std"

@@ -12,15 +12,20 @@ from scipy.stats import rankdata
 from icrl_gym.benchmark.cells import CRITIC, Task
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import results as res
+from icrl_gym.benchmark.report.ratios import hindsight
+from icrl_gym.benchmark.report.table import interval
 from icrl_gym.benchmark.report.tables import TOO_CLOSE, judge, ranking
 
 NUM_RESAMPLES = 2000
+HINDSIGHT_WORDS = "the best classical method and setting, picked for every cell in hindsight"
 FEWEST_TASKS = 6  # below, no correlation over tasks is spoken of
 
 
 def who_wins(records: Sequence[Record], subject: str, dimensions: Mapping[Task, int] | None = None) -> list[str]:
-    """Paragraphs: winners at the shortest, a middle and the longest context, what more context does, what the errors
-    are made of, what goes along with winning.
+    """Paragraphs, from the answer in short to what goes along with winning.
+
+    Between them: winners at the longest, a middle and the shortest context, what more context does, where nobody beats
+    a constant, and what the errors are made of.
 
     Args:
         records: of one or more suites.
@@ -29,14 +34,34 @@ def who_wins(records: Sequence[Record], subject: str, dimensions: Mapping[Task, 
     """
     good = res.usable(records)
     lengths = res.lengths_of(good)
-    shown = dict.fromkeys((lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else ())
-    paragraphs = [_winners(good, length, subject) for length in shown]
+    if not lengths:
+        return []
+    shown = dict.fromkeys((lengths[-1], lengths[len(lengths) // 2], lengths[0]))
+    paragraphs = [_in_short(good, lengths, subject), *(_winners(good, length, subject) for length in shown)]
     if len(lengths) > 1:
         paragraphs.append(_growth(good, lengths[0], lengths[-1], subject))
-    if lengths:
-        longest = res.at_length(good, lengths[-1])
-        paragraphs += [_hard(longest), _level(longest, subject), _correlates(longest, subject, dimensions or {})]
+    longest = res.at_length(good, lengths[-1])
+    paragraphs += [_hard(longest), _level(longest, subject), _correlates(longest, subject, dimensions or {})]
     return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def _in_short(good: Sequence[Record], lengths: Sequence[int], subject: str) -> str:
+    """The subject against the critic and against the classical methods, at the shortest and the longest context."""
+    sentences = []
+    for length in dict.fromkeys((lengths[0], lengths[-1])):
+        part = res.at_length(good, length)
+        ours = res.figures(part, subject)
+        for rival, theirs in ((f"`{CRITIC}`", res.figures(part, CRITIC)), (HINDSIGHT_WORDS, hindsight(part))):
+            ratios = res.ratios(ours, theirs)
+            figure = res.geometric(ratios)
+            if figure is not None:
+                ahead = sum(ratio < 1 for ratio in ratios.values())
+                size = "smaller" if figure.value < 1 else "larger"
+                sentences.append(
+                    f"at {length:,} transitions the error of `{subject}` is {interval(figure).text} times that of "
+                    f"{rival} ({size}; it is ahead in {ahead} of {len(ratios)} cells)"
+                )
+    return f"**In short:** {'; '.join(sentences)}." if sentences else ""
 
 
 def off_policy_words(records: Sequence[Record], subject: str) -> list[str]:
@@ -120,7 +145,7 @@ def _level(longest: Sequence[Record], subject: str) -> str:
         mine = [r for r in longest if r.cell.setting.estimator == name and r.cell.setting.is_default]
         shares = [share for record in mine if (share := _level_share(record)) is not None]
         if shares:
-            parts[name] = f"{np.mean(shares):.0%} of the squared error of `{name}`"
+            parts[name] = f"{100 * np.mean(shares):.0f} % of the squared error of `{name}`"
     if not parts:
         return ""
     return (
@@ -150,8 +175,8 @@ def _correlates(longest: Sequence[Record], subject: str, dimensions: Mapping[Tas
         Correlate("noise of the truth over its spread", lambda r: _quotient(r, "noise_floor", "truth_std")),
         Correlate("spread of the values over their size", lambda r: _quotient(r, "truth_std", "truth_magnitude")),
         Correlate("numbers in an observation", lambda r: float(dimensions.get(r.cell.task, math.nan))),
-        Correlate("episodes in the context", lambda r: _score(r, "num_episodes")),
-        Correlate("terminations in the context", lambda r: _score(r, "num_terminations")),
+        Correlate("episodes in the context", lambda r: _known(r.context_episodes)),
+        Correlate("terminations in the context", lambda r: _known(r.context_terminations)),
     )  # fmt: skip
     found, silent = [], []
     ours = res.figures(longest, subject)
@@ -220,8 +245,7 @@ def _quotient(record: Record, upper: str, lower: str) -> float:
     return numerator / denominator if numerator is not None and denominator else math.nan
 
 
-def _score(record: Record, name: str) -> float:
-    value = record.scores.get(name)
+def _known(value: int | None) -> float:
     return math.nan if value is None else float(value)
 
 
