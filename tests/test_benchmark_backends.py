@@ -1,7 +1,9 @@
 """Sweeps whose workers, nodes or main process are killed with SIGKILL, on real processes and a real Ray cluster."""
 
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -90,6 +92,7 @@ def told(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (package, source, source / "envs"))))
     monkeypatch.setenv("TOLD", str(tmp_path / "told"))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else the cluster writes one into the home folder
     return tmp_path / "told"
 
 
@@ -180,6 +183,15 @@ def test_without_ray_the_error_names_the_extra(tmp_path, monkeypatch, capsys):
     assert main(["benchmark", "--backend", "ray", "--out", str(tmp_path)]) == 2
     assert 'backend "ray" needs an extra: pip install "icrl-gym[ray]"' in capsys.readouterr().err
     assert not list(tmp_path.glob("records/*"))
+
+
+def test_an_address_where_nothing_listens_is_an_error_at_once(tmp_path, capsys):
+    pytest.importorskip("ray")
+    with socket.socket() as taken:  # bound but not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert main(["benchmark", "--backend", "ray", "--address", address, "--out", str(tmp_path)]) == 2
+    assert f"address: nothing answers at '{address}'" in capsys.readouterr().err
 
 
 def test_joblib_yields_every_result():

@@ -7,14 +7,17 @@ worker dies is lost, not the sweep: Ray runs it again on another worker, and wha
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from icrl_gym.configuration import BenchmarkConfig
 
+SECONDS_TO_ANSWER = 10.0  # of a cluster's address
 RETRIES = 3  # of a Ray job whose worker or node died
 OBJECT_STORE = 100 * 2**20  # bytes, of a Ray of our own: jobs pass paths and numbers only
+
 _AGAIN = "finished cells are kept, and the same command goes on with the others"
 
 Map = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]
@@ -60,6 +63,7 @@ def _ray(config: BenchmarkConfig) -> Iterator[Map]:
         own = {"num_cpus": config.jobs, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
         ray.init(**own, log_to_driver=False)
     else:
+        _check_reachable(config.address)
         ray.init(address=config.address, log_to_driver=False)
 
     lost = 0
@@ -83,3 +87,14 @@ def _ray(config: BenchmarkConfig) -> Iterator[Map]:
             raise ChildProcessError(f"{lost} jobs lost {RETRIES + 1} workers each; {_AGAIN}")
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ConnectionError where nothing listens, since Ray would go on trying for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # "auto": Ray looks for a cluster, and says at once if there is none
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise ConnectionError(f"address: nothing answers at {address!r}: {error}") from error
