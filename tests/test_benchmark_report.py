@@ -158,6 +158,7 @@ def test_the_hindsight_rival_takes_the_best_method_and_setting_of_each_cell():
     part = results.at_length(everything(), 256)
     assert hindsight(part)[CART, 0] == pytest.approx(0.3)  # lstd with another ridge
     assert hindsight([one for one in part if one.cell.setting.estimator != "kbrl"]) == {}  # all four or none
+    assert hindsight([one for one in part if one.cell.setting.is_default]) == {}  # nothing was tuned
     whole, without = ratio_tables(everything(), "constructed")[:2]
     row = only(whole, context="256", rival=HINDSIGHT)
     assert (row["error ratio"], row["ahead"], row["worst ratio"]) == ("1.33", "0 of 4", "1.33")
@@ -177,6 +178,15 @@ def test_the_short_table_shows_at_most_four_lengths_with_both_ends():
     assert (columns[1], columns[-1]) == ("64 transitions", "8,192 transitions")
 
 
+def test_lengths_that_few_tasks_have_do_not_speak_for_all():
+    records = [*everything(), record(CART, "lstd", 0.1, length=8192)]
+    assert results.main_lengths(records) == [256, 512]
+    assert results.lengths_of(records) == [256, 512, 8192]
+    assert "8,192" not in "\n".join(who_wins(records, "constructed"))
+    many = [record(CART, "lstd", 0.1, length=2**i) for i in range(9)]
+    assert results.main_lengths(many, 3) == [1, 16, 256]
+
+
 def test_any_estimator_can_be_the_subject_and_is_no_rival_of_itself():
     rivals = {row["rival"] for row in rows(ratio_tables(everything(), "lstd")[0])}
     assert rivals == {"critic", "constructed", HINDSIGHT, *CLASSICAL} - {"lstd"}
@@ -188,10 +198,8 @@ def test_the_words_follow_the_records():
     assert "clearly behind on 1 (to `critic` on Cart-v0)" in words
     assert "falls in 4 of 4 cells" in words
     assert "25 % of the squared error of `constructed`" in words  # bias e and rmse 2 e
-    short = (
-        "at 256 transitions the error of `constructed` is 1.46 [1.33, 1.60] times that of `critic` (larger; it is ahead"
-    )
-    assert f"{short} in 0 of 2 cells)" in words
+    short = "At 256 transitions the error of `constructed` is 1.46 [1.33, 1.60] times that of `critic`"
+    assert f"{short} (larger, ahead in 0 of 2 cells) and 1.33 times that of the best classical method" in words
     assert words.index("In short") < words.index("512 transitions.") < words.index("256 transitions.")
     worse = [replace(r, scores={**r.scores, "rmse_over_std": 3 + r.scores["rmse_over_std"]}) for r in everything()]
     assert "Nobody beats a constant" in "\n".join(who_wins(worse, "constructed"))

@@ -109,7 +109,7 @@ def summary_tables(records: Sequence[Record], choice: Choice) -> list[Table]:
 
 
 def _short_environments(good: Sequence[Record], subject: str) -> Table:
-    longest = max(res.lengths_of(good))
+    longest = res.main_lengths(good)[-1]
     rows = []
     for env, part in res.by_environment(res.at_length(good, longest)).items():
         verdict, _ = tables.judge(part, subject)

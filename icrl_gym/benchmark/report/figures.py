@@ -25,8 +25,8 @@ from icrl_gym.figures import GREY
 SUBJECT_COLOUR, REFERENCE_COLOUR, CRITIC_COLOUR = "#0072B2", "#56B4E9", "#000000"
 RIVAL_COLOURS = ("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8A6D00", "#7A7A7A")
 RIVAL_MARKERS = ("s", "^", "D", "v", "P", "X")
-LENGTH_COLOURS = ("#A6C8E0", "#4292C6", "#08306B", "#E69F00", "#D55E00", "#7A7A7A", "#009E73", "#000000")
-LENGTH_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LENGTH_COLOURS = ("#A6C8E0", "#4292C6", "#08519C", "#041F45")  # the longer, the darker
+LENGTH_MARKERS = ("o", "s", "^", "D")
 ERROR_LABEL = "RMSE / std of the truth (1: best constant)"
 NUM_COLUMNS = 4
 
@@ -118,7 +118,7 @@ def performance_profiles(records: Sequence[Record], shown: Sequence[str], subjec
     Raises:
         NothingToDraw: no cell that all have.
     """
-    by_length = {length: _shared_errors(res.at_length(records, length), shown) for length in res.lengths_of(records)}
+    by_length = {length: _shared_errors(res.at_length(records, length), shown) for length in res.main_lengths(records)}
     by_length = {length: errors for length, errors in by_length.items() if errors}
     if not by_length:
         raise NothingToDraw(f"no usable cell that all of {list(shown)} have")
@@ -185,13 +185,13 @@ def coverage_by_environment(records: Sequence[Record], subject: str, most: int =
     if not names:
         raise NothingToDraw("no estimator of these records gives intervals")
     environments = res.by_environment(good)
-    lengths = res.lengths_of(good)
+    lengths = res.main_lengths(good, len(LENGTH_COLOURS))
     figure = Figure(figsize=(2.4 + 3.4 * len(names), 1.5 + 0.36 * len(environments)), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for panel, name in zip(panels, names, strict=True):
         panel.axvspan(*WANTED_COVERAGE, color="#009E73", alpha=0.18, linewidth=0, label="wanted")
         panel.axvline(0.9, color="#009E73", linewidth=0.9)
-        for i, (length, colour, marker) in enumerate(zip(lengths, cycle(LENGTH_COLOURS), cycle(LENGTH_MARKERS))):
+        for i, (length, colour, marker) in enumerate(zip(lengths, LENGTH_COLOURS, LENGTH_MARKERS, strict=False)):
             lift = (i - (len(lengths) - 1) / 2) * 0.6 / len(lengths)
             points = [
                 (float(np.mean(list(found.values()))), row + lift)
@@ -231,7 +231,7 @@ def cost_against_accuracy(records: Sequence[Record], shown: Sequence[str], subje
 
 
 def _draw_seconds(axes: Axes, good: Sequence[Record], subject: str) -> None:
-    part = res.at_length(good, max(res.lengths_of(good)))
+    part = res.at_length(good, res.main_lengths(good)[-1])
     names = res.complete(part)
     errors = dict(zip(names, res.shared(*(res.figures(part, name) for name in names)), strict=True))
     look, points = looks(names, subject), {}
@@ -278,11 +278,11 @@ def _draw_steps(axes: Axes, good: Sequence[Record], shown: Sequence[str], subjec
     errors = {
         (name, length): res.figures(res.at_length(good, length), name)
         for name in names
-        for length in res.lengths_of(good)
+        for length in res.main_lengths(good)
     }
     errors = {key: found for key, found in errors.items() if found}
     kept = dict(zip(errors, res.shared(*errors.values()), strict=True))
-    at = res.lengths_of(good)
+    at = res.main_lengths(good)
     axes.set(xscale="log", yscale="log", xlabel="environment steps seen (critic: median)", ylabel=ERROR_LABEL)
     if kept and all(kept.values()):
         for name in look:

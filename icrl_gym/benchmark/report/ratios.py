@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from icrl_gym.benchmark.cells import CRITIC, Task
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import results as res
@@ -38,11 +36,9 @@ def ratio_tables(records: Sequence[Record], subject: str, whole: str = "all envi
 def short_ratio_table(records: Sequence[Record], subject: str) -> Table:
     """One row per rival, one column per context length (at most four of them): ratio of errors, and cells ahead."""
     compared = _compared(records, subject)
-    every = res.lengths_of(records)
-    picked = np.linspace(0, len(every) - 1, min(MOST_LENGTHS, len(every))).round().astype(int)
-    lengths = [every[i] for i in picked]
+    lengths = res.main_lengths(res.usable(records), MOST_LENGTHS)
     rows = []
-    for rival in dict.fromkeys(name for _, name in compared):
+    for rival in dict.fromkeys(name for length, name in compared if length in lengths):
         entries = [_short(compared.get((length, rival), {})) for length in lengths]
         rows.append((text(rival), *entries))
     columns = ("rival", *(f"{length:,} transitions" for length in lengths))
@@ -102,7 +98,12 @@ def _rivals(part: Sequence[Record], subject: str) -> dict[str, res.Figures]:
 
 
 def hindsight(part: Sequence[Record]) -> res.Figures:
-    """Least error of each context over the classical methods and all their settings; contexts that all have."""
+    """Least error of each context over the classical methods and all their settings; contexts that all have.
+
+    Nothing if no setting but the defaults was run, which would be no choice of settings.
+    """
+    if all(record.cell.setting.is_default for record in part if record.cell.setting.estimator in CLASSICAL):
+        return {}
     tuned = [res.figures(part, name, tuned=True) for name in CLASSICAL]
     together = res.shared(*tuned)
     return {key: min(errors[key] for errors in together) for key in together[0]}

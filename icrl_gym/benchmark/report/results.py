@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from icrl_gym.benchmark.aggregates import Aggregate, geometric_mean, with_interval
-from icrl_gym.benchmark.cells import CRITIC, Task
+from icrl_gym.benchmark.cells import CRITIC, Setting, Task
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.suites import SUITES
 
@@ -78,6 +78,21 @@ def usable(records: Iterable[Record]) -> list[Record]:
 def lengths_of(records: Iterable[Record]) -> list[int]:
     """Context lengths, ascending."""
     return sorted({record.cell.context_length for record in records})
+
+
+def main_lengths(records: Sequence[Record], most: int | None = None) -> list[int]:
+    """Context lengths at which nearly everything was run, ascending; of more than ``most``, evenly spread ones.
+
+    Nearly everything: 90 % of the pairs of a task and a setting that the length with most of them has.
+    """
+    pairs: dict[int, set[tuple[Task, Setting]]] = {}
+    for record in records:
+        pairs.setdefault(record.cell.context_length, set()).add((record.cell.task, record.cell.setting))
+    enough = 0.9 * max(map(len, pairs.values()), default=0)
+    lengths = sorted(length for length, found in pairs.items() if len(found) >= enough)
+    if most is None or len(lengths) <= most:
+        return lengths
+    return [lengths[i] for i in np.linspace(0, len(lengths) - 1, most).round().astype(int)]
 
 
 def at_length(records: Iterable[Record], length: int) -> list[Record]:

@@ -33,7 +33,7 @@ def who_wins(records: Sequence[Record], subject: str, dimensions: Mapping[Task, 
         dimensions: task -> numbers in an observation, where known.
     """
     good = res.usable(records)
-    lengths = res.lengths_of(good)
+    lengths = res.main_lengths(good)
     if not lengths:
         return []
     shown = dict.fromkeys((lengths[-1], lengths[len(lengths) // 2], lengths[0]))
@@ -51,17 +51,22 @@ def _in_short(good: Sequence[Record], lengths: Sequence[int], subject: str) -> s
     for length in dict.fromkeys((lengths[0], lengths[-1])):
         part = res.at_length(good, length)
         ours = res.figures(part, subject)
-        for rival, theirs in ((f"`{CRITIC}`", res.figures(part, CRITIC)), (HINDSIGHT_WORDS, hindsight(part))):
-            ratios = res.ratios(ours, theirs)
-            figure = res.geometric(ratios)
-            if figure is not None:
-                ahead = sum(ratio < 1 for ratio in ratios.values())
-                size = "smaller" if figure.value < 1 else "larger"
-                sentences.append(
-                    f"at {length:,} transitions the error of `{subject}` is {interval(figure).text} times that of "
-                    f"{rival} ({size}; it is ahead in {ahead} of {len(ratios)} cells)"
-                )
-    return f"**In short:** {'; '.join(sentences)}." if sentences else ""
+        rivals = {f"`{CRITIC}`": res.figures(part, CRITIC), HINDSIGHT_WORDS: hindsight(part)}
+        found = [_times(rival, res.ratios(ours, theirs)) for rival, theirs in rivals.items()]
+        if any(found):
+            sentences.append(
+                f"At {length:,} transitions the error of `{subject}` is {' and '.join(filter(None, found))}."
+            )
+    return f"**In short.** {' '.join(sentences)}" if sentences else ""
+
+
+def _times(rival: str, ratios: res.Figures) -> str:
+    figure = res.geometric(ratios)
+    if figure is None:
+        return ""
+    size = "smaller" if figure.value < 1 else "larger"
+    ahead = sum(ratio < 1 for ratio in ratios.values())
+    return f"{interval(figure).text} times that of {rival} ({size}, ahead in {ahead} of {len(ratios)} cells)"
 
 
 def off_policy_words(records: Sequence[Record], subject: str) -> list[str]:
@@ -69,7 +74,7 @@ def off_policy_words(records: Sequence[Record], subject: str) -> list[str]:
     good = res.usable(records)
     if not good:
         return []
-    longest = max(res.lengths_of(good))
+    longest = res.main_lengths(good)[-1]
     return [f"**Contexts of another policy.** {_winners(good, longest, subject)}"]
 
 
