@@ -346,6 +346,9 @@ def test_fitted_q_evaluation_names_what_it_lacks():
     log, _, _, _ = enumerated_log()
     with pytest.raises(ValueError, match="policy: is needed"):
         classical.FittedQEvaluation().fit(icrl.collect("Pendulum-v1", "random", 1), GAMMA)
+    never_again = icrl.collect("FrozenLake-v1", "random", 3).with_importance_ratios([1.0, 0.0, 0.0], "pi")
+    with pytest.raises(ValueError, match=r"policy: is needed, .* and counts"):
+        classical.FittedQEvaluation().fit(never_again, GAMMA)
     with pytest.raises(ValueError, match="action_space is needed"):
         classical.FittedQEvaluation(policy="random").fit(log, GAMMA)
     weighted = icrl.reweight(log, TARGET, "random")

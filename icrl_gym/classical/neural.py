@@ -191,12 +191,14 @@ class FittedQEvaluation(NetworkEstimator):
         columns_CD = all_features(prompt)
         pairs_ND = np.concatenate([prompt.source_features, self._actions(log.actions)], axis=1)
         if self._acting is None:
-            kept_N = known_successors(log)
-            if not kept_N.any():
-                raise ValueError("policy: is needed, as the log holds no transition whose next action is known")
+            weight_N = next_action_ratios(log) * known_successors(log)
+            if not weight_N.any():
+                raise ValueError(
+                    "policy: is needed, as the log has no transition whose next action is known and counts"
+                )
             next_actions_ND = self._actions(np.concatenate([log.actions[1:], log.actions[-1:]]))
             next_NMD = np.concatenate([columns_CD[prompt.successors], next_actions_ND], axis=1)[:, None]
-            probability_NM, weight_N = np.ones((len(log), 1)), next_action_ratios(log) * kept_N
+            probability_NM = np.ones((len(log), 1))
         else:
             next_NMD, probability_NM = self._expectation(log.next_observations, columns_CD[prompt.successors])
             weight_N = np.ones(len(log))
