@@ -21,7 +21,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; font: 16px/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: var(--ink);
   background: #fff; }
-header, main { max-width: 76rem; margin: 0 auto; padding: 0 1.5rem; }
+header, main { max-width: 92rem; margin: 0 auto; padding: 0 1.5rem; }
 header { padding-top: 2.5rem; }
 h1 { font-size: 1.9rem; margin: 0 0 .25rem; }
 h2 { font-size: 1.35rem; margin: 3rem 0 .75rem; padding-top: .75rem; border-top: 1px solid var(--line); }
@@ -44,13 +44,13 @@ figure.picture svg { width: 100%; height: auto; display: block; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; max-height: 36rem; overflow-y: auto; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; width: 100%; }
 th { position: sticky; top: 0; background: var(--band); border-bottom: 1px solid var(--line); padding: 0; z-index: 1; }
-th button { all: unset; display: block; width: 100%; padding: .45rem .7rem; cursor: pointer; font-weight: 600;
+th button { all: unset; display: block; width: 100%; padding: .45rem .55rem; cursor: pointer; font-weight: 600;
   box-sizing: border-box; }
 th button:focus-visible { outline: 2px solid var(--accent); outline-offset: -2px; }
 th button::after { content: " \\2195"; color: #aab2bf; }
 th[aria-sort=ascending] button::after { content: " \\2191"; color: var(--accent); }
 th[aria-sort=descending] button::after { content: " \\2193"; color: var(--accent); }
-td { padding: .3rem .7rem; border-bottom: 1px solid #eef1f5; white-space: nowrap; }
+td { padding: .3rem .55rem; border-bottom: 1px solid #eef1f5; white-space: nowrap; }
 tbody tr:hover { background: #eaf3fa; }
 .number { text-align: right; }
 .word { text-align: left; }
