@@ -92,6 +92,7 @@ def told(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (package, source, source / "envs"))))
     monkeypatch.setenv("TOLD", str(tmp_path / "told"))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else the cluster writes one into the home folder
     return tmp_path / "told"
 

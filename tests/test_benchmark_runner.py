@@ -196,6 +196,7 @@ def test_the_overhead_is_what_jobs_take_beyond_their_estimators(tmp_path, chain_
     assert 1.0 <= cost.overhead == cost.seconds_jobs / cost.seconds_own
     assert f"{cost.overhead:.2f} times the estimators' own fit and predict" in str(cost)
     assert runner.run_missing(config(tmp_path, **options)).num_jobs == 0
+    assert "1 jobs took 2.0 s of computing, and no cell succeeded" in str(runner.SweepCost(1, 0.5, 2.0, 0.0))
 
 
 def test_sharing_keeps_the_overhead_of_all_estimators_below_one_and_a_half(tmp_path, chain_only):

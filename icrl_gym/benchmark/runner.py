@@ -58,9 +58,10 @@ class SweepCost:
         return self.seconds_jobs / self.seconds_own if self.seconds_own else math.nan
 
     def __str__(self) -> str:
+        own = f"{self.overhead:.2f} times the estimators' own fit and predict ({self.seconds_own:.1f} s)"
         return (
-            f"{self.num_jobs} jobs took {self.seconds_jobs:.1f} s of computing, {self.overhead:.2f} times the "
-            f"estimators' own fit and predict ({self.seconds_own:.1f} s); truths took {self.seconds_truth:.1f} s more"
+            f"{self.num_jobs} jobs took {self.seconds_jobs:.1f} s of computing, "
+            f"{own if self.seconds_own else 'and no cell succeeded'}; truths took {self.seconds_truth:.1f} s more"
         )
 
 
