@@ -152,6 +152,11 @@ def test_policy_selection_ranks_start_values(suite):
     row = only(tables.selection_table(ranked), estimator="lstd")
     assert (row["policies"], row["rank correlation"], row["regret@1"]) == ("3", "-1.00", "1.00")
     assert not tables.selection_table(everything()).rows
+    other = [replace(r, cell=replace(r.cell, task=replace(r.cell.task, behaviour="random"))) for r in ranked]
+    opposite = [replace(r, start_value=-r.start_value) for r in other]
+    found = assemble.sections([*ranked, *opposite], assemble.choose(ranked))
+    views = next(section for section in found if section.title == "Other views").parts
+    assert [only(view, estimator="lstd")["rank correlation"] for view in views] == ["-1.00", "1.00"]
 
 
 def test_the_hindsight_rival_takes_the_best_method_and_setting_of_each_cell():

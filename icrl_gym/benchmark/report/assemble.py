@@ -77,9 +77,10 @@ def sections(
         parts.append(Section("Who wins where, and why", tuple(words)))
         parts.append(Section("Figures", tuple(pictures(on_policy, choice))))
         parts.append(Section("One estimator against all others", _filled(whole)))
-    selection = [tables.magnitude_table(records, subject, shown), tables.selection_table(records)]
-    if _filled(selection):
-        parts.append(Section("Other views", _filled(selection)))
+    others = [tables.magnitude_table(records, subject, shown), tables.selection_table(on_policy)]
+    others.append(tables.selection_table(off_policy, "off-policy contexts"))
+    if _filled(others):
+        parts.append(Section("Other views", _filled(others)))
     for suite, part in res.by_suite(records).items():
         found = tables.suite_tables(suite, part)
         if found:

@@ -254,7 +254,7 @@ def magnitude_table(records: Sequence[Record], subject: str, shown: Sequence[str
     return Table("Tasks whose values hardly vary", columns, tuple(rows), note)
 
 
-def selection_table(records: Sequence[Record]) -> Table:
+def selection_table(records: Sequence[Record], whose: str = "own contexts") -> Table:
     """How well start values rank the policies of an environment; means over the seeds of the contexts."""
     groups: dict[tuple[str, int, str], list[PolicyMetrics]] = {}
     for metrics in policy_metrics([record for record in records if record.error is None]):
@@ -279,7 +279,7 @@ def selection_table(records: Sequence[Record]) -> Table:
         "Start value: mean over start states. Error and range in units of the environment's reward. Regret@k: what is "
         "lost by taking the best of the k policies ranked highest, as a share of the range; 0 is best."
     )
-    return Table("Choice of policies", columns, tuple(rows), note)
+    return Table(f"Choice of policies, {whose}", columns, tuple(rows), note)
 
 
 def _mean(values: Sequence[float]) -> float:
