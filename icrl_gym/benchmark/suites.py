@@ -46,8 +46,7 @@ _CLASSIC = (
     *_trained("CartPole-v1", "ppo", 30000, extra="classic"),
     *_trained("Acrobot-v1", "ppo", 30000, extra="classic"),
     *_trained("Pendulum-v1", "ppo", 30000, extra="classic"),
-    *_trained("MountainCar-v0", "dqn", 120000, seeds=(0,), extra="classic"),
-    *_trained("MountainCar-v0", "dqn", 80000, seeds=(1, 2), extra="classic"),
+    *_trained("MountainCar-v0", "dqn", 120000, extra="classic"),
     *_trained("MountainCarContinuous-v0", "sac", 20000, extra="classic"),
 )
 _BOX2D = (
