@@ -334,18 +334,21 @@ def test_the_page_asks_for_nothing_outside_itself(run):
 
 
 def test_the_report_command_writes_everything(run, tmp_path, capsys):
-    assert main(["report", str(run), "--subject", "lstd", "--show", "kbrl", "--html", str(tmp_path / "p.html")]) == 0
+    assert (
+        main(["report", str(run), "--subject", "lstd", "--show", "kbrl", "--html", str(tmp_path / "new" / "p.html")])
+        == 0
+    )
     written = (run / "report.md").read_text()
     printed = capsys.readouterr().out
     assert written.startswith(printed.split("\n\nWritten:")[0][:2000])
-    assert str(tmp_path / "p.html") in printed
+    assert str(tmp_path / "new" / "p.html") in printed
     assert "Error of `lstd` over the error of each rival" in written
     assert max(len(line) for line in written.splitlines() if line[:1] not in "|-!*") <= 120
     assert "| Cart-v0 | " in written
     for name in ("error_by_context", "performance_profiles", "coverage_by_environment", "cost_against_accuracy"):
         assert f"({name}.png)" in written
         assert (run / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert 'data-subject="lstd"' in (tmp_path / "p.html").read_text()
+    assert 'data-subject="lstd"' in (tmp_path / "new" / "p.html").read_text()
     assert not (run / "report.html").exists()
     assert not (run / "tensorboard").exists()
 

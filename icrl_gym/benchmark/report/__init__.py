@@ -30,6 +30,7 @@ def write_report(config: ReportConfig) -> tuple[str, list[Path]]:
     """
     records, found, subject = run_sections(config)
     page = config.html or config.run / "report.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
     written = [config.run / "report.md", *write_pictures(found, config.run), page]
     write_text(config.run / "report.md", markdown(found) + "\n")
     write_text(page, html_page(found, f"In-context evaluation: {subject} in the benchmark", subject))

@@ -165,7 +165,8 @@ def _shared_errors(records: Sequence[Record], shown: Sequence[str]) -> dict[str,
 def _profile(errors_RT: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Share at or below each threshold, with the ends of its interval."""
     found = [agg.with_interval(lambda e, t=t: (e <= t).mean(axis=(-2, -1)), errors_RT, 400) for t in thresholds]
-    return tuple(np.array([getattr(figure, side) for figure in found]) for side in ("value", "low", "high"))  # type: ignore
+    values, lows, highs = np.array([(figure.value, figure.low, figure.high) for figure in found]).T
+    return values, lows, highs
 
 
 def coverage_by_environment(records: Sequence[Record], subject: str, most: int = 3) -> Figure:
