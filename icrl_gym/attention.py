@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LEAST_DETERMINED = 1e-3  # cancellation in the free level's denominator below which the level stays at c0
+
 
 def inner_product_attention(destination_BD: Tensor, source_ND: Tensor, key_bias_N: Tensor) -> Tensor:
     """K(k | x) = softmax_k(<x, x_k> + b_k), (..., C, N). Theorem 1's kernel for b = 0."""
@@ -137,6 +139,7 @@ class Gates:
         forgetting: eta.
         constant_mode: solve the constant in every layer.
         average_ends: update end columns as averagers (only without forgetting; with it all columns follow one rule).
+        free_level: share of the free level in an equilibrium's constant (`solve_equilibrium`).
     """
 
     step_size: float | Tensor = 1.0
@@ -144,6 +147,7 @@ class Gates:
     forgetting: float | Tensor = 0.0
     constant_mode: bool = True
     average_ends: bool = True
+    free_level: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -221,17 +225,39 @@ def solve_equilibrium(context: Context, attention_CN: Tensor, gates: Gates) -> R
     c0 + sum_k K(k | x) a_k. For beta = 0 this is regularised kernel LSTD(lambda) with a softmax kernel. Without
     forgetting (beta = eta = 0) repeated sources make the system singular and ends are averagers: the least-norm
     solution is taken.
+
+    The *free level* is the constant c1 in place of c0 for which sum_k w_k a_k = 0, an unpenalised intercept: what c0
+    gets wrong about the mean no longer has to be made up by memories that forgetting shrinks. The constant used is
+    c0 + free_level (c1 - c0) (this project's own; needs forgetting or averaging).
     """
     constant_1R, matrix_NN, right_NR = equilibrium_system(context, attention_CN, gates)
     factors = None
     if _positive(gates.forgetting) or _positive(gates.averaging):
         factors = torch.linalg.lu_factor(matrix_NN)
         memory_NR = torch.linalg.lu_solve(*factors, right_NR)
+        if gates.free_level:
+            constant_1R, memory_NR = move_level(context, gates, factors, constant_1R, memory_NR)
     else:
         source_attention = attention_CN[..., : right_NR.shape[-2], :]
         memory_NR = torch.linalg.pinv(source_attention @ matrix_NN, rtol=1e-12) @ (source_attention @ right_NR)
     columns = torch.stack([(constant_1R + 0.0 * attention_CN[..., :1]), constant_1R + attention_CN @ memory_NR], dim=-3)
     return Readout(constant_1R, memory_NR.unsqueeze(-3), columns, factors)
+
+
+def move_level(
+    context: Context, gates: Gates, factors: tuple[Tensor, Tensor], constant_1R: Tensor, memory_NR: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Constant and memories (..., 1, R), (..., N, R) of a solved equilibrium, moved towards its free level.
+
+    The level stays where the context does not determine it: where the memories that it would free cancel.
+    """
+    level_N1 = torch.linalg.lu_solve(*factors, gates.step_size * context.trace(1.0 - context.discounts_N1))
+    total_11 = (context.weights_N1 * level_N1).sum(-2, keepdim=True)
+    size_11 = (context.weights_N1 * level_N1.abs()).sum(-2, keepdim=True)
+    determined = total_11.abs() > LEAST_DETERMINED * size_11
+    share_1R = (context.weights_N1 * memory_NR).sum(-2, keepdim=True) / torch.where(determined, total_11, 1.0)
+    shift_1R = gates.free_level * torch.where(determined, share_1R, 0.0)
+    return constant_1R + shift_1R, memory_NR - level_N1 * shift_1R
 
 
 def equilibrium_system(context: Context, attention_CN: Tensor, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:

@@ -117,6 +117,56 @@ class ReproduceConfig:
 
 
 @dataclass(frozen=True)
+class PretrainConfig:
+    """Pretrain the mixture on the synthetic prior: draw and solve tasks, train its networks, write a checkpoint.
+
+    Finished shards of tasks and training states stay in the run folder, and a second call goes on from there. Under
+    torchrun the processes share the tasks and the batches.
+    """
+
+    out: Path = Path("runs/pretrain")
+    """Folder of shards, training states and logs."""
+    checkpoint: Path | None = None
+    """Where to write the checkpoint (.safetensors; its card beside it). Default: generalist.safetensors in the folder."""
+    seed: int = 0
+    """Of tasks, initial weights and batches."""
+    shards: int = 400
+    """Shards of up to 16 tasks to train on."""
+    validation_shards: int = 48
+    """Shards to stop early by and to report; drawn from another stream."""
+    exclude: tuple[str, ...] = ()
+    """Families of the prior never trained on; validation still shows them."""
+    loss: str = "log_rmse"
+    """Of the gate: log_rmse, relative_rmse or huber."""
+    steps: int = 3000
+    """Most steps of each network."""
+    batch_size: int = 256
+    """Tasks per step."""
+    learning_rate: float = 2e-3
+    """Largest, after warm-up; a cosine brings it down."""
+    width: int = 32
+    """Of the hidden layers."""
+    jobs: int = 1
+    """Processes that draw and solve tasks on this machine."""
+    device: str = "cpu"
+    """Torch device of the training."""
+    tensorboard: bool = True
+    """Write losses, gates and coverage for TensorBoard into the folder."""
+
+    def check(self) -> None:
+        """Raise ValueError if a field is out of its range; the message names it."""
+        for name in ("shards", "validation_shards", "steps", "batch_size", "width", "jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be an integer of at least 0, got {self.seed!r}")
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"learning_rate must be in (0, 1), got {self.learning_rate!r}")
+        if self.checkpoint is not None and self.checkpoint.suffix != ".safetensors":
+            raise ValueError(f"checkpoint must end in .safetensors, got {str(self.checkpoint)!r}")
+
+
+@dataclass(frozen=True)
 class BenchmarkConfig:
     """Run a suite of the benchmark.
 

@@ -23,6 +23,7 @@ from icrl_gym.attention import (
     Trace,
     gaussian_attention,
     inner_product_attention,
+    move_level,
     run_layers,
     solve_equilibrium,
 )
@@ -54,6 +55,7 @@ class Setting:
         pseudo_terminations: p >= 0, Laplace's rule on the hazard: every discount is multiplied by N / (N + p), as if p
             more terminations had been seen, spread evenly over the context.
         relevance: weight of each feature in a Gaussian kernel (relevance.py).
+        free_level: share of the unpenalised intercept in an equilibrium's constant, in [-1, 1]; 0 is the prompt's own.
     """
 
     kernel: Literal["gaussian", "inner_product"] = "gaussian"
@@ -69,6 +71,7 @@ class Setting:
     start_at_constant: bool = True
     pseudo_terminations: float = 0.0
     relevance: Relevance = "uniform"
+    free_level: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every range; raise ValueError or TypeError naming the argument."""
@@ -83,6 +86,7 @@ class Setting:
             "forgetting": (0.0, 1.0),
             "trace_decay": (0.0, 1.0),
             "pseudo_terminations": (0.0, math.inf),
+            "free_level": (-1.0, 1.0),
             "step_size": (0.0, math.inf),
             "averaging": (0.0, 1.0),
         }
@@ -94,6 +98,8 @@ class Setting:
             raise ValueError(f"relevance must be one of {sorted(RELEVANCES)}, got {self.relevance!r}")
         if self.bandwidth == 0 or self.step_size == 0:
             raise ValueError("bandwidth and step_size must be positive, got 0")
+        if self.free_level and not (self.at_equilibrium and (self.forgetting or self.averaging)):
+            raise ValueError("free_level needs num_layers='equilibrium' and a positive forgetting or averaging")
         if self.kernel == "inner_product" and self.sink:
             raise ValueError(f"sink must be 0 with kernel 'inner_product', got {self.sink}")
 
@@ -103,7 +109,9 @@ class Setting:
 
     @property
     def gates(self) -> Gates:
-        return Gates(self.step_size, self.averaging, self.forgetting, self.constant_mode, self.average_ends)
+        return Gates(
+            self.step_size, self.averaging, self.forgetting, self.constant_mode, self.average_ends, self.free_level
+        )
 
     def fallback(self) -> Setting:
         """The averager that is certain to contract: beta = alpha = 1, no constant mode (theory section 7)."""
@@ -115,6 +123,7 @@ class Setting:
             constant_mode=False,
             average_ends=True,
             start_at_constant=True,
+            free_level=0.0,
         )
 
 
@@ -225,6 +234,26 @@ def compile_prompt(
         setting = setting.fallback()
         readout = _run(context, attention_CN, setting)
     return CompiledPrompt(prompt, setting, context, attention_CN, readout, log_weights_N, fell_back)
+
+
+def with_free_level(compiled: CompiledPrompt, free_level: float) -> CompiledPrompt:
+    """The same equilibrium at another free level, from the factors that are there; without factors, as it is.
+
+    Args:
+        compiled: with a setting whose free level is 0.
+        free_level: in [-1, 1].
+    """
+    readout = compiled.readout
+    if readout.factors is None or not free_level:
+        return compiled
+    setting = replace(compiled.setting, free_level=free_level)
+    constant_1R, memory_NR = move_level(
+        compiled.context, setting.gates, readout.factors, readout.constants_LR[-1:], readout.memories_LNR[-1]
+    )
+    values_CR = constant_1R + compiled.attention_CN @ memory_NR
+    columns_LCR = torch.stack([constant_1R.expand_as(values_CR), values_CR])
+    moved = Readout(constant_1R, memory_NR.unsqueeze(0), columns_LCR, readout.factors)
+    return replace(compiled, setting=setting, readout=moved)
 
 
 def _check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:

@@ -1,0 +1,193 @@
+"""Examples to train on: tasks of the prior with every head solved at the corners of what the gate may choose.
+
+Shard i is a pure function of (seed, i, heads): family, length and tasks are drawn from it. A shard is one npz file,
+written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from icrl_gym.features import FeatureMap
+from icrl_gym.generalist.statistics import QueryFacts, prompt_statistics
+from icrl_gym.model import CompiledPrompt, Setting, compile_prompt, with_free_level
+from icrl_gym.prior import FAMILIES, TaskBatch, sample_tasks
+from icrl_gym.prompt import Prompt
+
+LENGTHS = {128: 0.15, 256: 0.35, 512: 0.35, 1024: 0.12, 2048: 0.03}  # of contexts, with their shares
+NUM_QUERIES = 64
+MOST_TASKS = 16  # of a shard; long contexts come in smaller shards
+PSEUDO_CORNERS = (0.0, 1.0)
+LEVEL_CORNERS = (0.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """B tasks, H heads, Q queries, S statistics; NumPy arrays.
+
+    Attributes:
+        statistics: (B, S) float32.
+        values: (B, H, 2, 2, Q) float32, in units of ``scale`` and relative to ``constant``, at the corners of
+            pseudo-terminations and free level.
+        mass: (B, Q) float32, the first head's attention in sources.
+        level_shift: (B,) float32, in units of ``scale``.
+        truth, truth_stderr: (B, Q) float32, in the same units.
+        constant, scale: (B,) float64.
+        family: (B,) index into `icrl_gym.prior.FAMILIES`.
+        length: (B,) transitions.
+    """
+
+    statistics: np.ndarray
+    values: np.ndarray
+    mass: np.ndarray
+    level_shift: np.ndarray
+    truth: np.ndarray
+    truth_stderr: np.ndarray
+    constant: np.ndarray
+    scale: np.ndarray
+    family: np.ndarray
+    length: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def select(self, rows: np.ndarray) -> Examples:
+        """The examples of an index or a mask."""
+        return Examples(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    @classmethod
+    def join(cls, parts: Sequence[Examples]) -> Examples:
+        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+
+
+def make_shard(path: Path, seed: int, index: int, heads: tuple[Setting, ...]) -> None:
+    """Draw and solve shard ``index`` of stream ``seed``, unless it is there."""
+    if path.exists():
+        return
+    rng = np.random.default_rng((seed, index))
+    shares = np.array([family.weight for family in FAMILIES.values()])
+    family = str(rng.choice(list(FAMILIES), p=shares / shares.sum()))
+    length = int(rng.choice(list(LENGTHS), p=list(LENGTHS.values())))
+    batch = sample_tasks(
+        family,
+        num_tasks=max(4, min(MOST_TASKS, MOST_TASKS * 512 // length)),
+        num_transitions=length,
+        num_queries=NUM_QUERIES,
+        seed=(seed, index),
+    )
+    number = list(FAMILIES).index(family)
+    solved = [example for task in range(len(batch)) if (example := _solve(batch, task, heads, number)) is not None]
+    if not solved:
+        raise RuntimeError(f"shard {index} of seed {seed}: no task of {family!r} could be solved")
+    _save(path, Examples.join(solved))
+
+
+def load_shards(paths: Sequence[Path]) -> Examples:
+    """Read shards in the order given."""
+    return Examples.join([_load(path) for path in paths])
+
+
+def task_prompt(batch: TaskBatch, task: int) -> tuple[Prompt, np.ndarray]:
+    """Prompt and query features (Q, D) of one task of the prior."""
+    trajectory, queries = batch.trajectory(task), batch.queries[task].double().cpu().numpy()
+    gamma = float(batch.gamma[task])
+    feature_map = _Plain(trajectory.observation_space) if not batch.standardise else None
+    prompt = Prompt.from_trajectory(trajectory, gamma, feature_map)
+    return prompt, prompt.queries(queries)
+
+
+class _Plain(FeatureMap):
+    """One-hot columns of a lone categorical state: features already, one component."""
+
+    def __call__(self, observations: np.ndarray) -> np.ndarray:
+        return np.asarray(observations, dtype=np.float64)
+
+    @property
+    def effective_dimension(self) -> int:
+        return 1
+
+
+def _solve(batch: TaskBatch, task: int, heads: tuple[Setting, ...], family: int) -> Examples | None:
+    prompt, query_QD = task_prompt(batch, task)
+    truth_Q = (batch.values[task] + batch.values_second[task]).double().cpu().numpy() / 2
+    return solve_example(prompt, query_QD, truth_Q, batch.stderr[task].double().cpu().numpy(), heads, family)
+
+
+def solve_example(
+    prompt: Prompt,
+    query_QD: np.ndarray,
+    truth_Q: np.ndarray,
+    stderr_Q: np.ndarray,
+    heads: tuple[Setting, ...],
+    family: int = -1,
+) -> Examples | None:
+    """One example, or None where a head's values are not finite or the prompt has no scale.
+
+    Args:
+        prompt: the context.
+        query_QD: features of the queries.
+        truth_Q, stderr_Q: their values, in units of reward, and standard errors.
+        heads: settings; the first gives the statistics.
+        family: index into `icrl_gym.prior.FAMILIES`, -1 for none.
+    """
+    first = compile_prompt(prompt, heads[0])
+    facts = QueryFacts.of(first, query_QD)
+    corners = np.stack([_corners(prompt, head, first if i == 0 else None, query_QD) for i, head in enumerate(heads)])
+    if not facts.scale > 0 or not np.isfinite(corners).all():
+        return None
+
+    def small(x: np.ndarray | float) -> np.ndarray:
+        return np.asarray(x, dtype=np.float32)[None]
+
+    return Examples(
+        statistics=small(prompt_statistics(prompt, first)),
+        values=small((corners - facts.constant) / facts.scale),
+        mass=small(facts.mass_Q),
+        level_shift=small(facts.level_shift / facts.scale),
+        truth=small((truth_Q - facts.constant) / facts.scale),
+        truth_stderr=small(stderr_Q / facts.scale),
+        constant=np.array([facts.constant]),
+        scale=np.array([facts.scale]),
+        family=np.array([family]),
+        length=np.array([len(prompt)]),
+    )
+
+
+def _corners(prompt: Prompt, head: Setting, done: CompiledPrompt | None, query_QD: np.ndarray) -> np.ndarray:
+    """Values (2, 2, Q) at the corners of pseudo-terminations and free level."""
+    by_pseudo = []
+    for pseudo in PSEUDO_CORNERS:
+        setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
+        compiled = done if done is not None and not pseudo else compile_prompt(prompt, setting)
+        attention_QN = compiled.attend(query_QD)
+        levels = [with_free_level(compiled, level) for level in LEVEL_CORNERS]
+        by_pseudo.append([moved.values(attention_QN)[-1].double().cpu().numpy() for moved in levels])
+    return np.array(by_pseudo)
+
+
+def _save(path: Path, examples: Examples) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(unfinished, "wb") as file:
+            np.savez(file, **{field.name: getattr(examples, field.name) for field in fields(examples)})
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> Examples:
+    with np.load(path, allow_pickle=False) as stored:
+        return Examples(**{field.name: stored[field.name] for field in fields(Examples)})
+
+
+def as_tensors(examples: Examples) -> dict[str, torch.Tensor]:
+    """The arrays that training reads."""
+    names = ("statistics", "values", "mass", "level_shift", "truth", "truth_stderr")
+    return {name: torch.as_tensor(getattr(examples, name)) for name in names}

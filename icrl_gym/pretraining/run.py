@@ -1,0 +1,292 @@
+"""One run from an empty folder to a checkpoint: shards, gate, spread head, validation, card.
+
+Below ``out``: ``examples.json`` (what the shards are), ``train/`` and ``validation/`` (shards), ``<key>/gate.pt`` and
+``<key>/spread.pt`` (training states; ``key`` names everything that training depends on), ``tensorboard/<key>/``.
+Every file is written under a temporary name and renamed, so a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from icrl_gym.configuration import PretrainConfig
+from icrl_gym.generalist.checkpoint import new_networks, save_checkpoint
+from icrl_gym.generalist.gate import Gate, SpreadHead
+from icrl_gym.generalist.heads import HEADS
+from icrl_gym.generalist.mixture import Generalist
+from icrl_gym.pretraining.examples import Examples, as_tensors, load_shards, make_shard
+from icrl_gym.pretraining.training import (
+    LOSSES,
+    Z_LEVEL,
+    Batch,
+    Schedule,
+    TrainingState,
+    gate_objective,
+    spread_objective,
+    train,
+    with_errors,
+)
+from icrl_gym.prior import FAMILIES
+from icrl_gym.runs import versions, write_json
+from icrl_gym.tracking import open_writer
+
+Progress = Callable[[str, int, int], None]
+STATE_VERSION = 1
+
+
+def pretrain(config: PretrainConfig, progress: Progress = lambda part, done, total: None) -> Path:
+    """Do what is missing and return the checkpoint's path.
+
+    Raises:
+        ValueError: bad configuration, an unknown family or loss, or a folder that holds other examples.
+    """
+    _check(config)
+    started = time.time()
+    rank, world = _join_processes()
+    _claim_folder(config)
+    _make_shards(config, rank, world, progress)
+    if world > 1:
+        torch.distributed.barrier()
+    training, validation = (load_shards(_paths(config, part)) for part in ("train", "validation"))
+    model, states = fit(config, training, validation, progress, rank=rank, world=world)
+    path = config.checkpoint or config.out / "generalist.safetensors"
+    if rank == 0:
+        report = describe(config, model, training, validation, states, time.time() - started)
+        save_checkpoint(path, model, report)
+    if world > 1:
+        torch.distributed.destroy_process_group()
+    return path
+
+
+def fit(
+    config: PretrainConfig,
+    training: Examples,
+    validation: Examples,
+    progress: Progress = lambda part, done, total: None,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> tuple[Generalist, dict[str, TrainingState]]:
+    """Train both networks on solved examples; states are kept below ``config.out``."""
+    torch.manual_seed(config.seed)
+    gate, spread = new_networks(len(HEADS), config.width)
+    gate.to(config.device)
+    spread.to(config.device)
+    kept = ~np.isin(training.family, [list(FAMILIES).index(name) for name in config.exclude])
+    batch, held_out = (_to(as_tensors(part), config.device) for part in (training.select(kept), validation))
+    gate.standardisation.fit(batch["statistics"])
+    schedule = Schedule(steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate)
+    seed = config.seed * world + rank
+    states = {}
+    folder = config.out / _key(config)
+    writer = open_writer(config.out / "tensorboard" / folder.name if config.tensorboard and rank == 0 else None)
+    averaging = _average_gradients if world > 1 else (lambda network: None)
+    with writer:
+
+        def step(network: Gate | SpreadHead, name: str, objective: Any, examples: Batch, others: Batch) -> None:
+            path = folder / f"{name}.pt"
+
+            def on_validation(state: TrainingState) -> None:
+                if rank == 0:
+                    _save_state(path, state)
+                    for tag, value in zip(("train", "validation"), state.history[-1][1:], strict=True):
+                        writer.add_scalar(f"{name}/{tag}", value, state.step)
+                progress(f"training the {name}", state.step, schedule.steps)
+
+            states[name] = train(
+                network, objective, examples, others, schedule, seed=seed, state=_load_state(path),
+                on_validation=on_validation, average_gradients=averaging,
+            )  # fmt: skip
+            progress(f"training the {name}", schedule.steps, schedule.steps)
+
+        step(gate, "gate", gate_objective(config.loss), batch, held_out)
+        batch, held_out = (with_errors(part, gate) for part in (batch, held_out))
+        inputs = torch.cat([_repeated(batch), batch["query_statistics"]], dim=-1)
+        spread.standardisation.fit(inputs.flatten(0, 1))
+        step(spread, "spread", spread_objective, batch, held_out)
+        model = Generalist(HEADS, gate.cpu().eval(), spread.cpu().eval())
+        for family, row in by_family(model, validation).items():
+            for name, value in row.items():
+                if value is not None:
+                    writer.add_scalar(f"{name}/{family}", value, states["gate"].step)
+    return model, states
+
+
+def by_family(model: Generalist, examples: Examples) -> dict[str, dict[str, float | None]]:
+    """Per family, and over "all": tasks, error of the mixture and of its first head, their ratio, coverage.
+
+    Errors are geometric means over tasks of RMSE / std; tasks whose values do not vary are left out.
+    """
+    batch = with_errors(as_tensors(examples), model.gate)
+    truth_BQ = batch["truth"]
+    with torch.no_grad():
+        log_BQ = model.spread(batch["statistics"], batch["query_statistics"])
+    half_BQ = Z_LEVEL * torch.sqrt(torch.exp(2 * log_BQ) + batch["truth_stderr"].square())
+    covered_B = (batch["error"].abs() <= half_BQ).float().mean(dim=1).numpy()
+    std_B = truth_BQ.std(dim=1, unbiased=False)
+    noise_B = batch["truth_stderr"].square().mean(dim=1).sqrt()
+    varies_B = (std_B > 2 * noise_B).numpy() & (std_B > 1e-4).numpy()
+    first_BQ = batch["values"][:, 0, 0, 0] - truth_BQ
+    logs = [
+        torch.log(e.square().mean(dim=1).sqrt() / std_B.clamp(min=1e-9)).numpy() for e in (batch["error"], first_BQ)
+    ]
+    names = [*FAMILIES, "all"]
+    rows = {}
+    for number, name in enumerate(names):
+        own = np.ones(len(std_B), bool) if name == "all" else examples.family == number
+        used = own & varies_B
+        ours, constructed = (float(np.exp(log[used].mean())) if used.any() else None for log in logs)
+        rows[name] = {
+            "tasks": float(own.sum()),
+            "error": ours,
+            "constructed": constructed,
+            "ratio": float(np.exp((logs[0] - logs[1])[used].mean())) if used.any() else None,
+            "worst_ratio": float(np.exp((logs[0] - logs[1])[used].max())) if used.any() else None,
+            "coverage": float(covered_B[own].mean()) if own.any() else None,
+        }
+    return rows
+
+
+def describe(
+    config: PretrainConfig,
+    model: Generalist,
+    training: Examples,
+    validation: Examples,
+    states: Mapping[str, TrainingState],
+    seconds: float,
+) -> dict[str, Any]:
+    """What the card says of the training; wall time is this call's, all of it only where it started from nothing."""
+    settings = {name: value for name, value in asdict(config).items() if name not in ("out", "checkpoint", "jobs")}
+    return {
+        "settings": settings,
+        "families": {name: family.weight for name, family in FAMILIES.items() if name not in config.exclude},
+        "tasks": len(training),
+        "validation_tasks": len(validation),
+        "steps": {name: state.step for name, state in states.items()},
+        "best_steps": {name: state.best_step for name, state in states.items()},
+        "validation_loss": {name: state.best_loss for name, state in states.items()},
+        "validation": by_family(model, validation),
+        "seconds": round(seconds),
+        "commit": versions()["commit"],
+        "known_limits": [
+            "An error bar stands for what the prior held; on an environment unlike it, coverage is not assured.",
+            "With no or one termination in the context the level of the values is a guess by pseudo-terminations.",
+            "Contexts above 2,048 transitions were never trained on.",
+        ],
+    }
+
+
+def _check(config: PretrainConfig) -> None:
+    config.check()
+    if config.loss not in LOSSES:
+        raise ValueError(f"loss must be one of {sorted(LOSSES)}, got {config.loss!r}")
+    unknown = sorted(set(config.exclude) - set(FAMILIES))
+    if unknown or set(config.exclude) == set(FAMILIES):
+        raise ValueError(f"exclude must name some, not all, of {', '.join(FAMILIES)}; got {list(config.exclude)}")
+
+
+def _claim_folder(config: PretrainConfig) -> None:
+    """Shards are of these heads and this seed, or the folder is refused."""
+    path = config.out / "examples.json"
+    content = json.loads(json.dumps({"seed": config.seed, "heads": [asdict(head) for head in HEADS]}))
+    if path.exists() and json.loads(path.read_text()) != content:
+        raise ValueError(f"out: {config.out} holds examples of another seed or of other heads; take another folder")
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
+
+
+def _paths(config: PretrainConfig, part: str) -> list[Path]:
+    number = config.shards if part == "train" else config.validation_shards
+    return [config.out / part / f"shard{index:05d}.npz" for index in range(number)]
+
+
+def _make_shards(config: PretrainConfig, rank: int, world: int, progress: Progress) -> None:
+    """This process's share of the shards that are not there yet. Streams of a seed: 2 s trains, 2 s + 1 validates."""
+    from joblib import Parallel, delayed
+
+    parts = [(part, 2 * config.seed + (part == "validation")) for part in ("validation", "train")]
+    calls = [
+        delayed(_make_on_one_thread)(path, seed, index)
+        for part, seed in parts
+        for index, path in enumerate(_paths(config, part))
+        if index % world == rank and not path.exists()
+    ]
+    for count, _ in enumerate(Parallel(n_jobs=config.jobs, return_as="generator_unordered")(calls), 1):
+        progress("drawing and solving tasks", count, len(calls))
+
+
+def _make_on_one_thread(path: Path, seed: int, index: int) -> None:
+    with one_thread():
+        make_shard(path, seed, index, HEADS)
+
+
+@contextmanager
+def one_thread():
+    """Many small systems: threads only get in each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _key(config: PretrainConfig) -> str:
+    names = ("seed", "shards", "validation_shards", "exclude", "loss", "steps", "batch_size", "learning_rate", "width")
+    content = json.dumps({name: getattr(config, name) for name in names}, sort_keys=True)
+    return f"training-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def _save_state(path: Path, state: TrainingState) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save({"version": STATE_VERSION, **vars(state)}, unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _load_state(path: Path) -> TrainingState | None:
+    """The state of a run that was interrupted; tensors and numbers only, no code is unpickled."""
+    if not path.exists():
+        return None
+    stored = torch.load(path, weights_only=True)
+    if stored.pop("version", None) != STATE_VERSION:
+        raise ValueError(f"{path} was written by another version; take another folder")
+    return TrainingState(**stored)
+
+
+def _repeated(batch: Batch) -> Tensor:
+    return batch["statistics"][:, None, :].expand(-1, batch["truth"].shape[1], -1)
+
+
+def _to(batch: Batch, device: str) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _join_processes() -> tuple[int, int]:
+    """Rank and number of processes, as torchrun sets them; (0, 1) without it."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        torch.distributed.init_process_group("gloo")
+    return int(os.environ.get("RANK", "0")), world
+
+
+def _average_gradients(network: nn.Module) -> None:
+    for parameter in network.parameters():
+        if parameter.grad is not None:
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= torch.distributed.get_world_size()
