@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench docs clean
+.PHONY: demo test test-slow check bench docs pretrain clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -35,6 +35,9 @@ bench: $(STAMP)  ## speed and memory, as ratios within one run
 docs: $(STAMP)  ## the generated pages: the theory's claims (an hour from scratch; resumes) and the prior's pictures
 	$(BIN)/python scripts/reproduce.py --report docs/reproduction.md
 	$(BIN)/python scripts/draw_prior.py
+
+pretrain: $(STAMP)  ## the generalist's checkpoint from an empty folder (hours; resumes), into runs/pretrain
+	$(BIN)/icrl-gym pretrain --jobs 2
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -22,10 +22,26 @@ import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-from icrl_gym.configuration import DEFAULT_ESTIMATOR, BenchmarkConfig, EvaluateConfig, ReportConfig, ReproduceConfig
+from icrl_gym.configuration import (
+    DEFAULT_ESTIMATOR,
+    BenchmarkConfig,
+    EvaluateConfig,
+    PretrainConfig,
+    ReportConfig,
+    ReproduceConfig,
+)
 from icrl_gym.runs import standard_json, versions
 
 if TYPE_CHECKING:
@@ -106,6 +122,19 @@ def run_reproduce(command: ReproduceConfig) -> None:
         sys.stdout.write(f"{result.claim.number:>2}  {result.claim.title}: {result.outcome.verdict}\n")
 
 
+def run_pretrain(command: PretrainConfig) -> None:
+    """The sub-command ``pretrain``."""
+    from icrl_gym.pretraining import pretrain
+
+    bars = _bars(TimeRemainingColumn())
+    try:
+        path = pretrain(command, _advance(bars))
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+    sys.stdout.write(f"{path}\n")
+
+
 def run_benchmark(command: BenchmarkConfig) -> None:
     """The sub-command ``benchmark``."""
     from icrl_gym.benchmark import report, runner
@@ -145,6 +174,7 @@ def run_info(command: InfoCommand) -> None:
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "evaluate": (EvaluateCommand, run_evaluate),
     "reproduce": (ReproduceConfig, run_reproduce),
+    "pretrain": (PretrainConfig, run_pretrain),
     "benchmark": (BenchmarkConfig, run_benchmark),
     "report": (ReportConfig, run_report),
     "info": (InfoCommand, run_info),
@@ -157,8 +187,8 @@ def checkpoint_cards() -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
-def _bars() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+def _bars(*more: ProgressColumn) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *more)
     return Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
 
 
