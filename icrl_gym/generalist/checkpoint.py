@@ -90,7 +90,7 @@ def load_checkpoint(path: Path) -> tuple[Generalist, Card]:
     try:
         content = path.read_bytes()
         stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot read the checkpoint or its card: {error}") from error
     if not isinstance(stored, dict) or stored.get("schema_version") != SCHEMA_VERSION:
         version = stored.get("schema_version") if isinstance(stored, dict) else None
@@ -105,13 +105,13 @@ def load_checkpoint(path: Path) -> tuple[Generalist, Card]:
         raise CheckpointError(f"{path}: sha256 must be {card.sha256} by its card, got {digest}")
     if (card.statistics, card.query_statistics) != (list(STATISTICS), list(QUERY_STATISTICS)):
         raise CheckpointError(f"{path}: it reads other statistics than this version computes")
-    gate, spread = new_networks(len(heads), card.width)
     try:
+        gate, spread = new_networks(len(heads), card.width)
         tensors = load_tensors(content)
         for name, module in (("gate", gate), ("spread", spread)):
             own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
             module.load_state_dict(own)
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: weights do not fit the card: {str(error).splitlines()[0]}") from error
     return Generalist(heads, gate.eval(), spread.eval()), card
 

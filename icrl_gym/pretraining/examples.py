@@ -7,6 +7,8 @@ written under a temporary name and renamed.
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -89,7 +91,11 @@ def make_shard(path: Path, seed: int, index: int, heads: tuple[Setting, ...]) ->
 
 
 def load_shards(paths: Sequence[Path]) -> Examples:
-    """Read shards in the order given."""
+    """Read shards in the order given.
+
+    Raises:
+        ValueError: a shard is damaged.
+    """
     return Examples.join([_load(path) for path in paths])
 
 
@@ -183,8 +189,11 @@ def _save(path: Path, examples: Examples) -> None:
 
 
 def _load(path: Path) -> Examples:
-    with np.load(path, allow_pickle=False) as stored:
-        return Examples(**{field.name: stored[field.name] for field in fields(Examples)})
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return Examples(**{field.name: stored[field.name] for field in fields(Examples)})
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError) as error:
+        raise ValueError(f"the shard {path} is damaged; remove it, and it is made again") from error
 
 
 def as_tensors(examples: Examples) -> dict[str, torch.Tensor]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +42,20 @@ from icrl_gym.pretraining.training import (
 )
 from icrl_gym.prior import FAMILIES
 from icrl_gym.runs import versions, write_json
-from icrl_gym.tracking import open_writer
+from icrl_gym.tracking import check_writable, open_writer
 
 Progress = Callable[[str, int, int], None]
 STATE_VERSION = 1
+LONGEST_WAIT = timedelta(days=2)  # of one process for the shards of the others
 
 
 def pretrain(config: PretrainConfig, progress: Progress = lambda part, done, total: None) -> Path:
     """Do what is missing and return the checkpoint's path.
 
     Raises:
-        ValueError: bad configuration, an unknown family or loss, or a folder that holds other examples.
+        ValueError: bad configuration, an unknown family, loss or device, a folder that holds other examples, or a
+            damaged file in it.
+        OSError: the folder or the checkpoint's cannot be written to.
     """
     _check(config)
     started = time.time()
@@ -80,11 +85,14 @@ def fit(
     world: int = 1,
 ) -> tuple[Generalist, dict[str, TrainingState]]:
     """Train both networks on solved examples; states are kept below ``config.out``."""
-    torch.manual_seed(config.seed)
-    gate, spread = new_networks(len(HEADS), config.width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        gate, spread = new_networks(len(HEADS), config.width)
     gate.to(config.device)
     spread.to(config.device)
     kept = ~np.isin(training.family, [list(FAMILIES).index(name) for name in config.exclude])
+    if not kept.any():
+        raise ValueError(f"exclude: nothing to train on is left of {len(kept)} tasks without {list(config.exclude)}")
     batch, held_out = (_to(as_tensors(part), config.device) for part in (training.select(kept), validation))
     gate.standardisation.fit(batch["statistics"])
     schedule = Schedule(steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate)
@@ -103,6 +111,9 @@ def fit(
                     _save_state(path, state)
                     for tag, value in zip(("train", "validation"), state.history[-1][1:], strict=True):
                         writer.add_scalar(f"{name}/{tag}", value, state.step)
+                    if isinstance(network, Gate):
+                        for tag, value in mean_gates(network, others).items():
+                            writer.add_scalar(f"{name}/{tag}", value, state.step)
                 progress(f"training the {name}", state.step, schedule.steps)
 
             states[name] = train(
@@ -112,7 +123,8 @@ def fit(
             progress(f"training the {name}", schedule.steps, schedule.steps)
 
         step(gate, "gate", gate_objective(config.loss), batch, held_out)
-        batch, held_out = (with_errors(part, gate) for part in (batch, held_out))
+        gate.cpu()
+        batch, held_out = (_to(with_errors(_to(part, "cpu"), gate), config.device) for part in (batch, held_out))
         inputs = torch.cat([_repeated(batch), batch["query_statistics"]], dim=-1)
         spread.standardisation.fit(inputs.flatten(0, 1))
         step(spread, "spread", spread_objective, batch, held_out)
@@ -159,6 +171,19 @@ def by_family(model: Generalist, examples: Examples) -> dict[str, dict[str, floa
     return rows
 
 
+def mean_gates(gate: Gate, batch: Batch) -> dict[str, float]:
+    """What the gate decides, on average over tasks: shares of the heads, level, pseudo-terminations, trust."""
+    with torch.no_grad():
+        gates = gate(batch["statistics"])
+    shares = {f"share{head}": float(share) for head, share in enumerate(gates.shares_BH.mean(dim=0))}
+    others = {
+        "free_level": gates.free_level_B,
+        "pseudo_terminations": gates.pseudo_terminations_B,
+        "trust": gates.trust_B,
+    }
+    return shares | {name: float(tensor.mean()) for name, tensor in others.items()}
+
+
 def describe(
     config: PretrainConfig,
     model: Generalist,
@@ -195,15 +220,26 @@ def _check(config: PretrainConfig) -> None:
     unknown = sorted(set(config.exclude) - set(FAMILIES))
     if unknown or set(config.exclude) == set(FAMILIES):
         raise ValueError(f"exclude must name some, not all, of {', '.join(FAMILIES)}; got {list(config.exclude)}")
+    try:
+        torch.zeros(1, device=config.device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be a torch device of this machine, got {config.device!r}: {reason}") from error
+    check_writable(config.out, "out")
+    if config.checkpoint is not None:
+        check_writable(config.checkpoint.parent, "checkpoint")
 
 
 def _claim_folder(config: PretrainConfig) -> None:
     """Shards are of these heads and this seed, or the folder is refused."""
     path = config.out / "examples.json"
     content = json.loads(json.dumps({"seed": config.seed, "heads": [asdict(head) for head in HEADS]}))
-    if path.exists() and json.loads(path.read_text()) != content:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else content
+    except ValueError as error:
+        raise ValueError(f"out: {path} is damaged ({error}); take another folder") from error
+    if stored != content:
         raise ValueError(f"out: {config.out} holds examples of another seed or of other heads; take another folder")
-    config.out.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
 
 
@@ -263,9 +299,12 @@ def _load_state(path: Path) -> TrainingState | None:
     """The state of a run that was interrupted; tensors and numbers only, no code is unpickled."""
     if not path.exists():
         return None
-    stored = torch.load(path, weights_only=True)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"out: the training state {path} is damaged; remove it to train again") from error
     if stored.pop("version", None) != STATE_VERSION:
-        raise ValueError(f"{path} was written by another version; take another folder")
+        raise ValueError(f"out: {path} was written by another version; take another folder")
     return TrainingState(**stored)
 
 
@@ -281,7 +320,7 @@ def _join_processes() -> tuple[int, int]:
     """Rank and number of processes, as torchrun sets them; (0, 1) without it."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
-        torch.distributed.init_process_group("gloo")
+        torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
     return int(os.environ.get("RANK", "0")), world
 
 

@@ -121,7 +121,7 @@ def spread_objective(spread: nn.Module, batch: Batch) -> Tensor:
 
 
 def with_errors(batch: Batch, gate: Gate) -> Batch:
-    """The batch with the frozen mixture's errors and the query statistics that go with it."""
+    """The batch with the frozen mixture's errors and the query statistics that go with it; all on the CPU."""
     with torch.no_grad():
         gates = gate(batch["statistics"])
         mixed_BQ = gated(batch["values"], gates)
@@ -192,8 +192,9 @@ def train(
         index = torch.randint(size, (min(schedule.batch_size, size),), generator=generator)
         batch = {name: tensor[index] for name, tensor in examples.items()}
         if schedule.dropout:
-            hidden = torch.rand(batch["statistics"].shape, generator=generator) < schedule.dropout
-            batch["statistics"] = torch.where(hidden, _means(network, batch["statistics"]), batch["statistics"])
+            statistics = batch["statistics"]
+            hidden = (torch.rand(statistics.shape, generator=generator) < schedule.dropout).to(statistics.device)
+            batch["statistics"] = torch.where(hidden, _means(network, statistics), statistics)
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate * _rate(state.step / schedule.steps)
         loss = objective(network, batch)
@@ -203,7 +204,7 @@ def train(
         nn.utils.clip_grad_norm_(network.parameters(), schedule.clip)
         optimizer.step()
         state.step += 1
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         _move_average(average, network, min(schedule.ema, state.step / (state.step + 10)))
         if state.step % schedule.validate_every == 0 or state.step == schedule.steps:
             with torch.no_grad():
