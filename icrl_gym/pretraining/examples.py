@@ -190,7 +190,7 @@ def _save(path: Path, examples: Examples) -> None:
 
 def _load(path: Path) -> Examples:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return Examples(**{field.name: stored[field.name] for field in fields(Examples)})
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError) as error:
         raise ValueError(f"the shard {path} is damaged; remove it, and it is made again") from error

@@ -301,7 +301,7 @@ def _load_state(path: Path) -> TrainingState | None:
         return None
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"out: the training state {path} is damaged; remove it to train again") from error
     if stored.pop("version", None) != STATE_VERSION:
         raise ValueError(f"out: {path} was written by another version; take another folder")

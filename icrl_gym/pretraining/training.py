@@ -180,7 +180,8 @@ def train(
     average = copy.deepcopy(network)
     if state is None:
         start = _copy(network)
-        state = TrainingState(0, start, optimizer.state_dict(), start, start)
+        with torch.no_grad():  # the untrained network is a candidate as well
+            state = TrainingState(0, start, optimizer.state_dict(), start, start, float(objective(network, validation)))
     else:
         network.load_state_dict(state.network)
         optimizer.load_state_dict(copy.deepcopy(state.optimizer))
