@@ -127,7 +127,7 @@ class PretrainConfig:
     out: Path = Path("runs/pretrain")
     """Folder of shards, training states and logs."""
     checkpoint: Path | None = None
-    """Where to write the checkpoint (.safetensors; its card beside it). Default: generalist.safetensors in the folder."""
+    """Where to write the checkpoint (.safetensors, its card beside it). Default: generalist.safetensors in ``out``."""
     seed: int = 0
     """Of tasks, initial weights and batches."""
     shards: int = 400
@@ -146,6 +146,8 @@ class PretrainConfig:
     """Largest, after warm-up; a cosine brings it down."""
     width: int = 32
     """Of the hidden layers."""
+    members: int = 4
+    """Gates whose mean is taken; they differ in their initial weights."""
     jobs: int = 1
     """Processes that draw and solve tasks on this machine."""
     device: str = "cpu"
@@ -155,7 +157,7 @@ class PretrainConfig:
 
     def check(self) -> None:
         """Raise ValueError if a field is out of its range; the message names it."""
-        for name in ("shards", "validation_shards", "steps", "batch_size", "width", "jobs"):
+        for name in ("shards", "validation_shards", "steps", "batch_size", "width", "members", "jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}")
         if self.seed < 0:

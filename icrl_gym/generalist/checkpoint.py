@@ -37,6 +37,7 @@ class Card:
         schema_version: of the files.
         heads: settings, as keyword arguments.
         width: of the gate's and the spread head's hidden layers.
+        num_members: of the gate.
         statistics, query_statistics: the inputs by name, in order.
         sha256: of the safetensors file.
         training: command, seed, families, tasks, steps, wall time, commit, validation errors, known limits.
@@ -45,6 +46,7 @@ class Card:
     schema_version: int
     heads: list[dict[str, Any]]
     width: int
+    num_members: int
     statistics: list[str]
     query_statistics: list[str]
     sha256: str
@@ -69,7 +71,8 @@ def save_checkpoint(path: Path, model: Generalist, training: dict[str, Any]) -> 
     card = Card(
         SCHEMA_VERSION,
         [_non_default(head) for head in model.heads],
-        model.gate.out.in_features,
+        model.gate.width,
+        len(model.gate.members),
         list(STATISTICS),
         list(QUERY_STATISTICS),
         hashlib.sha256(content).hexdigest(),
@@ -106,7 +109,7 @@ def load_checkpoint(path: Path) -> tuple[Generalist, Card]:
     if (card.statistics, card.query_statistics) != (list(STATISTICS), list(QUERY_STATISTICS)):
         raise CheckpointError(f"{path}: it reads other statistics than this version computes")
     try:
-        gate, spread = new_networks(len(heads), card.width)
+        gate, spread = new_networks(len(heads), card.width, card.num_members)
         tensors = load_tensors(content)
         for name, module in (("gate", gate), ("spread", spread)):
             own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
@@ -116,9 +119,13 @@ def load_checkpoint(path: Path) -> tuple[Generalist, Card]:
     return Generalist(heads, gate.eval(), spread.eval()), card
 
 
-def new_networks(num_heads: int, width: int) -> tuple[Gate, SpreadHead]:
+def new_networks(num_heads: int, width: int, num_members: int = 1) -> tuple[Gate, SpreadHead]:
     """Untrained networks: with them the mixture is its first head."""
-    return Gate(len(STATISTICS), num_heads, width), SpreadHead(len(STATISTICS), len(QUERY_STATISTICS), width)
+    constant_reward = STATISTICS.index("constant_reward")
+    return (
+        Gate(len(STATISTICS), num_heads, width, num_members, constant_reward),
+        SpreadHead(len(STATISTICS), len(QUERY_STATISTICS), width),
+    )
 
 
 def _non_default(head: Setting) -> dict[str, Any]:

@@ -49,27 +49,40 @@ class Standardisation(nn.Module):
 
 
 class Gate(nn.Module):
-    """Statistics of prompts (B, S) -> `Gates`. At initialisation: the first head alone.
+    """Statistics of prompts (B, S) -> `Gates`, the mean over a few members. At initialisation: the first head alone.
+
+    Pseudo-terminations are allowed only where all rewards of a context are equal: there a termination is all that can
+    set values apart, so one must be expected even where none was seen; elsewhere a process may never end.
 
     Args:
         num_statistics: S.
         num_heads: H.
         width: of the hidden layers.
+        num_members: networks that differ in their initial weights alone.
+        constant_reward: column of the statistic that is 1 where all rewards are equal, else 0.
     """
 
-    def __init__(self, num_statistics: int, num_heads: int, width: int = 32) -> None:
+    def __init__(
+        self, num_statistics: int, num_heads: int, width: int = 32, num_members: int = 1, constant_reward: int = -1
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.width = width
+        self.constant_reward = constant_reward
         self.standardisation = Standardisation(num_statistics)
-        self.body = nn.Sequential(nn.Linear(num_statistics, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
-        self.out = nn.Linear(width, num_heads + 3)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.members = nn.ModuleList(_network(num_statistics, width, num_heads + 3) for _ in range(num_members))
 
     def forward(self, statistics_BS: Tensor) -> Gates:
+        return mean_gates(self.by_member(statistics_BS))
+
+    def by_member(self, statistics_BS: Tensor) -> list[Gates]:
+        """The gates of every member."""
         z_BS = self.standardisation(statistics_BS)
-        trust_B = trust(z_BS)
-        raw = self.out(self.body(z_BS.clamp(-CUT, CUT)))
+        trust_B, cut_BS = trust(z_BS), z_BS.clamp(-CUT, CUT)
+        constant_B = (statistics_BS[:, self.constant_reward] > 0.5).to(z_BS)
+        return [self._gates(member(cut_BS), trust_B, constant_B) for member in self.members]
+
+    def _gates(self, raw: Tensor, trust_B: Tensor, constant_B: Tensor) -> Gates:
         mixing_B1 = torch.tanh(raw[:, -3:-2]) * trust_B[:, None]
         first_H = nn.functional.one_hot(torch.tensor(0, device=raw.device), self.num_heads).to(raw)
         shares_BH = (1.0 - mixing_B1) * first_H + mixing_B1 * torch.softmax(raw[:, :-3], dim=-1)
@@ -77,9 +90,14 @@ class Gate(nn.Module):
         return Gates(
             shares_BH,
             trust_B * torch.where(level_B > 0, level_B, -LEAST_LEVEL * level_B),
-            trust_B * _nonnegative(pseudo_B),
+            trust_B * constant_B * _nonnegative(pseudo_B),
             trust_B,
         )
+
+
+def mean_gates(members: list[Gates]) -> Gates:
+    """The mean of every gate."""
+    return Gates(*(torch.stack(parts).mean(dim=0) for parts in zip(*(vars(m).values() for m in members), strict=True)))
 
 
 class SpreadHead(nn.Module):
@@ -91,18 +109,21 @@ class SpreadHead(nn.Module):
     def __init__(self, num_statistics: int, num_query_statistics: int, width: int = 32) -> None:
         super().__init__()
         self.standardisation = Standardisation(num_statistics + num_query_statistics)
-        self.body = nn.Sequential(
-            nn.Linear(num_statistics + num_query_statistics, width), nn.GELU(), nn.Linear(width, width), nn.GELU()
-        )
-        self.out = nn.Linear(width, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.network = _network(num_statistics + num_query_statistics, width, 1)
 
     def forward(self, statistics_BS: Tensor, query_statistics_BQT: Tensor) -> Tensor:
         repeated = statistics_BS[:, None, :].expand(-1, query_statistics_BQT.shape[1], -1)
         z_BQZ = self.standardisation(torch.cat([repeated, query_statistics_BQT], dim=-1))
         doubt_BQ = torch.log(2.0 - trust(z_BQZ))  # up to twice as wide where nothing was learned
-        return self.out(self.body(z_BQZ.clamp(-CUT, CUT)))[..., 0] + doubt_BQ
+        return self.network(z_BQZ.clamp(-CUT, CUT))[..., 0] + doubt_BQ
+
+
+def _network(num_inputs: int, width: int, num_outputs: int) -> nn.Sequential:
+    """Two hidden layers, and an output that starts at zero."""
+    out = nn.Linear(width, num_outputs)
+    nn.init.zeros_(out.weight)
+    nn.init.zeros_(out.bias)
+    return nn.Sequential(nn.Linear(num_inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), out)
 
 
 def trust(standardised: Tensor) -> Tensor:

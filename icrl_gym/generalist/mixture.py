@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from icrl_gym.attention import Readout
 from icrl_gym.generalist.gate import Gate, SpreadHead
 from icrl_gym.generalist.statistics import QueryFacts, prompt_statistics, query_statistics
 from icrl_gym.model import CompiledPrompt, Setting, compile_prompt, with_free_level
@@ -44,7 +45,7 @@ class Generalist:
                 setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
                 known = setting == self.heads[0]
                 run = first if known else compile_prompt(prompt, setting, device=device, dtype=dtype)
-                compiled.append(with_free_level(run, level))
+                compiled.append(_slim(with_free_level(run, level)))
                 shares.append(share)
         total = sum(shares)
         return CompiledMixture(
@@ -57,6 +58,19 @@ class Generalist:
         )
 
 
+def _slim(compiled: CompiledPrompt) -> CompiledPrompt:
+    """What queries need of a head, without its N x N matrices."""
+    readout = Readout(compiled.readout.constants_LR, compiled.readout.memories_LNR)
+    return replace(compiled, readout=readout, attention_CN=compiled.attention_CN[:0])
+
+
+def _reward_matrix(head: CompiledPrompt, features_QD: np.ndarray) -> np.ndarray:
+    """W (Q, N) of one head, solved again."""
+    context, setting = head.context.rewards_NR, head.setting
+    solved = compile_prompt(head.prompt, setting, device=context.device, dtype=context.dtype, fall_back=False)
+    return solved.attribution(solved.attend(features_QD)).double().cpu().numpy()
+
+
 @dataclass(frozen=True, eq=False)
 class CompiledMixture:
     """A prompt run through the mixture, ready for queries.
@@ -64,7 +78,7 @@ class CompiledMixture:
     Attributes:
         model: the mixture.
         first: the context under the first head as it is; support and certificates are its.
-        heads: the context under each open head.
+        heads: the context under each open head, without its matrices.
         shares: of the open heads; they sum to 1.
         statistics_S: of the prompt.
         trust: in [0, 1]; below 0.5 the prompt counts as outside the prior.
@@ -78,28 +92,33 @@ class CompiledMixture:
     trust: float
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know about this context, in plain words."""
+        found = []
+        if any(head.fell_back for head in self.heads):
+            found.append("the recursion grows on this context: the safe averager took over")
+        if self.trust < OUTSIDE_PRIOR:
+            found.append(
+                f"this context is unlike what the model was pretrained on (trust {self.trust:.2f}): it is evaluated "
+                "nearly as by the construction, with wider intervals"
+            )
+        return tuple(found)
+
+    @property
     def fell_back(self) -> bool:
         return any(head.fell_back for head in self.heads)
 
-    def values(self, features_QD: np.ndarray) -> np.ndarray:
-        """Values of queries (Q,), float64."""
-        return sum(
-            share * head.values(head.attend(features_QD))[-1].double().cpu().numpy()
-            for share, head in zip(self.shares, self.heads, strict=True)
-        )  # pyright: ignore[reportReturnType]
+    def evaluate(self, features_QD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values after each layer (L, Q), and standard errors (Q,): a 90 % interval is the value +- 1.645 of them."""
+        by_head_HLQ = np.stack([head.values(head.attend(features_QD)).double().cpu().numpy() for head in self.heads])
+        shares_H = np.array(self.shares)
+        facts = QueryFacts.of(self.first, features_QD)
+        statistics_QT = query_statistics(facts, by_head_HLQ[:, -1], shares_H)
+        with torch.no_grad():
+            log_Q = self.model.spread(self.statistics_S[None], torch.as_tensor(statistics_QT[None]).float())[0]
+        return np.tensordot(shares_H, by_head_HLQ, axes=1), facts.scale * log_Q.double().exp().numpy()
 
     def attribution(self, features_QD: np.ndarray) -> np.ndarray:
         """W (Q, N) with values = W @ rewards."""
-        return sum(
-            share * head.attribution(head.attend(features_QD)).double().cpu().numpy()
-            for share, head in zip(self.shares, self.heads, strict=True)
-        )  # pyright: ignore[reportReturnType]
-
-    def stderr(self, features_QD: np.ndarray) -> np.ndarray:
-        """Standard errors (Q,): a 90 % interval is the value +- 1.645 of them."""
-        by_head_HQ = np.stack([head.values(head.attend(features_QD))[-1].double().cpu().numpy() for head in self.heads])
-        facts = QueryFacts.of(self.first, features_QD)
-        statistics_QT = query_statistics(facts, by_head_HQ, np.array(self.shares))
-        with torch.no_grad():
-            log_Q = self.model.spread(self.statistics_S[None], torch.as_tensor(statistics_QT[None]).float())[0]
-        return facts.scale * log_Q.double().exp().numpy()
+        parts = zip(self.shares, self.heads, strict=True)
+        return np.sum([share * _reward_matrix(head, features_QD) for share, head in parts], axis=0)

@@ -87,7 +87,7 @@ def fit(
     """Train both networks on solved examples; states are kept below ``config.out``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        gate, spread = new_networks(len(HEADS), config.width)
+        gate, spread = new_networks(len(HEADS), config.width, config.members)
     gate.to(config.device)
     spread.to(config.device)
     kept = ~np.isin(training.family, [list(FAMILIES).index(name) for name in config.exclude])
@@ -280,7 +280,18 @@ def one_thread():
 
 
 def _key(config: PretrainConfig) -> str:
-    names = ("seed", "shards", "validation_shards", "exclude", "loss", "steps", "batch_size", "learning_rate", "width")
+    names = (
+        "seed",
+        "shards",
+        "validation_shards",
+        "exclude",
+        "loss",
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "width",
+        "members",
+    )
     content = json.dumps({name: getattr(config, name) for name in names}, sort_keys=True)
     return f"training-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 

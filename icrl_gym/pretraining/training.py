@@ -104,10 +104,14 @@ Objective = Callable[[nn.Module, Batch], Tensor]
 
 
 def gate_objective(loss: str) -> Objective:
-    """Error of the mixed values."""
+    """Error of the mixed values: every member's own while it learns, that of their mean when validated."""
 
     def objective(gate: nn.Module, batch: Batch) -> Tensor:
-        return LOSSES[loss](gated(batch["values"], gate(batch["statistics"])) - batch["truth"], batch["truth"])
+        assert isinstance(gate, Gate)
+        learning = torch.is_grad_enabled()
+        found = gate.by_member(batch["statistics"]) if learning else [gate(batch["statistics"])]
+        errors = [gated(batch["values"], gates) - batch["truth"] for gates in found]
+        return torch.stack([LOSSES[loss](error_BQ, batch["truth"]) for error_BQ in errors]).mean()
 
     return objective
 

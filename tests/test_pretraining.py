@@ -1,0 +1,653 @@
+"""Pretraining from an empty folder to a checkpoint, on tiny tasks: the same bytes however often it was interrupted."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from icrl_gym import cli
+from icrl_gym.configuration import PretrainConfig
+from icrl_gym.generalist import HEADS, STATISTICS, Generalist, load_checkpoint
+from icrl_gym.generalist.checkpoint import new_networks
+from icrl_gym.generalist.gate import Gate
+from icrl_gym.pretraining import examples as shards
+from icrl_gym.pretraining import pretrain, run, training
+from icrl_gym.pretraining.examples import Examples, as_tensors, load_shards, make_shard, task_prompt
+from icrl_gym.prior import FAMILIES, sample_tasks
+
+ROOT = Path(__file__).parents[1]
+FEW = HEADS[:3]
+TINY = """
+from icrl_gym.pretraining import examples, run
+examples.LENGTHS, examples.MOST_TASKS, examples.NUM_QUERIES, run.HEADS = {24: 0.5, 32: 0.5}, 2, 6, run.HEADS[:3]
+"""
+# What every tiny run asks for; steps in two validations.
+SMALL = PretrainConfig(shards=4, validation_shards=2, steps=200, batch_size=8, width=8, members=2)
+
+
+def make_tiny(patch):
+    patch.setattr(shards, "LENGTHS", {24: 0.5, 32: 0.5})
+    patch.setattr(shards, "MOST_TASKS", 2)
+    patch.setattr(shards, "NUM_QUERIES", 6)
+    patch.setattr(run, "HEADS", FEW)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    make_tiny(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder of an uninterrupted run."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_tiny(patch)
+        out = tmp_path_factory.mktemp("pretrain") / "run"
+        pretrain(replace(SMALL, out=out))
+    return out
+
+
+@pytest.fixture
+def solved(finished, tmp_path):
+    """A folder with the shards of that run, and nothing trained."""
+    out = tmp_path / "run"
+    for part in ("train", "validation"):
+        shutil.copytree(finished / part, out / part)
+    return out
+
+
+def weights(path):
+    return {name: tensor.numpy() for name, tensor in load_file(path).items()}
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def state_file(out, name):
+    (path,) = out.glob(f"training-*/{name}.pt")
+    return path
+
+
+def not_to_be_called(*arguments, **options):
+    raise AssertionError("called again")
+
+
+def test_a_shard_has_the_same_bytes_every_time(tmp_path):
+    for folder in ("a", "b"):
+        make_shard(tmp_path / folder / "one.npz", 7, 3, FEW)
+    make_shard(tmp_path / "a" / "next.npz", 7, 4, FEW)
+    make_shard(tmp_path / "a" / "other.npz", 8, 3, FEW)
+    content = (tmp_path / "a" / "one.npz").read_bytes()
+    assert content == (tmp_path / "b" / "one.npz").read_bytes()
+    assert content not in ((tmp_path / "a" / name).read_bytes() for name in ("next.npz", "other.npz"))
+
+
+def test_a_shard_is_made_once(tmp_path):
+    path = tmp_path / "one.npz"
+    path.write_bytes(b"here already")
+    make_shard(path, 0, 0, FEW)
+    assert path.read_bytes() == b"here already"
+
+
+def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def fail(source, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        make_shard(tmp_path / "one.npz", 0, 0, FEW)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_examples_are_in_units_of_the_first_head(finished):
+    examples = load_shards(sorted((finished / "train").iterdir()))
+    count = len(examples)
+    assert examples.values.shape == (count, len(FEW), 2, 2, 6)
+    assert examples.statistics.shape == (count, len(STATISTICS))
+    assert set(examples.length) <= {24, 32}
+    assert all(np.isfinite(getattr(examples, field.name)).all() for field in fields(examples))
+    family = str(np.array(list(FAMILIES))[examples.family[0]])
+    length = int(examples.length[0])
+    batch = sample_tasks(family, num_tasks=4, num_transitions=length, num_queries=6, seed=(0, 0))
+    in_rewards = examples.constant[:, None] + examples.scale[:, None] * examples.truth
+    truth = (batch.values[0] + batch.values_second[0]).double().numpy() / 2
+    np.testing.assert_allclose(in_rewards[0], truth, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["dirichlet", "chain"])
+def test_one_hot_tasks_keep_their_columns(family):
+    batches = (sample_tasks(family, num_tasks=2, num_transitions=24, num_queries=5, seed=seed) for seed in range(20))
+    batch = next(batch for batch in batches if not batch.standardise)
+    prompt, queries = task_prompt(batch, 1)
+    np.testing.assert_array_equal(prompt.source_features, batch.observations[1].double().numpy())
+    np.testing.assert_array_equal(queries, batch.queries[1].double().numpy())
+    assert prompt.effective_dimension == 1
+
+
+def test_a_second_call_makes_no_shard_and_takes_no_step(finished, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    expected = weights(out / "generalist.safetensors")
+    (out / "generalist.safetensors").unlink()
+    monkeypatch.setattr(shards, "sample_tasks", not_to_be_called)
+    monkeypatch.setattr(torch.optim.AdamW, "step", not_to_be_called)
+    assert_same_weights(weights(pretrain(replace(SMALL, out=out))), expected)
+
+
+@pytest.mark.parametrize(("part", "step"), [("drawing", 3), ("gate", 100), ("gate", 200), ("spread", 100)])
+def test_an_interrupted_run_goes_on_to_the_same_weights(part, step, finished, solved):
+    def interrupt(doing, done, total):
+        if part in doing and done == step:
+            raise KeyboardInterrupt
+
+    if part == "drawing":
+        shutil.rmtree(solved)
+    config = replace(SMALL, out=solved)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, interrupt)
+    assert not (solved / "generalist.safetensors").exists()
+    assert_same_weights(weights(pretrain(config)), weights(finished / "generalist.safetensors"))
+    for name in ("gate", "spread"):
+        one, other = (torch.load(state_file(out, name), weights_only=True) for out in (solved, finished))
+        assert one["history"] == other["history"]
+        for key in ("network", "average"):
+            assert all(torch.equal(one[key][tensor], other[key][tensor]) for tensor in one[key])
+
+
+def run_tiny(code, folder, *arguments, launcher=()):
+    """A script with tiny tasks in a process of its own."""
+    script = folder / "script.py"
+    script.write_text("import os, signal, sys\nfrom pathlib import Path\n" + TINY + code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(script), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(finished, solved, tmp_path):
+    code = """
+from icrl_gym.configuration import PretrainConfig
+def kill(part, done, total):
+    if "gate" in part:
+        os.kill(os.getpid(), signal.SIGKILL)
+config = PretrainConfig(
+    out=Path(sys.argv[1]), shards=4, validation_shards=2, steps=200, batch_size=8, width=8, members=2
+)
+run.pretrain(config, kill)
+"""
+    killed = run_tiny(code, tmp_path, solved)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert torch.load(state_file(solved, "gate"), weights_only=True)["step"] == 100
+    assert_same_weights(weights(pretrain(replace(SMALL, out=solved))), weights(finished / "generalist.safetensors"))
+
+
+def test_going_on_from_a_state_is_bitwise_also_between_validations(finished):
+    examples = as_tensors(load_shards(sorted((finished / "train").iterdir())))
+    schedule = training.Schedule(steps=30, batch_size=4, validate_every=10)
+    objective, calls = training.gate_objective("log_rmse"), []
+
+    def failing(network, batch):
+        calls.append(1)
+        if len(calls) == 26:  # 1 + 10 + 1 + 10 + 1 calls before the third stretch
+            raise KeyboardInterrupt
+        return objective(network, batch)
+
+    def train(state=None, objective=objective, keep=lambda state: None):
+        torch.manual_seed(0)
+        gate = Gate(len(STATISTICS), len(FEW), 8)
+        return training.train(gate, objective, examples, examples, schedule, seed=1, state=state, on_validation=keep)
+
+    expected, kept = train(), []
+    with pytest.raises(KeyboardInterrupt):
+        train(objective=failing, keep=lambda state: kept.append(training.TrainingState(**vars(state))))
+    assert kept[-1].step == 20
+    state = train(kept[-1])
+    assert state.history == expected.history
+    for name in ("network", "average", "best"):
+        one, other = getattr(state, name), getattr(expected, name)
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+
+
+def output_bias(gate):
+    return gate.members[0][-1].bias
+
+
+def test_every_step_has_a_batch_of_its_own_that_the_seed_decides():
+    def batches(seed):
+        seen = []
+
+        def objective(network, batch):
+            if torch.is_grad_enabled():
+                seen.append(batch["truth"][:, 0].tolist())
+            return output_bias(network).sum()
+
+        examples = {"truth": torch.arange(500.0)[:, None], "statistics": torch.zeros(500, len(STATISTICS))}
+        schedule = training.Schedule(steps=9, batch_size=8, validate_every=3)
+        training.train(Gate(len(STATISTICS), 2, 4), objective, examples, examples, schedule, seed=seed)
+        return seen
+
+    first = batches(3)
+    assert first == batches(3)
+    assert len({tuple(batch) for batch in first}) == 9
+    assert not {tuple(batch) for batch in first} & {tuple(batch) for batch in batches(4)}
+
+
+def biased(network, batch):
+    """Training pulls the biases one way, validation wants the other."""
+    return batch["sign"].mean() * output_bias(network).sum() + 5.0
+
+
+def sign_batch(sign):
+    return {"truth": torch.zeros(4, 2), "statistics": torch.zeros(4, len(STATISTICS)), "sign": torch.full((4,), sign)}
+
+
+def test_training_stops_early_and_keeps_the_best_weights():
+    schedule = training.Schedule(steps=1000, batch_size=4, validate_every=5, patience=3, learning_rate=1e-2)
+    gate = Gate(len(STATISTICS), 2, 4)
+    before = output_bias(gate).detach().clone()
+    state = training.train(gate, biased, sign_batch(1.0), sign_batch(-1.0), schedule, seed=0)
+    assert (state.step, state.best_step, state.stale, state.best_loss) == (15, 0, 3, 5.0)
+    assert torch.equal(output_bias(gate), before)  # no worse than untrained
+    assert state.average["members.0.4.bias"].sum() < -0.01
+
+    better = training.train(gate, biased, sign_batch(1.0), sign_batch(1.0), replace(schedule, steps=40), seed=0)
+    assert (better.step, better.best_step) == (40, 40)
+    assert torch.equal(output_bias(gate), better.average["members.0.4.bias"])
+
+
+def spoil_family(examples, family):
+    values = examples.values.copy()
+    values[examples.family == family] = np.nan
+    return replace(examples, values=values)
+
+
+def test_an_excluded_family_is_not_trained_on(finished, tmp_path):
+    examples = load_shards(sorted((finished / "train").iterdir()))
+    held_out = load_shards(sorted((finished / "validation").iterdir()))
+    family = int(examples.family[0])
+    name = list(FAMILIES)[family]
+    config = replace(SMALL, out=tmp_path, steps=20, tensorboard=False, exclude=(name,))
+    model, states = run.fit(config, spoil_family(examples, family), held_out)
+    losses = np.array([history for state in states.values() for history in state.history])
+    assert np.isfinite(losses).all()
+    spoilt = replace(config, out=tmp_path / "all", exclude=())
+    _, states = run.fit(spoilt, spoil_family(examples, family), held_out)
+    assert not np.isfinite(states["gate"].history[-1][1])
+    report = run.describe(config, model, examples, held_out, states, 1.0)
+    assert name not in report["families"]
+    assert set(report["families"]) == set(FAMILIES) - {name}
+
+
+def test_a_folder_with_nothing_left_to_train_on_is_bad_input(finished, tmp_path):
+    examples = load_shards(sorted((finished / "train").iterdir()))
+    only = examples.select(examples.family == examples.family[0])
+    config = replace(SMALL, out=tmp_path, exclude=(list(FAMILIES)[int(examples.family[0])],))
+    with pytest.raises(ValueError, match="exclude: nothing to train on"):
+        run.fit(config, only, examples)
+
+
+TRUTH = torch.tensor([[0.0, 2.0]])  # standard deviation 1
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "expected"),
+    [
+        ("log_rmse", [1.0, -1.0], 0.5 * np.log(1 + 0.05**2)),
+        ("log_rmse", [3.0, 1.0], 0.5 * np.log(5 + 0.05**2)),
+        ("log_rmse", [0.0, 0.0], np.log(0.05)),
+        ("relative_rmse", [1.0, -1.0], np.sqrt(1 + 0.05**2)),
+        ("relative_rmse", [0.0, 0.0], 0.05),
+        ("relative_rmse", [100.0, 100.0], 10.0),
+        ("huber", [0.525, 0.525], 0.125),  # half a square, in units of 1.05
+        ("huber", [2.1, -2.1], 1.5),  # 2 - 1/2
+        ("huber", [0.525, 2.1], 0.8125),
+    ],
+)
+def test_losses_by_hand(name, error, expected):
+    assert float(training.LOSSES[name](torch.tensor([error]), TRUTH)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["log_rmse", "relative_rmse", "huber"])
+def test_losses_do_not_see_the_scale_of_rewards_and_average_over_tasks(name):
+    loss = training.LOSSES[name]
+    truth = torch.tensor([[0.0, 20.0], [1.0, 61.0]])
+    error = torch.tensor([[3.0, -1.0], [7.0, 0.0]])
+    if name != "huber":  # its floor is in units of reward
+        assert float(loss(1000 * error, 1000 * truth)) == pytest.approx(float(loss(error, truth)), rel=1e-4)
+    apart = [float(loss(error[i : i + 1], truth[i : i + 1])) for i in range(2)]
+    assert float(loss(error, truth)) == pytest.approx(np.mean(apart), rel=1e-5)
+
+
+def test_gate_objective_is_the_loss_of_the_mixed_values():
+    gate = Gate(len(STATISTICS), 2, 4)  # untrained: the first head at level 0
+    values = torch.full((1, 2, 2, 2, 2), 50.0)
+    values[0, 0, 0, 0] = TRUTH[0] + torch.tensor([3.0, 1.0])
+    batch = {"values": values, "statistics": torch.zeros(1, len(STATISTICS)), "truth": TRUTH}
+    loss = training.gate_objective("log_rmse")(gate, batch).detach()
+    assert float(loss) == pytest.approx(0.5 * np.log(5 + 0.05**2), abs=1e-5)
+
+
+def test_members_learn_each_on_its_own_and_are_validated_together():
+    gate = Gate(len(STATISTICS), 2, 4, num_members=2)
+    with torch.no_grad():
+        gate.members[0][-1].bias[-2], gate.members[1][-1].bias[-2] = 50.0, -50.0  # levels 1 and -0.3
+    values = torch.zeros(1, 2, 2, 2, 2)
+    values[:, :, :, 1] = 1.0
+    batch = {"values": values, "statistics": torch.zeros(1, len(STATISTICS)), "truth": TRUTH - 0.65}
+    objective = training.gate_objective("log_rmse")
+
+    def loss_at(level):
+        return float(training.log_rmse(torch.full((1, 2), level) - batch["truth"], batch["truth"]))
+
+    with torch.no_grad():
+        assert float(objective(gate, batch)) == pytest.approx(loss_at(0.35), abs=1e-5)
+    assert float(objective(gate, batch).detach()) == pytest.approx((loss_at(1.0) + loss_at(-0.3)) / 2, abs=1e-5)
+
+
+class Constant(torch.nn.Module):
+    """One log standard error for all."""
+
+    def __init__(self, log_error):
+        super().__init__()
+        self.log_error = log_error
+
+    def forward(self, statistics, query_statistics):
+        return torch.full(query_statistics.shape[:2], self.log_error)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("shape", ["normal", "heavy", "uniform"])
+def test_the_best_spread_covers_nine_tenths(shape, noise):
+    rng = np.random.default_rng(0)
+    size = (1, 40_000)
+    draws = {
+        "normal": rng.normal(size=size),
+        "heavy": rng.standard_t(3, size=size),
+        "uniform": rng.uniform(-2, 2, size),
+    }
+    error = draws[shape] + 1.5
+    batch = {
+        "error": torch.as_tensor(error),
+        "truth_stderr": torch.full(size, noise),
+        "statistics": torch.zeros(1, 1),
+        "query_statistics": torch.zeros(*size, 1),
+    }
+    grid = np.arange(-1.0, 2.0, 0.01)
+    losses = [float(training.spread_objective(Constant(log_error), batch)) for log_error in grid]
+    half_width = training.Z_LEVEL * np.hypot(np.exp(grid[np.argmin(losses)]), noise)
+    assert half_width == pytest.approx(np.quantile(np.abs(error), 0.9), rel=0.015)
+    assert 0 < np.argmin(losses) < len(grid) - 1
+
+
+def table_examples(values, truth, truth_stderr, family):
+    count = len(truth)
+    zeros = np.zeros(count, np.float32)
+    by_head = np.broadcast_to(np.asarray(values, np.float32)[:, None, None, None, :], (count, 2, 2, 2, 2)).copy()
+    return Examples(
+        statistics=np.zeros((count, len(STATISTICS)), np.float32),
+        values=by_head,
+        mass=np.ones((count, 2), np.float32),
+        level_shift=zeros,
+        truth=np.asarray(truth, np.float32),
+        truth_stderr=np.asarray(truth_stderr, np.float32),
+        constant=zeros.astype(float),
+        scale=zeros + 1.0,
+        family=np.array(family),
+        length=np.full(count, 24),
+    )
+
+
+def untrained_model():
+    model = Generalist(FEW[:2], *new_networks(2, 4))
+    model.spread.standardisation.get_buffer("scale_S").fill_(100.0)  # trust everything: errors of one value scale
+    return model
+
+
+def test_validation_tables_by_hand():
+    examples = table_examples(
+        values=[[1.0, 3.0], [4.0, 6.0], [0.5, 0.5], [9.0, 9.0]],
+        truth=[[0.0, 2.0], [0.0, 2.0], [0.0, 4.0], [5.0, 5.0]],  # the last one does not vary
+        truth_stderr=np.zeros((4, 2)),
+        family=[0, 0, 2, 2],
+    )
+    rows = run.by_family(untrained_model(), examples)
+    names = list(FAMILIES)
+    assert list(rows) == [*names, "all"]
+    assert rows[names[0]]["tasks"] == 2
+    assert rows[names[0]]["error"] == pytest.approx(np.sqrt(1.0 * 4.0))  # geometric mean of RMSE / std
+    assert rows[names[0]]["coverage"] == pytest.approx(0.5)  # within 1.645: both of the first, none of the second
+    assert rows[names[2]]["tasks"] == 2
+    assert rows[names[2]]["error"] == pytest.approx(np.sqrt((0.5**2 + 3.5**2) / 2) / 2)
+    assert rows[names[2]]["coverage"] == pytest.approx(0.25)
+    assert rows["all"]["tasks"] == 4
+    assert rows["all"]["error"] == pytest.approx((rows[names[0]]["error"] ** 2 * rows[names[2]]["error"]) ** (1 / 3))
+    for name in (names[0], names[2], "all"):  # untrained, it is the first head
+        assert rows[name]["constructed"] == pytest.approx(rows[name]["error"])
+        assert rows[name]["ratio"] == rows[name]["worst_ratio"] == pytest.approx(1.0)
+    assert rows[names[1]] == {"tasks": 0.0} | dict.fromkeys(
+        ("error", "constructed", "ratio", "worst_ratio", "coverage")
+    )
+
+
+def test_coverage_allows_for_the_noise_of_the_truth():
+    def coverage(noise):
+        examples = table_examples([[4.0, 6.0]], [[0.0, 2.0]], [[noise, noise]], [0])
+        return run.by_family(untrained_model(), examples)["all"]["coverage"]
+
+    assert (coverage(0.0), coverage(3.0)) == (0.0, 1.0)  # 1.645 sqrt(1 + 9) = 5.2
+
+
+def test_tables_compare_the_mixture_with_its_first_head():
+    examples = table_examples([[4.0, 6.0]], [[0.0, 2.0]], [[0.0, 0.0]], [0])
+    examples.values[0, 0, 0, 0] = [2.0, 4.0]  # the first head errs by 2, every other corner by 4
+    model = untrained_model()
+    with torch.no_grad():
+        output_bias(model.gate)[-2] = 50.0  # the level, free
+    row = run.by_family(model, examples)["all"]
+    assert (row["error"], row["constructed"], row["ratio"]) == pytest.approx((4.0, 2.0, 2.0))
+
+
+def test_the_card_tells_what_was_trained(finished):
+    model, card = load_checkpoint(finished / "generalist.safetensors")
+    told = card.training
+    assert model.heads == FEW
+    assert told["settings"]["steps"] == 200
+    assert "out" not in told["settings"]
+    assert told["families"] == {name: family.weight for name, family in FAMILIES.items()}
+    assert told["tasks"] == len(load_shards(sorted((finished / "train").iterdir())))
+    assert set(told["validation"]) == {*FAMILIES, "all"}
+    assert set(told["steps"]) == set(told["validation_loss"]) == {"gate", "spread"}
+    assert told["known_limits"]
+
+
+def test_training_leaves_the_untrained_networks(finished):
+    model, card = load_checkpoint(finished / "generalist.safetensors")
+    assert card.training["best_steps"]["spread"] > 0
+    assert any(parameter.any() for parameter in model.spread.network[-1].parameters())
+
+
+def test_the_global_generator_is_left_alone(solved):
+    torch.manual_seed(5)
+    expected = torch.get_rng_state()
+    pretrain(replace(SMALL, out=solved, steps=5, tensorboard=False))
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_a_folder_of_other_heads_or_another_seed_is_refused(solved, monkeypatch):
+    pretrain(replace(SMALL, out=solved, steps=5, tensorboard=False))
+    with pytest.raises(ValueError, match=r"out: .* of another seed or of other heads"):
+        pretrain(replace(SMALL, out=solved, seed=1))
+    monkeypatch.setattr(run, "HEADS", HEADS[:2])
+    with pytest.raises(ValueError, match=r"out: .* of another seed or of other heads"):
+        pretrain(replace(SMALL, out=solved))
+
+
+def test_other_settings_train_again_on_the_same_shards(finished, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    monkeypatch.setattr(shards, "sample_tasks", not_to_be_called)
+    before = weights(out / "generalist.safetensors")
+    after = weights(pretrain(replace(SMALL, out=out, loss="huber", steps=100)))
+    assert any((before[name] != after[name]).any() for name in before)
+    assert len(list(out.glob("training-*"))) == 2
+
+
+@pytest.mark.parametrize("name", ["shard", "state", "examples"])
+def test_a_damaged_file_is_named(name, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    paths = {
+        "shard": out / "train" / "shard00001.npz",
+        "state": state_file(out, "gate"),
+        "examples": out / "examples.json",
+    }
+    path = paths[name]
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        pretrain(replace(SMALL, out=out))
+
+
+BAD_INPUT = {
+    "shards": ("--shards", "0"),
+    "validation_shards": ("--validation-shards", "0"),
+    "steps": ("--steps", "0"),
+    "batch_size": ("--batch-size", "0"),
+    "width": ("--width", "0"),
+    "members": ("--members", "0"),
+    "jobs": ("--jobs", "-1"),
+    "seed": ("--seed", "-1"),
+    "learning_rate": ("--learning-rate", "2"),
+    "checkpoint": ("--checkpoint", "weights.bin"),
+    "loss": ("--loss", "hinge"),
+    "exclude": ("--exclude", "cartpole"),
+    "device": ("--device", "abacus"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_one_line_that_names_the_argument(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shards, "sample_tasks", not_to_be_called)
+    assert cli.main(["pretrain", *BAD_INPUT[name]]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(rf"icrl-gym: error: {name}\b.*\n", captured.err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_excluding_every_family_is_bad_input(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["pretrain", "--exclude", *FAMILIES]) == 2
+    assert "exclude must name some, not all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["out", "checkpoint"])
+def test_a_folder_that_cannot_be_made_is_bad_input_before_any_work(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "sample_tasks", not_to_be_called)
+    (tmp_path / "file").touch()
+    flags = {"out": ["--out", f"{tmp_path}/file/x"]}
+    flags["checkpoint"] = ["--out", f"{tmp_path}/run", "--checkpoint", f"{tmp_path}/file/x/a.safetensors"]
+    assert cli.main(["pretrain", *flags[name]]) == 2
+    assert f"error: {name}: cannot write to the folder" in capsys.readouterr().err
+
+
+def test_the_documented_commands_are_good_input(monkeypatch):
+    page = (ROOT / "docs" / "generalist.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    (?:icrl-gym pretrain|torchrun .* scripts/pretrain.py) *(.*)$", page, flags=re.MULTILINE)
+    given = []
+    monkeypatch.setitem(cli.COMMANDS, "pretrain", (PretrainConfig, given.append))
+    for line in lines:
+        assert cli.main(["pretrain", *shlex.split(line, comments=True)]) == 0
+    assert len(given) == 5
+    for config in given:
+        config.check()
+        assert set(config.exclude) <= set(FAMILIES)
+        assert config.loss in training.LOSSES
+
+
+def test_the_command_prints_the_checkpoint_and_shows_the_time_left(finished, solved, tmp_path, capsys):
+    target = tmp_path / "there" / "mine.safetensors"
+    flags = [f"--{name}={getattr(SMALL, name)}" for name in ("shards", "steps", "width", "members")]
+    flags += ["--validation-shards", "2", "--batch-size", "8", "--no-tensorboard"]
+    assert cli.main(["pretrain", "--out", str(solved), "--checkpoint", str(target), *flags]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{target}\n"
+    for part in ("training the gate", "training the spread"):
+        assert re.search(part + r" .*200/200 \d:\d\d:\d\d \d:\d\d:\d\d", captured.err)
+    assert_same_weights(weights(target), weights(finished / "generalist.safetensors"))
+    assert not (solved / "tensorboard").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "TimeRemainingColumn", not_to_be_called)
+        with pytest.raises(AssertionError):
+            cli.main(["pretrain", "--out", str(solved), *flags])
+
+
+def test_events_can_be_read_back(finished):
+    from test_tracking import read_events
+
+    (folder,) = (finished / "tensorboard").iterdir()
+    events = read_events(folder)
+    state = torch.load(state_file(finished, "gate"), weights_only=True)
+    assert [(point.step, point.value) for point in events.Scalars("gate/validation")] == [
+        (step, pytest.approx(loss)) for step, _, loss in state["history"]
+    ]
+    steps = {tag: [point.step for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    for tag in ("gate/train", "spread/train", "spread/validation", "gate/trust", "gate/free_level", "gate/share2"):
+        assert steps[tag] == [100, 200]
+    shares = [events.Scalars(f"gate/share{head}")[-1].value for head in range(len(FEW))]
+    assert sum(shares) == pytest.approx(1.0, abs=1e-5)
+    card = json.loads((finished / "generalist.json").read_text())
+    for name in ("error", "coverage", "ratio"):
+        assert events.Scalars(f"{name}/all")[0].value == pytest.approx(card["training"]["validation"]["all"][name])
+
+
+TWO_PROCESSES = """
+import importlib.util
+from safetensors.torch import save_file
+import torch
+torch.set_num_threads(1)
+spec = importlib.util.spec_from_file_location("pretrain_script", sys.argv[1])
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+out, fit = Path(sys.argv[2]), run.fit
+def fit_and_keep(*arguments, **options):
+    model, states = fit(*arguments, **options)
+    save_file(model.gate.state_dict(), out / f"gate{os.environ['RANK']}.safetensors")
+    save_file(model.spread.state_dict(), out / f"spread{os.environ['RANK']}.safetensors")
+    return model, states
+run.fit = fit_and_keep
+config = script.PretrainConfig(
+    out=out, shards=4, validation_shards=2, steps=100, batch_size=8, width=8, members=2
+)
+script.main(config)
+"""
+
+
+def test_two_processes_end_with_the_same_weights(finished, solved, tmp_path):
+    out = tmp_path / "pair"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = run_tiny(TWO_PROCESSES, tmp_path, ROOT / "scripts" / "pretrain.py", out, launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    for name in ("gate", "spread"):
+        assert_same_weights(*(weights(out / f"{name}{rank}.safetensors") for rank in range(2)))
+    assert done.stdout.strip().splitlines()[-1] == str(out / "generalist.safetensors")
+    assert done.stdout.count("training the gate: 100 of 100") == 2  # one process speaks: the last step, and the end
+    for part in ("train", "validation"):  # the same tasks as one process draws
+        for path in (finished / part).iterdir():
+            assert (out / part / path.name).read_bytes() == path.read_bytes()
+    pretrain(replace(SMALL, out=solved, steps=100))
+    together, alone = (torch.load(state_file(folder, "gate"), weights_only=True)["network"] for folder in (out, solved))
+    assert any(not torch.equal(together[name], alone[name]) for name in alone)  # two batches per step
