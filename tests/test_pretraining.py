@@ -505,6 +505,21 @@ def test_other_settings_train_again_on_the_same_shards(finished, tmp_path, monke
     assert len(list(out.glob("training-*"))) == 2
 
 
+def test_a_state_belongs_to_all_settings_that_change_the_weights(tmp_path):
+    def key(**changes):
+        return run._key(replace(SMALL, **changes))
+
+    others = {
+        "out": tmp_path, "checkpoint": tmp_path / "a.safetensors", "jobs": 2, "device": "cuda", "tensorboard": False
+    }  # fmt: skip
+    assert key(**others) == key()
+    for field in fields(SMALL):
+        value = getattr(SMALL, field.name)
+        if field.name not in others:
+            other = {str: "huber", tuple: ("grid",)}.get(type(value), value / 2 if isinstance(value, float) else 77)
+            assert key(**{field.name: other}) != key(), field.name
+
+
 @pytest.mark.parametrize("name", ["shard", "state", "examples"])
 def test_a_damaged_file_is_named(name, finished, tmp_path):
     out = tmp_path / "run"

@@ -46,6 +46,7 @@ from icrl_gym.tracking import check_writable, open_writer
 
 Progress = Callable[[str, int, int], None]
 STATE_VERSION = 1
+WITHOUT_EFFECT = ("out", "checkpoint", "jobs", "device", "tensorboard")  # on the weights, up to rounding
 LONGEST_WAIT = timedelta(days=2)  # of one process for the shards of the others
 
 
@@ -280,19 +281,8 @@ def one_thread():
 
 
 def _key(config: PretrainConfig) -> str:
-    names = (
-        "seed",
-        "shards",
-        "validation_shards",
-        "exclude",
-        "loss",
-        "steps",
-        "batch_size",
-        "learning_rate",
-        "width",
-        "members",
-    )
-    content = json.dumps({name: getattr(config, name) for name in names}, sort_keys=True)
+    settings = {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
+    content = json.dumps(settings, sort_keys=True)
     return f"training-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
