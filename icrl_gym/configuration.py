@@ -130,7 +130,7 @@ class PretrainConfig:
     """Where to write the checkpoint (.safetensors, its card beside it). Default: generalist.safetensors in ``out``."""
     seed: int = 0
     """Of tasks, initial weights and batches."""
-    shards: int = 400
+    shards: int = 320
     """Shards of up to 16 tasks to train on."""
     validation_shards: int = 48
     """Shards to stop early by and to report; drawn from another stream."""
@@ -138,6 +138,8 @@ class PretrainConfig:
     """Families of the prior never trained on; validation still shows them."""
     loss: str = "log_rmse"
     """Of the gate: log_rmse, relative_rmse or huber."""
+    pull: float = 1.0
+    """Weight of the gate's distance from the safe mixture (docs/generalist.md); 0 lets it adapt as the prior likes."""
     steps: int = 3000
     """Most steps of each network."""
     batch_size: int = 256
@@ -162,6 +164,8 @@ class PretrainConfig:
                 raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}")
         if self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed!r}")
+        if not 0 <= self.pull < float("inf"):
+            raise ValueError(f"pull must be a number of at least 0, got {self.pull!r}")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate must be in (0, 1), got {self.learning_rate!r}")
         if self.checkpoint is not None and self.checkpoint.suffix != ".safetensors":

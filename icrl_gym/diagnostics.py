@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from icrl_gym.attention import Context
+from icrl_gym.generalist.mixture import CompiledMixture
 from icrl_gym.model import CompiledPrompt, Setting, probe_rewards
 
 POWER_WORK = 2_000_000_000  # multiplications of power iteration: 1,000 iterations up to 1,400 sources, at least 60
@@ -46,6 +47,7 @@ class Diagnostics:
             kernel widths (inner-product kernel: 1 / sum K^2). Near 0 the estimate is the prompt's constant, not
             evidence.
         warnings: in plain words; empty when all is well.
+        mixture: what a pretrained model chose for this prompt (open heads, shares, trust), or None.
     """
 
     setting: Setting
@@ -54,6 +56,7 @@ class Diagnostics:
     support: np.ndarray
     warnings: tuple[str, ...]
     compiled: CompiledPrompt = field(repr=False)
+    mixture: CompiledMixture | None = field(default=None, repr=False)
 
     @cached_property
     def certificates(self) -> Certificates:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from gymnasium import spaces
 from icrl_gym.action_values import as_pairs, known_successors, state_action_prompt, state_action_trajectory
 from icrl_gym.diagnostics import Diagnostics
 from icrl_gym.features import FeatureFunction, FeatureMap
+from icrl_gym.generalist import CompiledMixture, Generalist, available_checkpoints, bundled_checkpoint, load_checkpoint
 from icrl_gym.model import EQUILIBRIUM, THEOREM_1, CompiledPrompt, Setting, compile_prompt
 from icrl_gym.observations import Observations, as_batch, named_leaves
 from icrl_gym.prompt import Prompt
@@ -51,6 +53,14 @@ class Options:
             base = Setting() if chosen.get("num_layers", EQUILIBRIUM) == EQUILIBRIUM else FINITE_DEPTH
         return replace(base, **chosen)
 
+    def on(self, head: Setting) -> Setting:
+        """These options in place of a head's own; at finite depth a head keeps its relevance and its share of width."""
+        chosen = {name: value for name, value in vars(self).items() if value is not None}
+        if chosen.get("num_layers", EQUILIBRIUM) != EQUILIBRIUM:
+            width = FINITE_DEPTH.bandwidth * head.bandwidth / Setting().bandwidth
+            head = replace(FINITE_DEPTH, bandwidth=width, relevance=head.relevance, averaging=head.averaging)
+        return replace(head, **chosen)
+
 
 class InContextEvaluator:
     """Evaluate a policy in context.
@@ -70,10 +80,11 @@ class InContextEvaluator:
         mode: "auto" or "exact".
         device: torch device.
         dtype: torch.float64 (default) or torch.float32.
+        model: a pretrained mixture, or None for the construction alone. Options given by hand hold in all its heads.
 
     Attributes:
-        setting: the network as selected.
-        trajectory_, prompt_, compiled_: what `fit` made.
+        setting: the network as selected; a mixture's first head.
+        trajectory_, prompt_, compiled_: what `fit` made; of a mixture, `compiled_` is the context under its first head.
 
     Raises:
         ValueError, TypeError: an option is out of range.
@@ -94,31 +105,45 @@ class InContextEvaluator:
         mode: str = "auto",
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float64,
+        model: Generalist | None = None,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
         options = Options(num_layers, bandwidth, trace_decay, sink, forgetting, step_size, averaging)
-        self.setting = options.setting(plain)
+        if model is not None and plain:
+            raise ValueError("plain=True is Theorem 1's network, which is not pretrained: use the name 'constructed'")
+        self.model = None if model is None else replace(model, heads=tuple(map(options.on, model.heads)))
+        self.setting = options.setting(plain) if self.model is None else self.model.heads[0]
         self.features = features
         self.mode = mode
         self.device = torch.device(device)
         self.dtype = dtype
 
     @classmethod
-    def from_pretrained(cls, name: str = "constructed", device: str | torch.device = "cpu", **options: Any) -> Self:
-        """The evaluator of this name.
+    def from_pretrained(
+        cls, name: str | Path = "generalist", device: str | torch.device = "cpu", **options: Any
+    ) -> Self:
+        """The evaluator of this name. Nothing is downloaded.
 
         Args:
-            name: "constructed": Theorem 1's network with the extensions of theory section 7; nothing in it is trained.
+            name: "generalist": the mixture pretrained on synthetic systems; "constructed": Theorem 1's network with the
+                extensions of theory section 7, nothing in it trained; or the path of your own checkpoint (.safetensors,
+                its card beside it).
             device: torch device.
-            **options: see the class.
+            **options: see the class; None is the checkpoint's own, chosen from the prompt where it adapts.
 
         Raises:
-            ValueError: no such name.
+            ValueError: no such name, or a checkpoint that is damaged or of another version, with the reason.
         """
-        if name not in CHECKPOINTS:
-            raise ValueError(f"name must be one of {sorted(CHECKPOINTS)}, got {name!r}")
-        return cls(device=device, **options)
+        if name == CONSTRUCTED:
+            return cls(device=device, **options)
+        path = Path(name)
+        if path.suffix != ".safetensors":
+            known = [CONSTRUCTED, *available_checkpoints()]
+            if name not in known:
+                raise ValueError(f"name must be one of {known} or a path that ends in .safetensors, got {str(name)!r}")
+            path = bundled_checkpoint(str(name))
+        return cls(device=device, model=load_checkpoint(path)[0], **options)
 
     def fit(self, trajectory: Trajectory, gamma: float) -> Self:
         """Take a context. No gradient step is made.
@@ -158,16 +183,22 @@ class InContextEvaluator:
         """
         self._check_fitted()
         compiled, space = self.compiled_, self.trajectory_.observation_space
+        evaluated = self._mixture or compiled
         observations = as_batch(observations, space, "observations")
         features_QD = self.prompt_.queries(observations)
         blocks = [features_QD[i : i + QUERY_BLOCK] for i in range(0, max(1, len(features_QD)), QUERY_BLOCK)]
         by_layer, stderr, support = [], [], []
         for block in blocks:
             attention_QN = compiled.attend(block)
+            support.append(_support(compiled, block, attention_QN))
+            if self._mixture is not None:
+                values_LQ, stderr_Q = self._mixture.evaluate(block)
+                by_layer.append(values_LQ)
+                stderr.append(stderr_Q)
+                continue
             by_layer.append(compiled.values(attention_QN).double().cpu().numpy())
             if self._sampling_error is not None:
                 stderr.append(self._sampling_error(attention_QN))
-            support.append(_support(compiled, block, attention_QN))
         values_LQ = np.concatenate(by_layer, axis=1)
         support_Q = np.concatenate(support)
         warnings = (*self._context_warnings, *_query_warnings(self, observations, values_LQ[-1], support_Q))
@@ -177,9 +208,11 @@ class InContextEvaluator:
             estimand=self.prompt_.estimand,
             stderr=np.concatenate(stderr) if stderr else None,
             by_layer=values_LQ,
-            diagnostics=Diagnostics(compiled.setting, "exact", compiled.fell_back, support_Q, warnings, compiled),
+            diagnostics=Diagnostics(
+                compiled.setting, "exact", evaluated.fell_back, support_Q, warnings, compiled, self._mixture
+            ),
             bounds=_possible_values(self.prompt_),
-            attribute=lambda: self._attribution(compiled, features_QD),
+            attribute=lambda: self._attribution(evaluated, features_QD),
         )
 
     def predict_q(self, observations: Observations, actions: Any) -> ValueEstimates:
@@ -217,12 +250,20 @@ class InContextEvaluator:
         self._check_fitted()
         return self.compiled_.attend(self.prompt_.queries(observations)).double().cpu().numpy()
 
-    def _attribution(self, compiled: CompiledPrompt, features_QD: np.ndarray) -> np.ndarray:
+    def _attribution(self, compiled: CompiledPrompt | CompiledMixture, features_QD: np.ndarray) -> np.ndarray:
+        if isinstance(compiled, CompiledMixture):
+            return compiled.attribution(features_QD)
         return compiled.attribution(compiled.attend(features_QD)).double().cpu().numpy()
 
     def _compile(self, trajectory: Trajectory, prompt: Prompt) -> Self:
         self.trajectory_, self.prompt_ = trajectory, prompt
         self._of_pairs: Self | None = None
+        self._mixture: CompiledMixture | None = None
+        self._sampling_error: SamplingError | None = None
+        if self.model is not None:
+            self._mixture = self.model.compile(prompt, self.device, self.dtype)
+            self.compiled_, self._context_warnings = self._mixture.first, self._mixture.warnings
+            return self
         self.compiled_ = compile_prompt(prompt, self.setting, device=self.device, dtype=self.dtype)
         self._sampling_error = SamplingError.of(self.compiled_)
         growth = "the recursion grows on this context: the safe averager took over"
@@ -234,7 +275,7 @@ class InContextEvaluator:
             raise RuntimeError("this evaluator has no context yet: call fit(trajectory, gamma) first")
 
 
-CHECKPOINTS = frozenset({"constructed"})
+CONSTRUCTED = "constructed"
 
 
 def _support(compiled: CompiledPrompt, features_QD: np.ndarray, attention_QN: torch.Tensor) -> np.ndarray:

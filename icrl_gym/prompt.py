@@ -7,7 +7,7 @@ flags.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -87,31 +87,6 @@ class Prompt:
     def effective_dimension(self) -> int:
         """Varying coordinates in the context (features.py)."""
         return self.feature_map.effective_dimension
-
-    @property
-    def column_features(self) -> np.ndarray:
-        """Features of the sources, then of the ends, (N + E, D)."""
-        return np.concatenate([self.source_features, self.end_features])
-
-    def part(self, start: int, stop: int) -> Prompt:
-        """The prompt of rows start .. stop - 1 alone, in the same features; where it cuts a stretch it makes an end."""
-        rows = slice(start, stop)
-        discounts, successors = self.discounts[rows], self.successors[rows]
-        ends = np.flatnonzero((successors < start) | (successors >= stop))
-        inside = successors - start
-        inside[ends] = stop - start + np.arange(len(ends))
-        links = self.trace_links[rows].copy()
-        links[-1:] = False
-        return replace(
-            self,
-            source_features=self.source_features[rows],
-            end_features=self.column_features[successors[ends]],
-            rewards=self.rewards[rows],
-            discounts=discounts,
-            successors=inside,
-            trace_links=links,
-            importance_ratios=None if self.importance_ratios is None else self.importance_ratios[rows],
-        )
 
     def queries(self, observations: Observations) -> np.ndarray:
         """Features (Q, D) of raw observations (Q,) + shape."""

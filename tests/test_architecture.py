@@ -34,7 +34,7 @@ WITHIN_ROW = {
     "model": {"attention", "relevance"},
     "generalist": {"attention", "model", "relevance"},
     "pretraining": {"configuration", "runs", "tracking", "prior"},
-    "diagnostics": {"attention", "model"},
+    "diagnostics": {"attention", "model", "generalist"},
     "collection": {"recorder"},
     "evaluator": {"standard_error"},
     "budget": {"evaluator"},

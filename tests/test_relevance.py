@@ -62,20 +62,3 @@ def test_constant_rewards_of_an_endless_log_leave_no_error():
     log = walk()
     rewards = np.ones(len(log))
     assert np.abs(lambda_return_errors(Prompt(**{**vars(log), "rewards": rewards}), 0.9)).max() < 1e-12
-
-
-def test_a_part_of_a_prompt_is_the_prompt_of_the_part():
-    rng = np.random.default_rng(2)
-    states = rng.normal(size=(31, 3))
-    terminated, truncated = np.zeros(30, bool), np.zeros(30, bool)
-    terminated[[4, 19]] = True
-    truncated[11] = True
-    log = icrl.Trajectory(states[:-1], np.zeros(30), rng.normal(size=30), states[1:], terminated, truncated)
-    whole = Prompt.from_trajectory(log, 0.9)
-    for start, stop in ((0, 15), (15, 30), (3, 12), (5, 20), (0, 30)):
-        part = whole.part(start, stop)
-        expected = Prompt.from_trajectory(log[start:stop], 0.9, whole.feature_map)
-        for name in ("column_features", "rewards", "discounts", "trace_links"):
-            np.testing.assert_array_equal(getattr(part, name), getattr(expected, name), err_msg=name)
-        inside = part.discounts > 0
-        np.testing.assert_array_equal(part.successors[inside], expected.successors[inside])

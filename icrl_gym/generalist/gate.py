@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-CUT = 3.0  # standardised statistics are cut here, and beyond it trust in the adaptation falls
+CUT = 3.0  # standardised statistics are cut here
+TRUSTED = 4.0  # beyond it trust in the adaptation falls
 UNTRUSTED_COLUMN = 0  # the length of the context: longer ones than trained on are no reason to withdraw
 LEAST_LEVEL = -0.3
+SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS = 0.6, 0.7  # with equal shares: a mixture that was safe on all selection data
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,12 @@ class Gate(nn.Module):
         """The gates of every member."""
         z_BS = self.standardisation(statistics_BS)
         trust_B, cut_BS = trust(z_BS), z_BS.clamp(-CUT, CUT)
-        constant_B = (statistics_BS[:, self.constant_reward] > 0.5).to(z_BS)
+        constant_B = self.constant_rewards(statistics_BS)
         return [self._gates(member(cut_BS), trust_B, constant_B) for member in self.members]
+
+    def constant_rewards(self, statistics_BS: Tensor) -> Tensor:
+        """1 where all rewards of the context are equal, else 0, (B,)."""
+        return (statistics_BS[:, self.constant_reward] > 0.5).to(statistics_BS)
 
     def _gates(self, raw: Tensor, trust_B: Tensor, constant_B: Tensor) -> Gates:
         mixing_B1 = torch.tanh(raw[:, -3:-2]) * trust_B[:, None]
@@ -93,6 +99,25 @@ class Gate(nn.Module):
             trust_B * constant_B * _nonnegative(pseudo_B),
             trust_B,
         )
+
+
+def distance_from_safe(gates: Gates, constant_reward_B: Tensor) -> Tensor:
+    """Mean squared distance of the gates from the safe mixture, scaled by trust as they are; a scalar.
+
+    Args:
+        gates: of B prompts.
+        constant_reward_B: 1 where all rewards are equal, else 0.
+    """
+    trust_B1, num_heads = gates.trust_B[:, None], gates.shares_BH.shape[1]
+    first_H = nn.functional.one_hot(torch.tensor(0, device=trust_B1.device), num_heads).to(trust_B1)
+    shares_BH = (1.0 - trust_B1) * first_H + trust_B1 / num_heads
+    level_B = SAFE_LEVEL * gates.trust_B
+    pseudo_B = SAFE_PSEUDO_TERMINATIONS * constant_reward_B * gates.trust_B
+    return (
+        (gates.shares_BH - shares_BH).square().sum(dim=1)
+        + (gates.free_level_B - level_B).square()
+        + (gates.pseudo_terminations_B - pseudo_B).square()
+    ).mean()
 
 
 def mean_gates(members: list[Gates]) -> Gates:
@@ -127,8 +152,8 @@ def _network(num_inputs: int, width: int, num_outputs: int) -> nn.Sequential:
 
 
 def trust(standardised: Tensor) -> Tensor:
-    """exp(-sum of squared excess over `CUT` / 2) over the last axis, the context's length apart."""
-    excess = (standardised.abs() - CUT).clamp(min=0)
+    """exp(-sum of squared excess over `TRUSTED` / 2) over the last axis, the context's length apart."""
+    excess = (standardised.abs() - TRUSTED).clamp(min=0)
     excess = torch.cat([excess[..., :UNTRUSTED_COLUMN], excess[..., UNTRUSTED_COLUMN + 1 :]], dim=-1)
     return torch.exp(-excess.square().sum(dim=-1) / 2)
 

@@ -12,10 +12,7 @@ HEADS: tuple[Setting, ...] = (
     Setting(),
     Setting(bandwidth=0.8),
     Setting(bandwidth=1.2, forgetting=1e-5),
-    Setting(bandwidth=2.4),
     Setting(trace_decay=0.9, forgetting=1e-3),
-    Setting(bandwidth=2.4, trace_decay=0.9, forgetting=1e-3),
     Setting(relevance="whitened"),
     Setting(relevance="returns"),
-    Setting(bandwidth=0.4, averaging=1.0, sink=0.0),
 )

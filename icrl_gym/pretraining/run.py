@@ -123,7 +123,7 @@ def fit(
             )  # fmt: skip
             progress(f"training the {name}", schedule.steps, schedule.steps)
 
-        step(gate, "gate", gate_objective(config.loss), batch, held_out)
+        step(gate, "gate", gate_objective(config.loss, config.pull), batch, held_out)
         gate.cpu()
         batch, held_out = (_to(with_errors(_to(part, "cpu"), gate), config.device) for part in (batch, held_out))
         inputs = torch.cat([_repeated(batch), batch["query_statistics"]], dim=-1)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icrl_gym.generalist.gate import Gate, Gates, SpreadHead, gated
+from icrl_gym.generalist.gate import Gate, Gates, SpreadHead, distance_from_safe, gated
 from icrl_gym.generalist.statistics import QueryFacts, query_statistics
 
 Batch = dict[str, Tensor]
@@ -103,15 +103,25 @@ class TrainingState:
 Objective = Callable[[nn.Module, Batch], Tensor]
 
 
-def gate_objective(loss: str) -> Objective:
-    """Error of the mixed values: every member's own while it learns, that of their mean when validated."""
+def gate_objective(loss: str, pull: float = 0.0) -> Objective:
+    """Error of the mixed values: every member's own while it learns, that of their mean when validated.
+
+    Args:
+        loss: a name of `LOSSES`.
+        pull: weight of the squared distance from the safe mixture, which holds the adaptation near what is known to
+            carry over to real systems.
+    """
 
     def objective(gate: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(gate, Gate)
-        learning = torch.is_grad_enabled()
-        found = gate.by_member(batch["statistics"]) if learning else [gate(batch["statistics"])]
-        errors = [gated(batch["values"], gates) - batch["truth"] for gates in found]
-        return torch.stack([LOSSES[loss](error_BQ, batch["truth"]) for error_BQ in errors]).mean()
+        statistics = batch["statistics"]
+        found = gate.by_member(statistics) if torch.is_grad_enabled() else [gate(statistics)]
+        constant_B = gate.constant_rewards(statistics)
+        return torch.stack([
+            LOSSES[loss](gated(batch["values"], gates) - batch["truth"], batch["truth"])
+            + pull * distance_from_safe(gates, constant_B)
+            for gates in found
+        ]).mean()  # fmt: skip
 
     return objective
 
