@@ -20,7 +20,7 @@ from icrl_gym import cli
 from icrl_gym.configuration import PretrainConfig
 from icrl_gym.generalist import HEADS, STATISTICS, Generalist, load_checkpoint
 from icrl_gym.generalist.checkpoint import new_networks
-from icrl_gym.generalist.gate import Gate
+from icrl_gym.generalist.gate import SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gate, Gates, distance_from_safe
 from icrl_gym.pretraining import examples as shards
 from icrl_gym.pretraining import pretrain, run, training
 from icrl_gym.pretraining.examples import Examples, as_tensors, load_shards, make_shard, task_prompt
@@ -357,6 +357,27 @@ def test_members_learn_each_on_its_own_and_are_validated_together():
     assert float(objective(gate, batch).detach()) == pytest.approx((loss_at(1.0) + loss_at(-0.3)) / 2, abs=1e-5)
 
 
+@pytest.mark.parametrize(("constant_reward", "pseudo"), [(0.0, 0.0), (1.0, SAFE_PSEUDO_TERMINATIONS)])
+def test_the_distance_from_the_safe_mixture_by_hand(constant_reward, pseudo):
+    def distance(shares, level, pseudo, trust):
+        gates = Gates(torch.tensor([shares]), torch.tensor([level]), torch.tensor([pseudo]), torch.tensor([trust]))
+        return float(distance_from_safe(gates, torch.tensor([constant_reward])))
+
+    assert distance([0.25] * 4, SAFE_LEVEL, pseudo, 1.0) == pytest.approx(0.0, abs=1e-12)
+    assert distance([1.0, 0.0, 0.0, 0.0], 0.0, 0.0, 0.0) == 0.0  # withdrawn, there is nothing to pull at
+    assert distance([0.625, 0.125, 0.125, 0.125], SAFE_LEVEL / 2, pseudo / 2, 0.5) == pytest.approx(0.0, abs=1e-12)
+    far = distance([1.25, 0.25, -0.75, 0.25], SAFE_LEVEL - 0.5, pseudo + 0.25, 1.0)
+    assert far == pytest.approx(1.0**2 + 1.0**2 + 0.5**2 + 0.25**2)
+
+
+def test_the_pull_adds_the_distance_to_the_loss():
+    gate = Gate(len(STATISTICS), 2, 4)
+    batch = {"values": torch.zeros(1, 2, 2, 2, 2), "statistics": torch.zeros(1, len(STATISTICS)), "truth": TRUTH}
+    with torch.no_grad():
+        plain, pulled = (float(training.gate_objective("huber", pull)(gate, batch)) for pull in (0.0, 0.3))
+    assert pulled - plain == pytest.approx(0.3 * (0.5**2 + 0.5**2 + SAFE_LEVEL**2), rel=1e-5)  # from (1, 0), level 0
+
+
 class Constant(torch.nn.Module):
     """One log standard error for all."""
 
@@ -542,6 +563,7 @@ BAD_INPUT = {
     "batch_size": ("--batch-size", "0"),
     "width": ("--width", "0"),
     "members": ("--members", "0"),
+    "pull": ("--pull", "-1"),
     "jobs": ("--jobs", "-1"),
     "seed": ("--seed", "-1"),
     "learning_rate": ("--learning-rate", "2"),
