@@ -516,6 +516,12 @@ def test_a_folder_of_other_heads_or_another_seed_is_refused(solved, monkeypatch)
         pretrain(replace(SMALL, out=solved))
 
 
+def test_shards_of_other_heads_are_refused_although_nothing_says_whose_they_are(solved, monkeypatch):
+    monkeypatch.setattr(run, "HEADS", HEADS[:2])
+    with pytest.raises(ValueError, match=r"out: .* holds shards of 3 heads, not 2"):
+        pretrain(replace(SMALL, out=solved))
+
+
 def test_other_settings_train_again_on_the_same_shards(finished, tmp_path, monkeypatch):
     out = tmp_path / "run"
     shutil.copytree(finished, out)

@@ -65,7 +65,7 @@ def pretrain(config: PretrainConfig, progress: Progress = lambda part, done, tot
     _make_shards(config, rank, world, progress)
     if world > 1:
         torch.distributed.barrier()
-    training, validation = (load_shards(_paths(config, part)) for part in ("train", "validation"))
+    training, validation = (_load_shards(config, part) for part in ("train", "validation"))
     model, states = fit(config, training, validation, progress, rank=rank, world=world)
     path = config.checkpoint or config.out / "generalist.safetensors"
     if rank == 0:
@@ -247,6 +247,14 @@ def _claim_folder(config: PretrainConfig) -> None:
 def _paths(config: PretrainConfig, part: str) -> list[Path]:
     number = config.shards if part == "train" else config.validation_shards
     return [config.out / part / f"shard{index:05d}.npz" for index in range(number)]
+
+
+def _load_shards(config: PretrainConfig, part: str) -> Examples:
+    examples = load_shards(_paths(config, part))
+    num_heads = examples.values.shape[1]
+    if num_heads != len(HEADS):
+        raise ValueError(f"out: {config.out / part} holds shards of {num_heads} heads, not {len(HEADS)}; take another")
+    return examples
 
 
 def _make_shards(config: PretrainConfig, rank: int, world: int, progress: Progress) -> None:
