@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-DEFAULT_ESTIMATOR = "constructed"
+DEFAULT_ESTIMATOR = "generalist"
 DEFAULT_GAMMA = 0.99  # where neither the user nor the model says
 DEMO_ENVIRONMENT = "CartPole-v1"
 

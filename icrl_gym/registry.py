@@ -55,6 +55,7 @@ _RIDGES = {"ridge": (1e-4, 1e-3, 1e-2), "width": (1.0, 2.0)}
 _constructed = partial(InContextEvaluator.from_pretrained, "constructed")
 
 _BUILT_IN: dict[str, Entry] = {
+    "generalist": Entry(partial(InContextEvaluator.from_pretrained, "generalist")),
     "constructed": Entry(_constructed, {"bandwidth": (0.8, 1.6, 2.4), "forgetting": (1e-5, 1e-4, 1e-3)}),
     "softmax_td": Entry(
         partial(_constructed, num_layers=8), {"bandwidth": (0.4, 0.9, 1.6), "trace_decay": (0.9, 0.95, 0.98)}

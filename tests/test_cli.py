@@ -198,7 +198,7 @@ def test_a_saved_model_with_its_statistics_is_evaluated(capsys, saved_model, tmp
         assert cli.main([*common, *extra]) == 0
         summaries.append(json.loads(capsys.readouterr().out))
     plain, normalised = summaries
-    assert set(plain["scores"]) == {"constructed", "PPO critic"}
+    assert set(plain["scores"]) == {"generalist", "PPO critic"}
     assert plain["estimand"]["policy"] != normalised["estimand"]["policy"]  # other inputs, another policy
     assert any("VecNormalize undone: the critic's values times 5" in note for note in normalised["notes"])
 
@@ -218,7 +218,7 @@ def test_an_unwritable_folder_is_refused_before_any_work(capsys, monkeypatch, tm
 def test_a_table_a_verdict_and_what_to_try_next(capsys, tmp_path):
     assert cli.main(["evaluate", "--policy", f"{__name__}:good", *SMALL, "--run-dir", "mine"]) == 0
     out, _ = capsys.readouterr()
-    assert "constructed" in out
+    assert "generalist" in out
     assert "standard deviation" in out
     assert "tensorboard --logdir ." in out
     assert f"icrl-gym evaluate CartPole-v1 --policy {__name__}:good --context-length 240" in out
@@ -257,7 +257,7 @@ def test_json_on_stdout_is_one_object_and_nothing_else(tmp_path):
     result = command("evaluate", "FrozenLake-v1", *RANDOM, "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
-    assert summary["scores"]["constructed"]["n"] == 11
+    assert summary["scores"]["generalist"]["n"] == 11
     assert summary["estimand"]["gamma"] == 0.7
     assert Path(summary["run_dir"]).parent == tmp_path / "runs"
     assert (Path(summary["run_dir"]) / "estimates.csv").is_file()
@@ -330,5 +330,5 @@ def test_info_names_versions_checkpoints_and_estimators(capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
     assert icrl_gym.__version__ in out
-    assert "constructed (default)" in out
+    assert "generalist (default)" in out
     assert all(name in out for name in files)

@@ -85,9 +85,9 @@ def test_the_tables_hold_the_numbers_to_the_last_digit(demo):
     np.testing.assert_array_equal([float(row["truth_stderr"]) for row in rows], found.truth.stderr)
     for name, estimate in found.estimates.items():
         np.testing.assert_array_equal([float(row[name]) for row in rows], estimate.values)
-    low, high = found.estimates["constructed"].interval(0.9)
-    np.testing.assert_array_equal([float(row["constructed_low"]) for row in rows], low)
-    np.testing.assert_array_equal([float(row["constructed_high"]) for row in rows], high)
+    low, high = found.estimates["generalist"].interval(0.9)
+    np.testing.assert_array_equal([float(row["generalist_low"]) for row in rows], low)
+    np.testing.assert_array_equal([float(row["generalist_high"]) for row in rows], high)
     assert {row["PPO critic_stderr"] for row in rows} == {""}
 
 
@@ -102,8 +102,8 @@ def test_scores_follow_from_the_table_of_estimates(demo):
 
 def test_the_critic_of_the_same_policy_is_scored_beside_the_estimate(demo):
     found, _ = demo
-    assert list(found.scores) == ["constructed", "PPO critic"]
-    assert found.steps["constructed"] == 80
+    assert list(found.scores) == ["generalist", "PPO critic"]
+    assert found.steps["generalist"] == 80
     assert found.steps["PPO critic"] > 10_000
     assert found.gamma == 0.99  # the model's own
     for name, estimate in found.estimates.items():
@@ -134,7 +134,7 @@ def test_events_hold_scalars_hyperparameters_and_four_figures(demo):
 
 def test_a_critic_of_another_discount_is_left_out_with_the_reason(tmp_path):
     found = run(tmp_path, policy="demo", gamma=0.8)
-    assert list(found.scores) == ["constructed"]
+    assert list(found.scores) == ["generalist"]
     assert any("the critic is left out: estimands differ in gamma" in note for note in found.notes)
 
 
@@ -178,7 +178,7 @@ def test_no_query_comes_from_the_context(tmp_path):
 
 def test_a_deterministic_policy_is_another_estimand_throughout(tmp_path):
     found = run(tmp_path, policy="demo", deterministic=True, gamma=None)
-    assert list(found.scores) == ["constructed", "PPO critic"]
+    assert list(found.scores) == ["generalist", "PPO critic"]
     for record in (found.truth, *found.estimates.values()):
         assert (record.estimand.policy or "").endswith(" (deterministic)")
     assert any("trained for the policy that samples" in note for note in found.notes)
@@ -209,7 +209,7 @@ def test_tabular_environments_get_the_exact_truth_at_every_state(tmp_path):
     found = run(tmp_path, env="FrozenLake-v1")
     assert len(found.truth) == 11
     np.testing.assert_array_equal(found.truth.observations, [0, 1, 2, 3, 4, 6, 8, 9, 10, 13, 14])  # no hole, no goal
-    assert found.scores["constructed"].noise_floor == 0.0
+    assert found.scores["generalist"].noise_floor == 0.0
     assert any("11 non-terminal states weigh alike" in note for note in found.notes)
 
 
@@ -224,7 +224,7 @@ def test_exact_truth_agrees_with_simulated_truth(tmp_path):
 
 def test_a_policy_without_probabilities_gets_simulated_truth_with_a_note(tmp_path):
     found = run(tmp_path, env="FrozenLake-v1", policy=f"{__name__}:lean_left")
-    assert found.scores["constructed"].n == SMALL.num_queries
+    assert found.scores["generalist"].n == SMALL.num_queries
     assert any("the truth is simulated although" in note for note in found.notes)
 
 
@@ -282,7 +282,7 @@ def test_the_return_of_an_episode_is_shown_only_where_it_is_known(tmp_path, monk
     draw = evaluation_module.figures.value_along_episode
 
     def spy(values, realised=None, *, ending=None):
-        calls.append((values["constructed"], realised, ending))
+        calls.append((values["generalist"], realised, ending))
         return draw(values, realised, ending=ending)
 
     monkeypatch.setattr(evaluation_module.figures, "value_along_episode", spy)

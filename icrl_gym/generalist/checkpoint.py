@@ -59,8 +59,9 @@ def bundled_checkpoint(name: str) -> Path:
 
 
 def available_checkpoints() -> list[str]:
-    """Names of the bundled checkpoints."""
-    return sorted(path.stem for path in (Path(str(files("icrl_gym"))) / "checkpoints").glob("*.safetensors"))
+    """Names of the bundled mixtures; policies lie in the same folder, under cards without heads."""
+    cards = (Path(str(files("icrl_gym"))) / "checkpoints").glob("*.json")
+    return sorted(path.stem for path in cards if "heads" in json.loads(path.read_text(encoding="utf-8")))
 
 
 def save_checkpoint(path: Path, model: Generalist, training: dict[str, Any]) -> Card:

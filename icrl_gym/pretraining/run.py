@@ -208,7 +208,7 @@ def describe(
         "commit": versions()["commit"],
         "known_limits": [
             "An error bar stands for what the prior held; on an environment unlike it, coverage is not assured.",
-            "With no or one termination in the context the level of the values is a guess by pseudo-terminations.",
+            "With no or one termination in the context the level of the values is a guess.",
             "Contexts above 2,048 transitions were never trained on.",
         ],
     }
