@@ -148,28 +148,37 @@ def by_family(model: Generalist, examples: Examples) -> dict[str, dict[str, floa
         log_BQ = model.spread(batch["statistics"], batch["query_statistics"])
     half_BQ = Z_LEVEL * torch.sqrt(torch.exp(2 * log_BQ) + batch["truth_stderr"].square())
     covered_B = (batch["error"].abs() <= half_BQ).float().mean(dim=1).numpy()
-    std_B = truth_BQ.std(dim=1, unbiased=False)
-    noise_B = batch["truth_stderr"].square().mean(dim=1).sqrt()
-    varies_B = (std_B > 2 * noise_B).numpy() & (std_B > 1e-4).numpy()
     first_BQ = batch["values"][:, 0, 0, 0] - truth_BQ
-    logs = [
-        torch.log(e.square().mean(dim=1).sqrt() / std_B.clamp(min=1e-9)).numpy() for e in (batch["error"], first_BQ)
-    ]
+    varies_B = values_vary(batch)
+    mixed, constructed = (log_errors(error, truth_BQ) for error in (batch["error"], first_BQ))
     names = [*FAMILIES, "all"]
     rows = {}
     for number, name in enumerate(names):
-        own = np.ones(len(std_B), bool) if name == "all" else examples.family == number
+        own = np.ones(len(examples), bool) if name == "all" else examples.family == number
         used = own & varies_B
-        ours, constructed = (float(np.exp(log[used].mean())) if used.any() else None for log in logs)
+        ours, theirs = (float(np.exp(log[used].mean())) if used.any() else None for log in (mixed, constructed))
         rows[name] = {
             "tasks": float(own.sum()),
             "error": ours,
-            "constructed": constructed,
-            "ratio": float(np.exp((logs[0] - logs[1])[used].mean())) if used.any() else None,
-            "worst_ratio": float(np.exp((logs[0] - logs[1])[used].max())) if used.any() else None,
+            "constructed": theirs,
+            "ratio": float(np.exp((mixed - constructed)[used].mean())) if used.any() else None,
+            "worst_ratio": float(np.exp((mixed - constructed)[used].max())) if used.any() else None,
             "coverage": float(covered_B[own].mean()) if own.any() else None,
         }
     return rows
+
+
+def log_errors(error_BQ: Tensor, truth_BQ: Tensor) -> np.ndarray:
+    """log(RMSE / std of the truth) by task, (B,)."""
+    std_B = truth_BQ.std(dim=1, unbiased=False).clamp(min=1e-9)
+    return torch.log(error_BQ.square().mean(dim=1).sqrt() / std_B).numpy()
+
+
+def values_vary(batch: Batch) -> np.ndarray:
+    """Whether the true values spread by more than their noise, by task, (B,); if not, relative errors say nothing."""
+    std_B = batch["truth"].std(dim=1, unbiased=False)
+    noise_B = batch["truth_stderr"].square().mean(dim=1).sqrt()
+    return ((std_B > 2 * noise_B) & (std_B > 1e-4)).numpy()
 
 
 def mean_gates(gate: Gate, batch: Batch) -> dict[str, float]:
