@@ -82,7 +82,9 @@ class Trace:
         """Apply E along the axis before the last: (..., N, R) -> (..., N, R)."""
         e_NR = delta_NR
         for j, decay_N1 in enumerate(self.decays):
-            e_NR = e_NR + decay_N1 * _shift(e_NR, 2**j)
+            span = 2**j
+            ahead_NR = torch.addcmul(e_NR[..., :-span, :], decay_N1[..., :-span, :], e_NR[..., span:, :])
+            e_NR = torch.cat([ahead_NR, e_NR[..., -span:, :]], dim=-2)
         return e_NR
 
     def transposed(self, g_NR: Tensor) -> Tensor:
@@ -268,14 +270,28 @@ def equilibrium_system(context: Context, attention_CN: Tensor, gates: Gates) -> 
     if plain_limit and gates.average_ends and end_attention.shape[-2]:
         attention_CN = torch.cat([source_attention, end_attention @ source_attention], dim=-2)
     constant_1R = context.constant(context.rewards_NR)
-    difference_NN = source_attention - context.discounts_N1 * context.at_successors(attention_CN)
-    matrix_NN = gates.step_size * context.trace(difference_NN)
+    difference_NN = torch.addcmul(
+        source_attention, context.discounts_N1, context.at_successors(attention_CN), value=-1.0
+    )
+    matrix_NN = context.trace(difference_NN)
+    if _not_one(gates.step_size):
+        matrix_NN = gates.step_size * matrix_NN
     if _positive(gates.averaging):
         matrix_NN = matrix_NN - gates.averaging * source_attention
     diagonal = 1.0 - (1.0 - gates.averaging) * (1.0 - gates.forgetting)
-    matrix_NN = matrix_NN + diagonal * torch.eye(num_sources, dtype=matrix_NN.dtype, device=matrix_NN.device)
+    matrix_NN = _with_diagonal(matrix_NN, diagonal)
     right_NR = gates.step_size * context.trace(context.rewards_NR - (1.0 - context.discounts_N1) * constant_1R)
     return constant_1R, matrix_NN, right_NR
+
+
+def _with_diagonal(matrix_NN: Tensor, diagonal: float | Tensor) -> Tensor:
+    """The matrix plus a multiple of the identity; in place, since nobody else holds it."""
+    matrix_NN.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+    return matrix_NN
+
+
+def _not_one(gate: float | Tensor) -> bool:
+    return isinstance(gate, Tensor) or gate != 1.0
 
 
 def _positive(gate: float | Tensor) -> bool:

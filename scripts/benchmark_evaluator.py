@@ -4,8 +4,8 @@
 
 A plain pass is ``torch.softmax(x @ x.T, -1) @ v`` with 8 features and one value, at the context's own length. Printed:
 the finite-depth evaluator with cached kernel (fit and 64 queries, 24 layers) at n = 8,192, the equilibrium at n =
-2,048, and the printed matrix form run once per query at n = 512, each as a ratio. Ratios of medians; machines are
-noisy.
+2,048, the generalist there per head, and the printed matrix form run once per query at n = 512, each as a ratio. Ratios
+of medians; machines are noisy.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,11 +54,20 @@ def plain_pass(num_transitions: int, dtype: torch.dtype) -> Callable[[], object]
     return lambda: torch.softmax(x @ x.T, -1) @ v
 
 
-def in_context(num_transitions: int, **options: object) -> Callable[[], object]:
+def in_context(num_transitions: int, name: str = "constructed", **options: object) -> Callable[[], object]:
     """Fit and 64 predictions."""
     log = trajectory(num_transitions)
     queries = log.observations[:: num_transitions // NUM_QUERIES][:NUM_QUERIES]
-    return lambda: icrl.InContextEvaluator(**options).fit(log, 0.99).predict(queries)  # type: ignore[arg-type]
+    return lambda: icrl.InContextEvaluator.from_pretrained(name, **options).fit(log, 0.99).predict(queries)
+
+
+def num_heads(num_transitions: int) -> int:
+    """Heads that the generalist opens on this log."""
+    log = trajectory(num_transitions)
+    estimates = icrl.InContextEvaluator.from_pretrained("generalist").fit(log, 0.99).predict(log.observations[:1])
+    assert estimates.diagnostics is not None
+    assert estimates.diagnostics.mixture is not None
+    return len(estimates.diagnostics.mixture.heads)
 
 
 def printed_form_per_query(num_transitions: int) -> Callable[[], object]:
@@ -85,12 +95,19 @@ def ratio(first: Callable[[], object], second: Callable[[], object], repeats: in
 
 def main(config: Config) -> None:
     """Time the pieces and print their ratios."""
-    layers = {"num_layers": NUM_LAYERS}
+    layers: dict[str, Any] = {"num_layers": NUM_LAYERS}
     for name, dtype in (("float32", torch.float32), ("float64", torch.float64)):
         cost = ratio(in_context(8192, dtype=dtype, **layers), plain_pass(8192, dtype), config.repeats)
         print(f"{NUM_LAYERS} layers + {NUM_QUERIES} queries, n = 8192, {name}: {cost:.2f} plain passes (at most 4)")
     cost = ratio(in_context(2048), plain_pass(2048, torch.float32), config.repeats)
     print(f"equilibrium + {NUM_QUERIES} queries, n = 2048, float64: {cost:.2f} plain float32 passes")
+    heads = num_heads(2048)
+    for name, dtype in (("float32", torch.float32), ("float64", torch.float64)):
+        cost = ratio(in_context(2048, "generalist", dtype=dtype), plain_pass(2048, dtype), config.repeats) / heads
+        print(
+            f"generalist, {heads} heads + {NUM_QUERIES} queries, n = 2048, {name}: {cost:.1f} plain passes a head "
+            "(5 are wanted)"
+        )
     speedup = ratio(printed_form_per_query(512), in_context(512, **layers), max(1, config.repeats // 2))
     print(f"printed form once per query / evaluator, n = 512, {NUM_QUERIES} queries: {speedup:.0f} times (at least 50)")
 
