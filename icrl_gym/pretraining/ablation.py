@@ -1,0 +1,346 @@
+"""What each part of the pretraining is worth: gates trained with one thing changed, on the examples of one run.
+
+    ablations, left_out -> measure (one JSON file per finished gate) -> tables -> insert into a page
+
+The measure of a gate is log(RMSE / RMSE of the constructed evaluator) on each validation task whose values vary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from icrl_gym.configuration import PretrainConfig
+from icrl_gym.generalist.gate import SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gate, Gates, gated
+from icrl_gym.generalist.heads import HEADS
+from icrl_gym.generalist.statistics import STATISTICS
+from icrl_gym.model import Setting
+from icrl_gym.pretraining.examples import Examples, as_tensors
+from icrl_gym.pretraining.run import WITHOUT_EFFECT, log_errors, one_thread, values_vary
+from icrl_gym.pretraining.training import Batch, Schedule, gate_objective, train
+from icrl_gym.prior import FAMILIES
+from icrl_gym.runs import versions, write_json
+
+BEGIN, END, PLACE = "<!-- begin tables -->", "<!-- end tables -->", "<!-- tables -->"
+NUM_RESAMPLES = 2000
+CONSTANT_REWARD = STATISTICS.index("constant_reward")
+RECIPE = PretrainConfig()
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The pretraining with one thing changed.
+
+    Attributes:
+        label: its name in the table.
+        config: settings of the training; seed and folders have no effect.
+        heads: those that are kept, by number, () for all. The first of them is what the gate starts from.
+        blind: no statistic is seen, so that one mixture is learned for all contexts; the rule that allows
+            pseudo-terminations only at equal rewards stays.
+        free_level, pseudo_terminations: False holds them at 0.
+        share_of_tasks: to train on, drawn by the seed.
+        trained: False takes the safe mixture as it is: nothing is learned, nothing read but the rule above.
+    """
+
+    label: str
+    config: PretrainConfig = RECIPE
+    heads: tuple[int, ...] = ()
+    blind: bool = False
+    free_level: bool = True
+    pseudo_terminations: bool = True
+    share_of_tasks: float = 1.0
+    trained: bool = True
+
+
+SHIPPED = Ablation("as shipped")
+
+
+def ablations(heads: Sequence[Setting] = HEADS) -> tuple[Ablation, ...]:
+    """All but those that leave a family out; the first is the recipe as it stands."""
+    numbers = range(len(heads))
+    return (
+        SHIPPED,
+        Ablation("safe mixture, untrained", trained=False),
+        Ablation("gate blind: one mixture for all", blind=True),
+        Ablation("pull 0: adaptation free", replace(RECIPE, pull=0.0)),
+        Ablation("pull 0, gate blind", replace(RECIPE, pull=0.0), blind=True),
+        Ablation("no free level", free_level=False),
+        Ablation("no pseudo-terminations", pseudo_terminations=False),
+        Ablation("first head alone", heads=(0,)),
+        *(
+            Ablation(f"without head {left}: {describe_head(heads[left])}", heads=tuple(n for n in numbers if n != left))
+            for left in numbers
+        ),
+        Ablation("members 1", replace(RECIPE, members=1)),
+        Ablation("width 8", replace(RECIPE, width=8)),
+        Ablation("width 64", replace(RECIPE, width=64)),
+        Ablation("loss relative_rmse", replace(RECIPE, loss="relative_rmse")),
+        Ablation("loss huber", replace(RECIPE, loss="huber")),
+        Ablation("half of the tasks", share_of_tasks=0.5),
+        Ablation("a quarter of the tasks", share_of_tasks=0.25),
+        Ablation("200 steps", replace(RECIPE, steps=200)),
+    )
+
+
+def left_out(families: Iterable[str]) -> tuple[Ablation, ...]:
+    """One for each family, which is kept out of training and of early stopping."""
+    return tuple(Ablation(f"without {name}", replace(RECIPE, exclude=(name,))) for name in families)
+
+
+def describe_head(head: Setting) -> str:
+    """The settings that are not the constructed evaluator's."""
+    plain = Setting()
+    changed = [
+        f"{f.name} {getattr(head, f.name)}" for f in fields(head) if getattr(head, f.name) != getattr(plain, f.name)
+    ]
+    return ", ".join(changed) or "constructed"
+
+
+class AblatedGate(Gate):
+    """A gate with parts taken out; its initial weights are those of `Gate` at the same seed."""
+
+    def __init__(self, ablation: Ablation, num_heads: int) -> None:
+        super().__init__(len(STATISTICS), num_heads, ablation.config.width, ablation.config.members, CONSTANT_REWARD)
+        self.ablation = ablation
+
+    def by_member(self, statistics_BS: Tensor) -> list[Gates]:
+        if self.ablation.blind:
+            constant_B = self.constant_rewards(statistics_BS)
+            unseen_BS, trust_B = torch.zeros_like(statistics_BS), torch.ones_like(constant_B)
+            found = [self._gates(member(unseen_BS), trust_B, constant_B) for member in self.members]
+        else:
+            found = super().by_member(statistics_BS)
+        level, pseudo = float(self.ablation.free_level), float(self.ablation.pseudo_terminations)
+        return [
+            replace(
+                gates,
+                free_level_B=level * gates.free_level_B,
+                pseudo_terminations_B=pseudo * gates.pseudo_terminations_B,
+            )
+            for gates in found
+        ]
+
+
+def gates_on(ablation: Ablation, training: Examples, validation: Examples, seed: int) -> tuple[Gates, int]:
+    """Train a gate and let it decide for every validation task; its gates and the step of its best weights.
+
+    The gates are of the heads that the ablation keeps, in their order.
+
+    Raises:
+        ValueError: nothing is left to train on.
+    """
+    batch = as_tensors(_keep_heads(ablation, validation))
+    if not ablation.trained:
+        return safe_gates(batch), 0
+    config = ablation.config
+    examples = as_tensors(_keep_heads(ablation, _share(ablation, _without(config.exclude, training), seed)))
+    stop_by = as_tensors(_keep_heads(ablation, _without(config.exclude, validation)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        gate = AblatedGate(ablation, batch["values"].shape[1])
+    gate.standardisation.fit(examples["statistics"])
+    schedule = Schedule(steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate)
+    state = train(gate, gate_objective(config.loss, config.pull), examples, stop_by, schedule, seed=seed)
+    with torch.no_grad():
+        return gate.eval()(batch["statistics"]), state.best_step
+
+
+def safe_gates(batch: Batch) -> Gates:
+    """The safe mixture for every task: equal shares, fixed dials."""
+    count, num_heads = batch["values"].shape[:2]
+    constant_B = (batch["statistics"][:, CONSTANT_REWARD] > 0.5).float()
+    return Gates(
+        torch.full((count, num_heads), 1.0 / num_heads),
+        torch.full((count,), SAFE_LEVEL),
+        SAFE_PSEUDO_TERMINATIONS * constant_B,
+        torch.ones(count),
+    )
+
+
+def log_ratios(gates: Gates, ablation: Ablation, validation: Examples) -> np.ndarray:
+    """log(RMSE of the mixture / RMSE of the constructed evaluator) on the validation tasks whose values vary."""
+    whole, kept = as_tensors(validation), as_tensors(_keep_heads(ablation, validation))
+    truth_BQ = whole["truth"]
+    mixed, constructed = gated(kept["values"], gates), whole["values"][:, 0, 0, 0]
+    logs = log_errors(mixed - truth_BQ, truth_BQ) - log_errors(constructed - truth_BQ, truth_BQ)
+    return logs[values_vary(whole)].astype(np.float64)
+
+
+def measure(
+    wanted: Sequence[Ablation],
+    training: Examples,
+    validation: Examples,
+    seeds: Sequence[int],
+    folder: Path,
+    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+) -> dict[str, np.ndarray]:
+    """Log ratios by label, (seeds, tasks); what is finished is read from ``folder``, seed by seed.
+
+    Raises:
+        ValueError: nothing is left to train on, or a stored row is damaged.
+        OSError: the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = _digest(training, validation)
+    cells = [(ablation, seed) for seed in seeds for ablation in wanted if ablation.trained or seed == seeds[0]]
+    rows: dict[str, list[np.ndarray]] = {ablation.label: [] for ablation in wanted}
+    for count, (ablation, seed) in enumerate(cells):
+        progress(ablation.label, count, len(cells))
+        path = folder / f"{_key(ablation, seed, digest)}.json"
+        if not path.exists():
+            _measure_one(path, ablation, training, validation, seed)
+        rows[ablation.label].append(_read(path))
+    return {label: np.stack(found) for label, found in rows.items()}
+
+
+def _measure_one(path: Path, ablation: Ablation, training: Examples, validation: Examples, seed: int) -> None:
+    started = time.perf_counter()
+    with one_thread():
+        gates, best_step = gates_on(ablation, training, validation, seed)
+        logs = log_ratios(gates, ablation, validation)
+    if not np.isfinite(logs).all():
+        raise ValueError(
+            f"{ablation.label}, seed {seed}: {(~np.isfinite(logs)).sum()} of {len(logs)} errors are not finite"
+        )
+    write_json(path, {
+        "label": ablation.label,
+        "settings": _settings(ablation),
+        "seed": seed,
+        "best_step": best_step,
+        "seconds": round(time.perf_counter() - started, 1),
+        "commit": versions()["commit"],
+        "log_ratios": logs.tolist(),
+    })  # fmt: skip
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return np.array(json.loads(path.read_text(encoding="utf-8"))["log_ratios"], dtype=np.float64)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the row {path} is damaged; remove it, and it is measured again") from error
+
+
+def _settings(ablation: Ablation) -> dict[str, Any]:
+    settings = asdict(ablation)
+    without_effect = (*WITHOUT_EFFECT, "seed", "shards", "validation_shards")  # the digest stands for the shards
+    settings["config"] = {name: value for name, value in settings["config"].items() if name not in without_effect}
+    del settings["label"]
+    return settings
+
+
+def _key(ablation: Ablation, seed: int, digest: str) -> str:
+    content = json.dumps([_settings(ablation), seed, digest], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _digest(training: Examples, validation: Examples) -> str:
+    found = hashlib.sha256()
+    for examples in (training, validation):
+        for field in fields(examples):
+            found.update(np.ascontiguousarray(getattr(examples, field.name)).tobytes())
+    return found.hexdigest()
+
+
+def _keep_heads(ablation: Ablation, examples: Examples) -> Examples:
+    return replace(examples, values=examples.values[:, list(ablation.heads)]) if ablation.heads else examples
+
+
+def _without(families: Sequence[str], examples: Examples) -> Examples:
+    kept = ~np.isin(examples.family, [list(FAMILIES).index(name) for name in families])
+    if not kept.any():
+        raise ValueError(f"exclude: nothing is left of {len(kept)} tasks without {list(families)}")
+    return examples.select(kept)
+
+
+def _share(ablation: Ablation, examples: Examples, seed: int) -> Examples:
+    if ablation.share_of_tasks == 1.0:
+        return examples
+    number = max(1, round(ablation.share_of_tasks * len(examples)))
+    return examples.select(np.sort(np.random.default_rng(seed).permutation(len(examples))[:number]))
+
+
+def geometric_mean(logs_RT: np.ndarray) -> tuple[float, float, float]:
+    """exp of the mean over R seeds and T tasks, with its 95 % percentile bootstrap interval over tasks."""
+    logs_T = logs_RT.mean(axis=0)
+    picked = np.random.default_rng(0).integers(len(logs_T), size=(NUM_RESAMPLES, len(logs_T)))
+    low, high = np.percentile(np.exp(logs_T[picked].mean(axis=1)), [2.5, 97.5])
+    return float(np.exp(logs_T.mean())), float(low), float(high)
+
+
+def ablation_table(rows: Mapping[str, np.ndarray]) -> str:
+    """Markdown: error by row against the constructed evaluator and against the recipe as it stands."""
+    shipped = rows[SHIPPED.label].mean(axis=0)
+    lines = []
+    for label, logs_RT in rows.items():
+        paired = _figure(logs_RT - shipped) if label != SHIPPED.label else ""
+        seeds = " / ".join(f"{np.exp(logs_T.mean()):.3f}" for logs_T in logs_RT)
+        lines.append((label, _figure(logs_RT), paired, seeds, f"{np.exp(logs_RT.mean(axis=0).max()):.2f}"))
+    return _markdown(("changed", "error / constructed", "error / as shipped", "by seed", "worst task"), lines)
+
+
+def family_table(
+    rows: Mapping[str, np.ndarray], shipped: np.ndarray, families_T: np.ndarray, families: Sequence[str]
+) -> str:
+    """Markdown: on each family, gates trained without it beside those trained with it.
+
+    Args:
+        rows: log ratios of `left_out`, (seeds, tasks) by label.
+        shipped: those of the recipe as it stands.
+        families_T: name of every task's family.
+        families: in the order of the table; one without a task says so.
+    """
+    lines = []
+    for name, ablation in zip(families, left_out(families), strict=True):
+        own_T = families_T == name
+        if not own_T.any():
+            lines.append((name, "0", "no validation task", "", ""))
+            continue
+        without, whole = rows[ablation.label][:, own_T], shipped[:, own_T]
+        paired = _figure(without - whole.mean(axis=0))
+        lines.append((name, str(own_T.sum()), _figure(without), _figure(whole), paired))
+    names = ("family", "tasks", "trained without it", "trained with it", "without / with")
+    return _markdown(names, lines)
+
+
+def card_table(validation: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Markdown of the validation errors in a checkpoint's card."""
+    columns = ("error", "constructed", "ratio", "worst_ratio", "coverage")
+    lines = [
+        (name, f"{row['tasks']:.0f}", *("" if row[c] is None else f"{row[c]:.3f}" for c in columns))
+        for name, row in sorted(validation.items(), key=lambda item: (item[0] == "all", item[0]))
+    ]
+    return _markdown(("family", "tasks", "error", "constructed", "ratio", "worst ratio", "coverage"), lines)
+
+
+def insert_tables(page: str, tables: str) -> str:
+    """The page with the tables between its markers, or at its placeholder; all other text stays.
+
+    Raises:
+        ValueError: the page has neither, or its markers are out of order.
+    """
+    if page.count(BEGIN) == page.count(END) == 1 and page.index(BEGIN) < page.index(END):
+        before, after = page[: page.index(BEGIN)], page[page.index(END) + len(END) :]
+    elif page.count(PLACE) == 1:
+        before, after = page.split(PLACE)
+    else:
+        raise ValueError(f"page must hold one {PLACE}, or one {BEGIN} before one {END}")
+    return f"{before}{BEGIN}\n\n{tables.strip()}\n\n{END}{after}"
+
+
+def _figure(logs_RT: np.ndarray) -> str:
+    value, low, high = geometric_mean(logs_RT)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _markdown(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *("---:" for _ in names[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (names, rule, *lines))
