@@ -49,6 +49,11 @@ class StateActionFeatures(FeatureMap):
         return np.concatenate([self._states(states), self._actions(actions)], axis=1)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Those of the states' features."""
+        return self._states.notes
+
+    @property
     def effective_dimension(self) -> int:
         """Varying coordinates of states and actions together."""
         return self._states.effective_dimension + self._actions.effective_dimension

@@ -201,7 +201,8 @@ class InContextEvaluator:
                 stderr.append(self._sampling_error(attention_QN))
         values_LQ = np.concatenate(by_layer, axis=1)
         support_Q = np.concatenate(support)
-        warnings = (*self._context_warnings, *_query_warnings(self, observations, values_LQ[-1], support_Q))
+        notes = self.prompt_.feature_map.notes
+        warnings = (*self._context_warnings, *notes, *_query_warnings(self, observations, values_LQ[-1], support_Q))
         return ValueEstimates(
             values=values_LQ[-1],
             observations=observations,

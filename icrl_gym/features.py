@@ -94,6 +94,11 @@ class NumericEncoder:
         return features
 
     @property
+    def projected_columns(self) -> int:
+        """Numbers before the projection, 0 where there is none."""
+        return 0 if self._projection_DP is None else len(self._projection_DP)
+
+    @property
     def effective_dimension(self) -> int:
         varying = self._first.num_varying
         return varying if self._second is None else min(varying, self._second.num_varying)
@@ -230,6 +235,16 @@ class FeatureMap:
     def effective_dimension(self) -> int:
         """Varying coordinates and categorical components in the context, at least 1."""
         return max(1, sum(encoder.effective_dimension for encoder in self._encoders))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was lost on the way from observations to features, in plain words."""
+        columns = [encoder.projected_columns for encoder in self._encoders if isinstance(encoder, NumericEncoder)]
+        return tuple(
+            f"{count} numbers of an observation were projected at random to {MAX_FEATURES} features"
+            for count in columns
+            if count
+        )
 
     def _leaves(self, observations: Any) -> list[np.ndarray]:
         batch = as_batch(observations, self.space, "observations")
