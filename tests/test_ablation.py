@@ -1,0 +1,390 @@
+"""Ablations of the pretraining, on tables of values: each takes out what it says, and finished rows are kept."""
+
+import importlib.util
+import json
+import os
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from icrl_gym.generalist import HEADS, STATISTICS
+from icrl_gym.generalist.gate import SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gates
+from icrl_gym.pretraining import ablation, run
+from icrl_gym.pretraining.ablation import Ablation
+from icrl_gym.pretraining.examples import Examples
+from icrl_gym.prior import FAMILIES
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "ablate_pretraining.py"
+NUM_HEADS, NUM_QUERIES = 3, 6
+SMALL = replace(ablation.RECIPE, steps=30, batch_size=16, width=8, members=2, pull=0.0, learning_rate=0.02)
+PLAIN = Ablation("plain", SMALL)
+
+
+def table(seed, count=40):
+    """Tasks of two families: which head is right, and at which level, can be read off the statistics."""
+    rng = np.random.default_rng(seed)
+    statistics = rng.normal(size=(count, len(STATISTICS)))
+    statistics[:, STATISTICS.index("constant_reward")] = rng.random(count) < 0.5
+    truth = rng.normal(size=(count, NUM_QUERIES))
+    values = truth[:, None, None, None] + rng.normal(size=(count, NUM_HEADS, 2, 2, NUM_QUERIES))
+    right = (statistics[:, 1] > 0).astype(int)
+    values[np.arange(count), right, :, 1] = truth[:, None]
+    return Examples(
+        statistics=statistics.astype(np.float32),
+        values=values.astype(np.float32),
+        mass=np.ones((count, NUM_QUERIES), np.float32),
+        level_shift=np.zeros(count, np.float32),
+        truth=truth.astype(np.float32),
+        truth_stderr=np.zeros((count, NUM_QUERIES), np.float32),
+        constant=np.zeros(count),
+        scale=np.ones(count),
+        family=rng.integers(2, size=count),
+        length=np.full(count, 24),
+    )
+
+
+TRAINING, VALIDATION = table(0), table(1)
+
+
+def decide(one, training=TRAINING, validation=VALIDATION, seed=0):
+    gates, _ = ablation.gates_on(one, training, validation, seed)
+    return gates
+
+
+def spread(tensor):
+    return float(tensor.std(dim=0).max())
+
+
+def is_constant():
+    return VALIDATION.statistics[:, STATISTICS.index("constant_reward")] > 0.5
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What every training was given."""
+    found, train = [], ablation.train
+
+    def watched(network, objective, examples, validation, schedule, **options):
+        found.append((network, examples, validation, schedule))
+        return train(network, objective, examples, validation, schedule, **options)
+
+    monkeypatch.setattr(ablation, "train", watched)
+    return found
+
+
+def not_to_be_called(*arguments, **options):
+    raise AssertionError("called again")
+
+
+def test_the_plain_ablation_is_the_pretraining_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "HEADS", HEADS[:NUM_HEADS])
+    model, _ = run.fit(replace(SMALL, out=tmp_path, tensorboard=False), TRAINING, VALIDATION)
+    with torch.no_grad():
+        expected = model.gate(torch.as_tensor(VALIDATION.statistics))
+    for name, tensor in vars(decide(PLAIN)).items():
+        torch.testing.assert_close(tensor, getattr(expected, name), rtol=0, atol=0)
+    assert spread(expected.shares_BH) > 0.01
+
+
+def test_a_blind_gate_decides_the_same_for_all_but_still_obeys_the_rule_of_equal_rewards():
+    blind, seeing = decide(replace(PLAIN, blind=True)), decide(PLAIN)
+    for name in ("shares_BH", "free_level_B"):
+        assert spread(getattr(blind, name)) == 0 < 0.01 < spread(getattr(seeing, name))
+    first_B1 = torch.eye(NUM_HEADS)[:1]
+    assert (blind.shares_BH - first_B1).abs().max() > 0.01  # it has learned something
+    constant = is_constant()
+    assert len(blind.pseudo_terminations_B[constant].unique()) == 1
+    assert not blind.pseudo_terminations_B[~constant].any()
+
+
+@pytest.mark.parametrize(
+    ("part", "gate"), [("free_level", "free_level_B"), ("pseudo_terminations", "pseudo_terminations_B")]
+)
+def test_a_dial_that_is_taken_out_stays_at_zero(part, gate):
+    changed = replace(SMALL, pull=1.0)  # the safe mixture has both dials open
+    assert not getattr(decide(replace(PLAIN, config=changed, **{part: False})), gate).any()
+    assert getattr(decide(replace(PLAIN, config=changed)), gate).abs().max() > 0.01
+
+
+def spoil_head(examples, head):
+    values = examples.values.copy()
+    values[:, head] = np.nan
+    return replace(examples, values=values)
+
+
+def test_a_head_that_is_left_out_has_no_share_and_is_never_looked_at():
+    one = replace(PLAIN, heads=(0, 2))
+    gates = decide(one, spoil_head(TRAINING, 1), spoil_head(VALIDATION, 1))
+    assert gates.shares_BH.shape == (len(VALIDATION), 2)
+    torch.testing.assert_close(gates.shares_BH.sum(dim=1), torch.ones(len(VALIDATION)))
+    logs = ablation.log_ratios(gates, one, spoil_head(VALIDATION, 1))
+    assert np.isfinite(logs).all()
+    np.testing.assert_array_equal(logs, ablation.log_ratios(gates, one, VALIDATION))
+    assert torch.equal(gates.shares_BH, decide(one).shares_BH)
+    assert spread(gates.shares_BH) > 0.01  # it has learned something
+
+
+def test_one_head_alone_leaves_the_dials():
+    gates = decide(replace(PLAIN, heads=(0,)))
+    assert torch.equal(gates.shares_BH, torch.ones(len(VALIDATION), 1))
+    assert gates.free_level_B.abs().max() > 0.01
+
+
+def test_errors_are_relative_to_the_constructed_evaluator_even_where_it_is_left_out():
+    one = Ablation("without the first head", heads=(2,))
+    count = len(VALIDATION)
+    gates = Gates(torch.ones(count, 1), torch.full((count,), 1.0), torch.zeros(count), torch.ones(count))
+    truth = VALIDATION.truth
+    ours, constructed = VALIDATION.values[:, 2, 0, 1] - truth, VALIDATION.values[:, 0, 0, 0] - truth
+    expected = 0.5 * np.log(np.mean(ours**2, axis=1) / np.mean(constructed**2, axis=1))
+    np.testing.assert_allclose(ablation.log_ratios(gates, one, VALIDATION), expected, atol=1e-5)
+
+
+def test_tasks_whose_values_do_not_vary_have_no_ratio():
+    truth = VALIDATION.truth.copy()
+    truth[3] = 1.0
+    noise = VALIDATION.truth_stderr.copy()
+    noise[5] = 10.0
+    flat = replace(VALIDATION, truth=truth, truth_stderr=noise)
+    assert len(ablation.log_ratios(decide(Ablation("safe", trained=False)), PLAIN, flat)) == len(VALIDATION) - 2
+
+
+def spoil_family(examples, family):
+    statistics = examples.statistics.copy()
+    statistics[examples.family == family] = np.nan
+    return replace(examples, statistics=statistics)
+
+
+def test_a_family_that_is_left_out_is_neither_trained_on_nor_stopped_by(calls):
+    (one,) = ablation.left_out(list(FAMILIES)[:1])
+    one = replace(one, config=replace(SMALL, exclude=one.config.exclude))
+    others = VALIDATION.family != 0
+    expected = decide(one).shares_BH[others]
+    assert len(calls[0][1]["truth"]) == (TRAINING.family != 0).sum() < len(TRAINING)
+    spoilt = decide(one, spoil_family(TRAINING, 0), spoil_family(VALIDATION, 0)).shares_BH
+    assert torch.equal(spoilt[others], expected)
+    assert spread(expected) > 0.01
+    assert spoilt[~others].isnan().all()  # but decided on
+
+
+def test_nothing_left_to_train_on_is_bad_input():
+    with pytest.raises(ValueError, match="exclude: nothing is left of"):
+        decide(*ablation.left_out(list(FAMILIES)[:1]), training=TRAINING.select(TRAINING.family == 0))
+
+
+def test_a_share_of_the_tasks_is_drawn_by_the_seed(calls):
+    for seed in (0, 1):
+        decide(replace(PLAIN, share_of_tasks=0.5), seed=seed)
+    first, second = (call[1]["truth"][:, 0].tolist() for call in calls)
+    assert len(first) == len(second) == len(set(first)) == len(TRAINING) // 2
+    assert set(first) != set(second)
+    assert len(calls[0][2]["truth"]) == len(VALIDATION)
+
+
+def test_settings_reach_the_training(calls, monkeypatch):
+    asked, objective = [], ablation.gate_objective
+    monkeypatch.setattr(ablation, "gate_objective", lambda *given: asked.append(given) or objective(*given))
+    decide(Ablation("changed", replace(SMALL, members=1, width=5, steps=7, loss="huber", pull=0.25)))
+    ((network, _, _, schedule),) = calls
+    assert (len(network.members), network.width, schedule.steps) == (1, 5, 7)
+    assert (schedule.batch_size, schedule.learning_rate) == (16, 0.02)
+    assert asked == [("huber", 0.25)]
+
+
+def test_the_safe_mixture_learns_nothing(monkeypatch):
+    monkeypatch.setattr(ablation, "train", not_to_be_called)
+    gates = decide(Ablation("safe", trained=False))
+    torch.testing.assert_close(gates.shares_BH, torch.full((len(VALIDATION), NUM_HEADS), 1 / NUM_HEADS))
+    assert gates.free_level_B.unique().tolist() == pytest.approx([SAFE_LEVEL])
+    np.testing.assert_allclose(gates.pseudo_terminations_B, SAFE_PSEUDO_TERMINATIONS * is_constant(), atol=1e-6)
+
+
+def test_the_list_takes_every_head_out_once_and_has_no_row_twice():
+    rows = ablation.ablations()
+    assert rows[0] == Ablation("as shipped")
+    assert len({one.label for one in rows}) == len(rows)
+    settings = [{name: value for name, value in asdict(one).items() if name != "label"} for one in rows]
+    assert all(settings.count(one) == 1 for one in settings)
+    missing = [set(range(len(HEADS))) - set(one.heads) for one in rows if one.label.startswith("without head")]
+    assert missing == [{number} for number in range(len(HEADS))]
+    assert [one.config.exclude for one in ablation.left_out(["grid", "loop"])] == [("grid",), ("loop",)]
+
+
+WANTED = (PLAIN, Ablation("safe", trained=False), replace(PLAIN, label="blind", blind=True))
+
+
+def measure(folder, wanted=WANTED, training=TRAINING, progress=lambda *given: None):
+    return ablation.measure(wanted, training, VALIDATION, (0, 1), folder, progress)
+
+
+def test_finished_rows_are_kept(tmp_path, monkeypatch, calls):
+    rows = measure(tmp_path)
+    assert [(label, found.shape) for label, found in rows.items()] == [
+        ("plain", (2, len(VALIDATION))),
+        ("safe", (1, len(VALIDATION))),  # no seed enters
+        ("blind", (2, len(VALIDATION))),
+    ]
+    assert len(calls) == 4
+    assert not np.array_equal(*rows["plain"])
+    for number, found in enumerate(rows["plain"]):
+        gates = decide(PLAIN, seed=number)
+        np.testing.assert_array_equal(found, ablation.log_ratios(gates, PLAIN, VALIDATION))
+    calls.clear()
+    again = measure(tmp_path)
+    assert not calls
+    assert all(np.array_equal(again[label], rows[label]) for label in rows)
+    stored = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
+    assert {(row["label"], row["seed"]) for row in stored} == {
+        ("plain", 0), ("plain", 1), ("safe", 0), ("blind", 0), ("blind", 1),
+    }  # fmt: skip
+
+
+def test_another_setting_or_other_examples_make_rows_of_their_own(tmp_path, calls):
+    one = (PLAIN,)
+    measure(tmp_path, one)
+    measure(tmp_path, (replace(PLAIN, config=replace(SMALL, steps=31)),))
+    measure(tmp_path, one, training=table(7))
+    assert len(calls) == len(list(tmp_path.iterdir())) == 6
+    measure(tmp_path, (replace(PLAIN, label="renamed", config=replace(SMALL, out=tmp_path, seed=5)),))
+    assert len(calls) == 6  # neither the name, nor the folder, nor the configuration's own seed has an effect
+
+
+def test_an_interrupted_call_goes_on(tmp_path, calls):
+    def interrupt(label, done, total):
+        assert total == 5
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(tmp_path, progress=interrupt)
+    assert len(list(tmp_path.iterdir())) == 3
+    measure(tmp_path)
+    assert len(calls) == 4
+
+
+def test_a_row_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def fail(source, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        measure(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"log_ratios": ["a"]}'])
+def test_a_damaged_row_is_named(tmp_path, content):
+    measure(tmp_path)
+    path = next(tmp_path.iterdir())
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{path.name} is damaged; remove it"):
+        measure(tmp_path)
+
+
+def test_geometric_means_with_intervals_over_tasks():
+    rng = np.random.default_rng(3)
+    logs_T = rng.normal(0.1, 0.5, size=400)
+    value, low, high = ablation.geometric_mean(
+        np.stack([logs_T - 1.0, logs_T + 1.0])
+    )  # seeds are averaged, not resampled
+    assert value == pytest.approx(np.exp(logs_T.mean()))
+    half = 1.96 * logs_T.std() / 20
+    assert np.log([low, high]) == pytest.approx([logs_T.mean() - half, logs_T.mean() + half], abs=0.006)
+
+
+def test_the_table_compares_with_the_recipe_task_by_task():
+    shipped = np.log([[0.5, 2.0, 1.0], [0.5, 2.0, 1.0]])
+    rows = {"as shipped": shipped, "other": shipped + np.log(1.1), "safe": np.log([[1.0, 1.0, 4.0]])}
+    lines = ablation.ablation_table(rows).splitlines()
+    assert lines[1] == "| --- | ---: | ---: | ---: | ---: |"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [row[0] for row in cells] == list(rows)
+    assert cells[0][1].startswith("1.000 [0.500, 2.000]")
+    assert cells[0][2:] == ["", "1.000 / 1.000", "2.00"]
+    assert cells[1][2:] == ["1.100 [1.100, 1.100]", "1.100 / 1.100", "2.20"]  # paired: no spread
+    assert cells[2][3:] == ["1.587", "4.00"]
+
+
+def test_the_table_of_families_takes_a_familys_own_tasks():
+    names = np.array(["grid", "loop", "grid"])
+    shipped = np.log([[0.5, 3.0, 0.5]])
+    rows = {"without grid": np.log([[0.6, 9.0, 0.6]]), "without loop": np.log([[9.0, 3.3, 9.0]])}
+    lines = ablation.family_table(rows, shipped, names, ["loop", "queue", "grid"]).splitlines()[2:]
+    assert lines == [
+        "| loop | 1 | 3.300 [3.300, 3.300] | 3.000 [3.000, 3.000] | 1.100 [1.100, 1.100] |",
+        "| queue | 0 | no validation task |  |  |",
+        "| grid | 2 | 0.600 [0.600, 0.600] | 0.500 [0.500, 0.500] | 1.200 [1.200, 1.200] |",
+    ]
+
+
+def test_the_table_of_the_card_ends_with_all():
+    row = {"tasks": 4.0, "error": 0.5, "constructed": 1.0, "ratio": 0.5, "worst_ratio": 1.25, "coverage": 0.9}
+    empty = dict.fromkeys(row) | {"tasks": 0.0}
+    lines = ablation.card_table({"all": row, "queue": empty, "grid": row}).splitlines()
+    assert lines[2:] == [
+        "| grid | 4 | 0.500 | 1.000 | 0.500 | 1.250 | 0.900 |",
+        "| queue | 0 |  |  |  |  |  |",
+        "| all | 4 | 0.500 | 1.000 | 0.500 | 1.250 | 0.900 |",
+    ]
+
+
+def test_the_page_keeps_its_other_text():
+    page = "# Head\n\ntext\n\n<!-- tables -->\n\n## Tail\n"
+    once = ablation.insert_tables(page, "| a |\n")
+    assert once == "# Head\n\ntext\n\n<!-- begin tables -->\n\n| a |\n\n<!-- end tables -->\n\n## Tail\n"
+    assert ablation.insert_tables(once, "| a |\n") == once
+    edited = once.replace("text", "other text")
+    assert ablation.insert_tables(edited, "| b |") == edited.replace("| a |", "| b |")
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["", "<!-- begin tables -->", "<!-- end tables --> <!-- begin tables -->", "<!-- tables --> <!-- tables -->"],
+)
+def test_a_page_without_a_place_is_refused(page):
+    with pytest.raises(ValueError, match="page must hold one"):
+        ablation.insert_tables(page, "| a |")
+
+
+@pytest.fixture
+def script(monkeypatch):
+    spec = importlib.util.spec_from_file_location("ablate_pretraining", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "ablate_pretraining", module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_writes_the_page_and_goes_on_from_its_rows(script, tmp_path, monkeypatch, capsys):
+    def small(one):
+        return replace(one, config=replace(SMALL, exclude=one.config.exclude))
+
+    without = ablation.left_out
+    monkeypatch.setattr(ablation, "ablations", lambda: (small(ablation.SHIPPED), Ablation("safe", trained=False)))
+    monkeypatch.setattr(ablation, "left_out", lambda names: tuple(map(small, without(names))))
+    monkeypatch.setattr(
+        script, "load_shards", lambda paths: TRAINING if paths[0].parent.name == "train" else VALIDATION
+    )
+    page = tmp_path / "page.md"
+    page.write_text("before\n\n<!-- tables -->\n\nafter\n")
+    config = script.Config(out=tmp_path, page=page, seeds=(0,))
+    script.main(config)
+    assert "4: safe" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.startswith("before\n\n<!-- begin tables -->\n\nGenerated by")
+    assert text.endswith("<!-- end tables -->\n\nafter\n")
+    first, second, *others = FAMILIES
+    assert all(f"\n| {label} |" in text for label in ("as shipped", "safe", "all", first, second))
+    assert all(f"\n| {name} | 0 | no validation task |" in text for name in others)
+    assert "after a mean over one seed of" in text.replace("\n", " ")
+    monkeypatch.setattr(ablation, "train", not_to_be_called)
+    script.main(config)
+    assert page.read_text() == text
+    page.write_text("no place")
+    monkeypatch.setattr(ablation, "measure", not_to_be_called)
+    with pytest.raises(ValueError, match="page must hold one"):
+        script.main(config)
