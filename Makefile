@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench docs pretrain clean
+.PHONY: demo test test-slow check bench docs pretrain ablate clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -38,6 +38,9 @@ docs: $(STAMP)  ## the generated pages: the theory's claims (an hour from scratc
 
 pretrain: $(STAMP)  ## the generalist's checkpoint from an empty folder (hours; resumes), into runs/pretrain
 	$(BIN)/icrl-gym pretrain --jobs 2
+
+ablate: pretrain  ## what each part of the pretraining is worth: the tables of docs/generalist.md (half an hour; resumes)
+	$(BIN)/python scripts/ablate_pretraining.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -2,6 +2,7 @@
 
     prior --sample_tasks--> tasks --examples--> shards (heads solved at the corners of their gates, statistics, truth)
     shards --training--> Gate, SpreadHead --checkpoint--> <name>.safetensors + card
+    shards --ablation--> gates with one thing changed, a table (scripts/ablate_pretraining.py)
 
 Solving the heads is nearly all of the work and does not depend on the networks, so it is done once per task and kept;
 training then takes seconds a run, and ablations cost next to nothing.
