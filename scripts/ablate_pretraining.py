@@ -40,7 +40,9 @@ Error over that of the constructed evaluator, and over that of the recipe as it 
 initial weights and batches (`by seed` shows each; the untrained mixture has none). The second column of figures is
 paired, task by task. The same tasks stop the training early, in every row. A gate is trained for {steps} steps at most.
 Tasks of one shard have the family and the length in common, so another draw of the prior would vary more than the
-intervals say.
+intervals say. Heads are numbered from 0 in the order of `icrl_gym/generalist/heads.py`, with the settings that are not
+the constructed evaluator's. A head alone still has its trained level and pseudo-terminations. The last row picks by the
+truth, at the safe mixture's dials: no method, but a bound on what choosing one head for each context could gain.
 
 {ablations}
 
@@ -87,9 +89,12 @@ def main(config: Config) -> None:
     _, card = load_checkpoint(bundled_checkpoint("generalist"))
     varying_B = values_vary(as_tensors(validation))
     shipped = rows[parts.SHIPPED.label]
+    changed = {ablation.label: rows[ablation.label] for ablation in wanted}
     tables = TABLES.format(
         card=parts.card_table(card.training["validation"]),
-        ablations=parts.ablation_table({ablation.label: rows[ablation.label] for ablation in wanted}),
+        ablations=parts.ablation_table(
+            {**changed, "best head of each task, in hindsight": parts.hindsight(validation)}
+        ),
         families=parts.family_table(rows, shipped, names_B[varying_B], list(FAMILIES)),
         varying=int(varying_B.sum()),
         seeds="one seed" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds",

@@ -75,7 +75,7 @@ def ablations(heads: Sequence[Setting] = HEADS) -> tuple[Ablation, ...]:
         Ablation("pull 0, gate blind", replace(RECIPE, pull=0.0), blind=True),
         Ablation("no free level", free_level=False),
         Ablation("no pseudo-terminations", pseudo_terminations=False),
-        Ablation("first head alone", heads=(0,)),
+        *(Ablation(f"head {one} alone: {describe_head(heads[one])}", heads=(one,)) for one in numbers),
         *(
             Ablation(f"without head {left}: {describe_head(heads[left])}", heads=tuple(n for n in numbers if n != left))
             for left in numbers
@@ -173,6 +173,20 @@ def log_ratios(gates: Gates, ablation: Ablation, validation: Examples) -> np.nda
     mixed, constructed = gated(kept["values"], gates), whole["values"][:, 0, 0, 0]
     logs = log_errors(mixed - truth_BQ, truth_BQ) - log_errors(constructed - truth_BQ, truth_BQ)
     return logs[values_vary(whole)].astype(np.float64)
+
+
+def hindsight(validation: Examples) -> np.ndarray:
+    """Log ratios (1, tasks) of each task's best head, by its error there, at the safe dials: a bound, not a method."""
+    safe = safe_gates(as_tensors(validation))
+    alone = torch.ones(len(validation), 1)
+    return np.min(
+        [
+            log_ratios(replace(safe, shares_BH=alone), Ablation("one head", heads=(head,)), validation)
+            for head in range(validation.values.shape[1])
+        ],
+        axis=0,
+        keepdims=True,
+    )
 
 
 def measure(
