@@ -314,7 +314,7 @@ def _checked_features(features: Any, batch: int) -> np.ndarray:
 def _flatten(leaf: np.ndarray) -> np.ndarray:
     """(B,) + shape -> (B, columns) float64, large images pooled first."""
     leaf = np.asarray(leaf, dtype=np.float64)
-    if leaf.ndim >= 3 and leaf[0].size > MAX_FEATURES:
+    if leaf.ndim >= 3 and np.prod(leaf.shape[1:]) > MAX_FEATURES:
         for axis in _spatial_axes(leaf.shape):
             leaf = _pool(leaf, axis)
     return _rows(leaf)

@@ -119,3 +119,9 @@ def test_bad_queries_name_what_is_wrong():
         feature_map(np.array([[0, 0], [np.nan, 0]]))
     with pytest.raises(TypeError, match="must be one array"):
         feature_map({"a": np.zeros((3, 2))})
+
+
+def test_an_empty_batch_of_images_has_no_rows_and_all_columns():
+    images = np.random.default_rng(0).integers(0, 255, size=(30, 40, 40, 3), dtype=np.uint8)
+    feature_map = FeatureMap(spaces.Box(0, 255, (40, 40, 3), np.uint8)).fit(images)
+    assert feature_map(images[:0]).shape == (0, feature_map(images[:2]).shape[1])
