@@ -12,7 +12,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +21,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from icrl_gym.atomic import replacing
 from icrl_gym.critics import ALGORITHMS, algorithm_class
 from icrl_gym.environments import make_environment
 
@@ -338,10 +338,8 @@ def _save_snapshot(model: Any, path: Path, card: dict[str, Any], evaluation_env:
     import torch
     from stable_baselines3.common.evaluation import evaluate_policy
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
         model.save(file)
-    os.replace(temporary, path)
     with torch.random.fork_rng(devices=[]):  # an evaluation must not change the training that goes on after it
         torch.manual_seed(card["seed"])
         episode_returns, _ = evaluate_policy(
@@ -352,9 +350,8 @@ def _save_snapshot(model: Any, path: Path, card: dict[str, Any], evaluation_env:
     card["stderr_return"] = float(np.std(returns, ddof=1) / np.sqrt(len(returns)))
     card["num_evaluation_episodes"] = len(returns)
     card["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    temporary = path.with_name(f".{path.stem}.json.tmp")
-    temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path.with_suffix(".json"))
+    with replacing(path.with_suffix(".json")) as unfinished:
+        unfinished.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 def read_snapshot(path: Path) -> Snapshot:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load, save
+
+from icrl_gym.atomic import replacing
 
 SCHEMA_VERSION = 1
 DEMO_CARD = Path(__file__).parent / "checkpoints" / "cartpole-ppo.json"
@@ -72,6 +73,5 @@ def export_demo_policy(snapshot: Path, card_path: Path = DEMO_CARD, command: str
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)

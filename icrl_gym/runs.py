@@ -11,7 +11,6 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from icrl_gym import __version__
+from icrl_gym.atomic import replacing
 
 DEFAULT_ROOT = Path("runs")
 UNFINISHED = ".unfinished-"  # prefix of a folder whose run is still going, or was killed
@@ -120,17 +120,8 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]])
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[TextIO]:
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8", newline=""
-    ) as file:
-        try:
-            yield file  # type: ignore[misc]
-            file.flush()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with replacing(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
+        yield file
 
 
 def standard_json(content: Any) -> Any:

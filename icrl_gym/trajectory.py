@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from icrl_gym.atomic import replacing
 from icrl_gym.observations import (
     Observations,
     as_batch,
@@ -239,13 +240,8 @@ class Trajectory:
             arrays |= dict(named_leaves(getattr(self, name), name))
         if not on_policy:
             arrays["importance_ratios"] = self.importance_ratios
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(unfinished, "wb") as file:
-                np.savez_compressed(file, **arrays)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with replacing(path) as unfinished, open(unfinished, "wb") as file:
+            np.savez_compressed(file, **arrays)
         return path
 
     @classmethod

@@ -13,7 +13,7 @@ LIBRARY, ENVIRONMENTS = ROOT / "icrl_gym", ROOT / "envs" / "icrl_envs"
 
 # The table of docs/architecture.md, top row first. A module may import any module of a row above its own.
 ROWS = {
-    "data": {"estimand", "observations", "space_description", "trajectory", "values"},
+    "data": {"atomic", "estimand", "observations", "space_description", "trajectory", "values"},
     "acting": {"policies", "environments"},
     "recording": {"recorder", "collection", "off_policy", "simulators"},
     "prompt": {"features", "prompt", "action_values"},
@@ -27,7 +27,7 @@ ROWS = {
 }
 # ... and of its own row only these.
 WITHIN_ROW = {
-    "trajectory": {"observations", "space_description"},
+    "trajectory": {"atomic", "observations", "space_description"},
     "values": {"estimand", "observations"},
     "prompt": {"features"},
     "action_values": {"features", "prompt"},

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from icrl_gym.atomic import replacing
 from icrl_gym.estimand import Estimand
 from icrl_gym.observations import named_leaves
 from icrl_gym.trajectory import Trajectory
@@ -45,15 +44,8 @@ class TruthCache:
         header = json.dumps({"estimand": asdict(truth.estimand), "notes": truth.notes})
         leaves = dict(named_leaves(truth.observations, "observations"))
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as file:
-            try:
-                np.savez_compressed(file, values=truth.values, stderr=stderr, header=np.array(header), **leaves)
-                file.flush()
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with replacing(path) as unfinished, open(unfinished, "wb") as file:
+            np.savez_compressed(file, values=truth.values, stderr=stderr, header=np.array(header), **leaves)
 
     def _load(self, path: Path, space_of: Trajectory) -> ValueEstimates:
         with np.load(path, allow_pickle=False) as stored:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from icrl_gym.atomic import replacing
 from icrl_gym.generalist.gate import Gate, SpreadHead
 from icrl_gym.generalist.mixture import Generalist
 from icrl_gym.generalist.statistics import QUERY_STATISTICS, STATISTICS
@@ -135,9 +135,5 @@ def _non_default(head: Setting) -> dict[str, Any]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as unfinished:
         unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ written under a temporary name and renamed.
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from icrl_gym.atomic import replacing
 from icrl_gym.features import FeatureMap
 from icrl_gym.generalist.statistics import QueryFacts, prompt_statistics
 from icrl_gym.model import CompiledPrompt, Setting, compile_prompt, with_free_level
@@ -179,13 +179,8 @@ def _corners(prompt: Prompt, head: Setting, done: CompiledPrompt | None, query_Q
 
 def _save(path: Path, examples: Examples) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(unfinished, "wb") as file:
-            np.savez(file, **{field.name: getattr(examples, field.name) for field in fields(examples)})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+        np.savez(file, **{field.name: getattr(examples, field.name) for field in fields(examples)})
 
 
 def _load(path: Path) -> Examples:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from icrl_gym.atomic import replacing
 from icrl_gym.configuration import PretrainConfig
 from icrl_gym.generalist.checkpoint import new_networks, save_checkpoint
 from icrl_gym.generalist.gate import Gate, SpreadHead
@@ -305,12 +306,8 @@ def _key(config: PretrainConfig) -> str:
 
 def _save_state(path: Path, state: TrainingState) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as unfinished:
         torch.save({"version": STATE_VERSION, **vars(state)}, unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _load_state(path: Path) -> TrainingState | None:

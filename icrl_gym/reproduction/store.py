@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from icrl_gym.atomic import replacing
 
 
 class Store:
@@ -41,23 +41,3 @@ class Store:
                 return dict(file)
         except Exception as error:
             raise ValueError(f"run_dir: {path} cannot be read, remove it: {error}") from error
-
-
-class replacing:
-    """Context manager: a temporary name beside ``path`` that takes its place on success and is removed on failure."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=f".{os.getpid()}.tmp")
-        os.close(handle)
-        self.unfinished = Path(name)
-        return self.unfinished
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            os.chmod(self.unfinished, 0o644)
-            os.replace(self.unfinished, self.path)
-        else:
-            self.unfinished.unlink(missing_ok=True)
