@@ -192,6 +192,15 @@ def test_lengths_that_few_tasks_have_do_not_speak_for_all():
     assert results.main_lengths(many, 3) == [1, 16, 256]
 
 
+def test_an_environment_with_tuned_settings_alone_is_shown_without_a_winner():
+    records = [*everything(), record(Task("Half-v0", "random"), "lstd", 0.2, length=512, options={"ridge": 1.0})]
+    (row,) = [
+        row for row in rows(tables.environment_table(records, "constructed", ())) if row["environment"] == "Half-v0"
+    ]
+    assert row["nearest of all"] == "-"
+    assert "Half-v0" not in "\n".join(who_wins(records, "constructed"))
+
+
 def test_any_estimator_can_be_the_subject_and_is_no_rival_of_itself():
     rivals = {row["rival"] for row in rows(ratio_tables(everything(), "lstd")[0])}
     assert rivals == {"critic", "constructed", HINDSIGHT, *CLASSICAL} - {"lstd"}

@@ -194,7 +194,7 @@ def environment_table(records: Sequence[Record], subject: str, shown: Sequence[s
             rows.append((
                 text(label), number(length, ",d"), number(len(next((e for e in errors.values() if e), {})), "d"),
                 *(_value(res.geometric(errors[name])) for name in main),
-                text(ranked[0][0]), interval(ratio), text(verdict),
+                text(ranked[0][0]) if ranked else MISSING, interval(ratio), text(verdict),
             ))  # fmt: skip
     columns = ("environment", "context", "cells", *main, "nearest of all", f"{subject} / best rival", "verdict")
     note = (

@@ -80,7 +80,8 @@ def off_policy_words(records: Sequence[Record], subject: str) -> list[str]:
 
 def _winners(good: Sequence[Record], length: int, subject: str) -> str:
     """Who is nearest where, and where an interval calls it."""
-    environments = res.by_environment(res.at_length(good, length))
+    found = res.by_environment(res.at_length(good, length))
+    environments = {env: part for env, part in found.items() if ranking(part)}  # with an estimator at its defaults
     nearest: dict[str, list[str]] = {}
     called: dict[str, list[str]] = {}
     for env, part in environments.items():
