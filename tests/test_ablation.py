@@ -328,7 +328,10 @@ def test_the_table_of_families_takes_a_familys_own_tasks():
         "| loop | 1 | 3.300 [3.300, 3.300] | 3.000 [3.000, 3.000] | 1.100 [1.100, 1.100] |",
         "| queue | 0 | no validation task |  |  |",
         "| grid | 2 | 0.600 [0.600, 0.600] | 0.500 [0.500, 0.500] | 1.200 [1.200, 1.200] |",
+        lines[-1],
     ]
+    assert lines[-1].startswith(f"| all | 3 | {(0.6 * 3.3 * 0.6) ** (1 / 3):.3f} [0.600, 3.300] | 0.909 [0.500, ")
+    assert lines[-1].endswith(f"| {(1.2 * 1.1 * 1.2) ** (1 / 3):.3f} [1.100, 1.200] |")
 
 
 def test_the_table_of_the_card_ends_with_all():

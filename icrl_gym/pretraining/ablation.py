@@ -304,25 +304,30 @@ def ablation_table(rows: Mapping[str, np.ndarray]) -> str:
 def family_table(
     rows: Mapping[str, np.ndarray], shipped: np.ndarray, families_T: np.ndarray, families: Sequence[str]
 ) -> str:
-    """Markdown: on each family, gates trained without it beside those trained with it.
+    """Markdown: on each family, gates trained without it beside those trained with it; over all, each on its own.
 
     Args:
         rows: log ratios of `left_out`, (seeds, tasks) by label.
-        shipped: those of the recipe as it stands.
+        shipped: those of the recipe as it stands, at the same seeds.
         families_T: name of every task's family.
         families: in the order of the table; one without a task says so.
     """
-    lines = []
+    lines, unseen = [], np.full_like(shipped, np.nan)
     for name, ablation in zip(families, left_out(families), strict=True):
         own_T = families_T == name
         if not own_T.any():
             lines.append((name, "0", "no validation task", "", ""))
             continue
-        without, whole = rows[ablation.label][:, own_T], shipped[:, own_T]
-        paired = _figure(without - whole.mean(axis=0))
-        lines.append((name, str(own_T.sum()), _figure(without), _figure(whole), paired))
+        unseen[:, own_T] = rows[ablation.label][:, own_T]
+        lines.append((name, *_compare(unseen[:, own_T], shipped[:, own_T])))
+    lines.append(("all", *_compare(unseen, shipped)))
     names = ("family", "tasks", "trained without it", "trained with it", "without / with")
     return _markdown(names, lines)
+
+
+def _compare(without_RT: np.ndarray, with_RT: np.ndarray) -> tuple[str, str, str, str]:
+    paired = _figure(without_RT - with_RT.mean(axis=0))
+    return str(with_RT.shape[1]), _figure(without_RT), _figure(with_RT), paired
 
 
 def card_table(validation: Mapping[str, Mapping[str, float | None]]) -> str:
