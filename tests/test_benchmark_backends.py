@@ -109,7 +109,7 @@ def events(told):
 
 def wait_for_slow_fit(told, sweep, after=0, wanted=lambda event: True):
     """The next slow fit that begins; what begins is seen within a tenth of its time."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert sweep.poll() is None, sweep.stderr.read()
         for event in events(told)[after:]:
@@ -150,10 +150,12 @@ def test_a_killed_sweep_of_one_machine_goes_on_where_it_stopped(tmp_path, told, 
     assert [record.error for record in load_records(tmp_path / "run")] == [None] * (2 * NUM_JOBS)
 
 
+@pytest.mark.slow  # and sensitive to load: Ray takes a node that is late for dead
 def test_a_ray_sweep_survives_the_death_of_a_worker_and_of_a_node(tmp_path, told):
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     node_options = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node_options)
+    sweep = None
     try:
         second = cluster.add_node(**node_options)
         options = f'backend="ray", address={cluster.address!r}'
@@ -165,7 +167,7 @@ def test_a_ray_sweep_survives_the_death_of_a_worker_and_of_a_node(tmp_path, told
         os.kill(on_node.pid, signal.SIGKILL)
         cluster.remove_node(second, allow_graceful=False)
         kept = written(tmp_path / "run")
-        assert "Error" not in sweep.communicate(timeout=90)[1]
+        assert "Error" not in sweep.communicate(timeout=240)[1]
         assert sweep.returncode == 0
         assert len(kept) < 2 * NUM_JOBS
         assert kept.items() <= written(tmp_path / "run").items()
@@ -176,6 +178,9 @@ def test_a_ray_sweep_survives_the_death_of_a_worker_and_of_a_node(tmp_path, told
         assert set(done.values()) == {1}  # no cell was finished twice
         assert begun - done == Counter([("Slow", worker.context), ("Slow", on_node.context)])
     finally:
+        if sweep is not None:
+            sweep.kill()
+            sweep.communicate()
         cluster.shutdown()
 
 
