@@ -39,7 +39,8 @@ validation shard.
 Error over that of the constructed evaluator, and over that of the recipe as it stands: geometric means over the
 {varying} validation tasks whose values vary, with 95 % bootstrap intervals over tasks, after a mean over {seeds} of the
 initial weights and batches (`by seed` shows each; the first row under seed 0 is the shipped gate; what is untrained has
-no seed). The second column of figures is paired, task by task. The same tasks stop the training early, in every row. A gate is trained for {steps} steps at most.
+no seed). The second column of figures is paired, task by task. The same tasks stop the training early, in every row. A
+gate is trained for {steps} steps at most.
 Tasks of one shard have the family and the length in common, so another draw of the prior would vary more than the
 intervals say. Heads are numbered from 0 in the order of `icrl_gym/generalist/heads.py`, with the settings that are not
 the constructed evaluator's. A head alone still has its trained level and pseudo-terminations. The last row picks by the
