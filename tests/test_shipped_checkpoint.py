@@ -122,3 +122,6 @@ def test_weighted_logs_are_evaluated(log):
     plain = icrl.InContextEvaluator.from_pretrained().fit(log, 0.99).predict(log.observations[:5])
     assert np.isfinite(estimates.values).all()
     assert np.abs(estimates.values - plain.values).max() > 1e-3
+    traces = [head.setting.trace_decay for head in estimates.diagnostics.mixture.heads]
+    assert max(traces) == 0 < max(head.setting.trace_decay for head in plain.diagnostics.mixture.heads)
+    assert sum(estimates.diagnostics.mixture.shares) == pytest.approx(1)

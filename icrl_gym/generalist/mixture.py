@@ -39,9 +39,11 @@ class Generalist:
         with torch.no_grad():
             gates = self.gate(statistics_S[None])
         level, pseudo = float(gates.free_level_B[0]), float(gates.pseudo_terminations_B[0])
+        # Products of ratios along a trace have no bound: a weighted log is read by the heads without traces, if any.
+        weighted = prompt.importance_ratios is not None and any(head.trace_decay == 0 for head in self.heads)
         compiled, shares = [], []
         for head, share in zip(self.heads, gates.shares_BH[0].tolist(), strict=True):
-            if abs(share) >= LEAST_SHARE:
+            if abs(share) >= LEAST_SHARE and not (weighted and head.trace_decay > 0):
                 setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
                 known = setting == self.heads[0]
                 run = first if known else compile_prompt(prompt, setting, device=device, dtype=dtype)
