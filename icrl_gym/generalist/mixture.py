@@ -49,6 +49,8 @@ class Generalist:
                 run = first if known else compile_prompt(prompt, setting, device=device, dtype=dtype)
                 compiled.append(_slim(with_free_level(run, level)))
                 shares.append(share)
+        if not compiled:
+            compiled, shares = [_slim(with_free_level(first, level))], [1.0]
         total = sum(shares)
         return CompiledMixture(
             self,
