@@ -188,6 +188,8 @@ class BenchmarkConfig:
     """Names to run; none means all."""
     tune: bool = False
     """Also run every setting of each estimator's grid, for the report's hindsight column."""
+    envs: tuple[str, ...] = ()
+    """Only the suite's tasks in these environments, by id; none means all."""
     context_lengths: tuple[int, ...] = ()
     """Instead of the suite's own."""
     seeds: tuple[int, ...] = ()

@@ -172,6 +172,11 @@ class CompiledPrompt:
         return self.readout(attention_QN)[..., 0]
 
     @cached_property
+    def level_shift(self) -> float:
+        """How far the free level lies above an equilibrium's constant; 0 where it has none or is not determined."""
+        return float(with_free_level(self, 1.0).readout.constants_LR[-1, 0] - self.readout.constants_LR[-1, 0])
+
+    @cached_property
     def reward_memory(self) -> Readout:
         """The read-out of the last layer as a linear function of the N rewards (R = N unit reward functions)."""
         unit_NN = torch.eye(len(self.prompt), dtype=self.attention_CN.dtype, device=self.attention_CN.device)

@@ -55,6 +55,7 @@ class RunRecord:
             parts += ["--trust-model"]
         if self.wrapper:
             parts += ["--wrapper", self.wrapper]
+        parts += ["--estimator", next(iter(self.estimates))]
         numbers = {"context-length": self.context_length, "num-rollouts": self.num_rollouts, "seed": self.seed}
         return " ".join([*parts, *(f"--{name} {number}" for name, number in numbers.items())])
 

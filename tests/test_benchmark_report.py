@@ -312,6 +312,10 @@ def test_sizes_of_observations_and_truths_come_from_the_truths(tmp_path, suite):
     assert budgets[CART] == (64, 24)
     lines = assemble.commands([one for one in everything() if one.cell.task == CART], budgets)
     assert all(line.endswith("--num-queries 64 --num-rollouts 24") for line in lines)
+    both = assemble.commands(everything(), {**budgets, PENDULUM: folder.Budget(8, 2)})
+    assert sum("--envs Cart-v0 " in line and line.endswith("--num-rollouts 24") for line in both) == 2
+    assert sum("--envs Pendulum-v1 " in line and line.endswith("--num-rollouts 2") for line in both) == 2
+    assert len(both) == 4
 
 
 def test_markdown_and_html_show_the_same_entries():

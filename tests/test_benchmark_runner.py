@@ -220,3 +220,10 @@ def test_bad_configurations_are_refused():
         runner.check_config(BenchmarkConfig(backend="slurm"))
     with pytest.raises(ValueError, match='with it, backend must be "ray"'):
         runner.check_config(BenchmarkConfig(address="auto"))
+
+
+def test_a_suite_can_be_cut_to_some_environments(tmp_path):
+    jobs = runner.suite_jobs(config(tmp_path, envs=("CartPole-v1",)))
+    assert {cell.task.env for job in jobs for cell in job} == {"CartPole-v1"}
+    with pytest.raises(ValueError, match="envs must be environments of suite 'small'"):
+        runner.check_config(config(tmp_path, envs=("CartPole",)))

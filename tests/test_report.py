@@ -58,7 +58,7 @@ def test_a_baseline_that_wins_is_named_and_equal_errors_are_not_called(tmp_path)
 
 def test_commands_reproduce_the_run(tmp_path):
     write_run(tmp_path / "a", 7, 1.0, 1.0)
-    flags = "--policy runs/a.zip --trust-model --context-length 512 --num-rollouts 8 --seed 7"
+    flags = "--policy runs/a.zip --trust-model --estimator constructed --context-length 512 --num-rollouts 8 --seed 7"
     assert load_run(tmp_path / "a").command == f"icrl-gym evaluate Env-v0 {flags}"
 
 

@@ -122,6 +122,9 @@ def check_config(config: BenchmarkConfig) -> None:
     unknown = sorted(set(config.estimators) - set(estimators()) - {CRITIC})
     if unknown:
         raise ValueError(f"estimators: unknown {unknown}; known are {sorted([*estimators(), CRITIC])}")
+    known = sorted({task.env for task in SUITES[config.suite].tasks})
+    if not set(config.envs) <= set(known):
+        raise ValueError(f"envs must be environments of suite {config.suite!r}, {known}; got {list(config.envs)}")
     if config.jobs < 1 or config.num_queries < 2 or config.num_rollouts < 2:
         raise ValueError("jobs must be at least 1, num_queries and num_rollouts at least 2")
     for name, least in (("context_lengths", 1), ("seeds", 0)):
@@ -144,6 +147,7 @@ def suite_jobs(config: BenchmarkConfig) -> list[list[Cell]]:
             if setting.estimator != CRITIC or task.policy != "random"
         ]
         for task in suite.tasks
+        if not config.envs or task.env in config.envs
         for length in (config.context_lengths or suite.context_lengths)
         for seed in (config.seeds or suite.seeds)
     ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from icrl_gym.model import CompiledPrompt, with_free_level
+from icrl_gym.model import CompiledPrompt
 from icrl_gym.prompt import Prompt
 from icrl_gym.relevance import accumulate, lambda_return_errors
 
@@ -72,7 +72,7 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt) -> np.ndarray:
         _log_ratio(steps_M.mean() if len(steps_M) else 0.0, 2 * x_ND.var(axis=0).sum()),
         _autocorrelation(errors_N, prompt.trace_links),
         _log_ratio(spread, abs(constant)),
-        math.tanh(_ratio(level_shift(first), spread)),
+        math.tanh(_ratio(first.level_shift, spread)),
         _log_ratio(_rms(left_N), _rms(errors_N)),
         _log_ratio(mass_N.mean() * max(first.setting.sink, 1.0), 1.0),
     ]
@@ -92,11 +92,6 @@ def constant_of(compiled: CompiledPrompt) -> float:
 def value_scale(compiled: CompiledPrompt) -> float:
     """The unit of the prompt's values: their standard deviation, at least a thousandth of the constant; 0 for none."""
     return float(np.hypot(source_values(compiled).std(), 1e-3 * constant_of(compiled)))
-
-
-def level_shift(compiled: CompiledPrompt) -> float:
-    """How far the free level lies above the prompt's constant, in units of reward; 0 where it is not determined."""
-    return constant_of(with_free_level(compiled, 1.0)) - constant_of(compiled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +116,7 @@ class QueryFacts:
         attention_QN = first.attend(features_QD)
         values_Q = first.values(attention_QN)[-1].double().cpu().numpy()
         mass_Q = attention_QN.sum(dim=1).double().cpu().numpy() * max(first.setting.sink, 1.0)
-        return cls(values_Q, mass_Q, constant_of(first), level_shift(first), value_scale(first))
+        return cls(values_Q, mass_Q, constant_of(first), first.level_shift, value_scale(first))
 
 
 def query_statistics(facts: QueryFacts, by_head_HQ: np.ndarray, shares_H: np.ndarray) -> np.ndarray:

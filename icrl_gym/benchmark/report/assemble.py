@@ -208,21 +208,30 @@ def commands(records: Sequence[Record], budgets: Mapping[Task, Budget]) -> list[
     for suite, part in res.by_suite(records).items():
         if suite == res.OTHER:
             continue
-        tuned = {r.cell.setting.estimator for r in part if not r.cell.setting.is_default}
-        plain = set(res.names_of(part)) - tuned
-        lengths = " ".join(map(str, res.lengths_of(part)))
-        seeds = " ".join(map(str, sorted({record.cell.seed for record in part})))
-        ending = f"--context-lengths {lengths} --seeds {seeds}"
         sizes = {budgets[record.cell.task] for record in part if record.cell.task in budgets}
-        if len(sizes) == 1:
-            (size,) = sizes
-            ending += f" --num-queries {size.num_queries} --num-rollouts {size.num_rollouts}"
-        for flag, names in ((" --tune", tuned), ("", plain)):
-            if names:
-                found.append(
-                    f"icrl-gym benchmark --suite {suite}{flag} --estimators {' '.join(sorted(names))} {ending}"
-                )
+        if len(sizes) < 2:
+            found += _suite_commands(part, f"--suite {suite}", *sizes)
+            continue
+        for size in sorted(sizes):  # truths of several sizes: a command each
+            mine = [record for record in part if budgets.get(record.cell.task) == size]
+            envs = " ".join(sorted({record.cell.task.env for record in mine}))
+            found += _suite_commands(mine, f"--suite {suite} --envs {envs}", size)
     return found
+
+
+def _suite_commands(part: Sequence[Record], chosen: str, size: Budget | None = None) -> list[str]:
+    tuned = {r.cell.setting.estimator for r in part if not r.cell.setting.is_default}
+    plain = set(res.names_of(part)) - tuned
+    lengths = " ".join(map(str, res.lengths_of(part)))
+    seeds = " ".join(map(str, sorted({record.cell.seed for record in part})))
+    ending = f"--context-lengths {lengths} --seeds {seeds}"
+    if size is not None:
+        ending += f" --num-queries {size.num_queries} --num-rollouts {size.num_rollouts}"
+    return [
+        f"icrl-gym benchmark {chosen}{flag} --estimators {' '.join(sorted(names))} {ending}"
+        for flag, names in ((" --tune", tuned), ("", plain))
+        if names
+    ]
 
 
 def _failures(records: Sequence[Record]) -> list[str]:
