@@ -4,7 +4,8 @@ Sources: [XLCLCZ26] eqs 8-9 (weighted softmax TD) for the plain layer; everythin
 down beside each function. Leading batch axes are allowed everywhere and written `...`.
 
 Shape legend: N source columns, E end columns (true successors that are never sources), C = N + E columns, Q queries,
-D features, R reward functions evaluated side by side, L layers.
+D features, R reward functions evaluated side by side, L layers, K landmarks (a few sources that are the
+only keys).
 
 The value stream is kept as v = constant + u. The constant is shared by all columns, and u is what attention moves, so
 that a read which falls on the sink (whose value is zero) returns to the constant.
@@ -254,12 +255,67 @@ def move_level(
     The level stays where the context does not determine it: where the memories that it would free cancel.
     """
     level_N1 = torch.linalg.lu_solve(*factors, gates.step_size * context.trace(1.0 - context.discounts_N1))
-    total_11 = (context.weights_N1 * level_N1).sum(-2, keepdim=True)
-    size_11 = (context.weights_N1 * level_N1.abs()).sum(-2, keepdim=True)
-    determined = total_11.abs() > LEAST_DETERMINED * size_11
-    share_1R = (context.weights_N1 * memory_NR).sum(-2, keepdim=True) / torch.where(determined, total_11, 1.0)
-    shift_1R = gates.free_level * torch.where(determined, share_1R, 0.0)
+    whole_1R = (context.weights_N1 * memory_NR).sum(-2, keepdim=True)
+    shift_1R = gates.free_level * _determined_share(whole_1R, context.weights_N1 * level_N1)
     return constant_1R + shift_1R, memory_NR - level_N1 * shift_1R
+
+
+def solve_landmarks(context: Context, attention_CK: Tensor, gates: Gates) -> Readout:
+    """The equilibrium with K landmarks as the only keys: v(x) = c + sum_m K(m | x) a_m, (..., K, R) memories a.
+
+    N equations for K memories are met in the mean, weighted by the sources' own attention (a Galerkin projection). It
+    is LSTD(lambda) with softmax features and a ridge (Boyan 1999; the features are this project's own):
+
+        [alpha S^T W E (S - diag(discount) S') + eta |S|^2 I] a = alpha S^T W E (R - (1 - discount) c0)
+
+    with S (N, K) the attention of the sources over the landmarks, S' that of their successors, W the weights of the
+    sources and |S|^2 the weighted sum of all squares in S, so that eta has no unit. K x K instead of N x N.
+    """
+    constant_1R = context.constant(context.rewards_NR)
+    source_NK = attention_CK[..., : context.rewards_NR.shape[-2], :]
+    weighted_KN = gates.step_size * (context.weights_N1 * source_NK).mT
+    left_NK = context.trace(source_NK - context.discounts_N1 * context.at_successors(attention_CK))
+    size = (context.weights_N1 * source_NK.square()).sum((-2, -1))
+    matrix_KK = weighted_KN @ left_NK
+    matrix_KK.diagonal(dim1=-2, dim2=-1).add_((gates.forgetting * size).unsqueeze(-1))
+    factors = torch.linalg.lu_factor(matrix_KK)
+    right_NR = context.trace(context.rewards_NR - (1.0 - context.discounts_N1) * constant_1R)
+    memory_KR = torch.linalg.lu_solve(*factors, weighted_KN @ right_NR)
+    if gates.free_level:
+        constant_1R, memory_KR = move_landmark_level(context, attention_CK, gates, factors, constant_1R, memory_KR)
+    columns = torch.stack([(constant_1R + 0.0 * attention_CK[..., :1]), constant_1R + attention_CK @ memory_KR], dim=-3)
+    return Readout(constant_1R, memory_KR.unsqueeze(-3), columns, factors)
+
+
+def move_landmark_level(
+    context: Context,
+    attention_CK: Tensor,
+    gates: Gates,
+    factors: tuple[Tensor, Tensor],
+    constant_1R: Tensor,
+    memory_KR: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """As `move_level`, for landmarks: at the free level what the N equations leave unmet sums to zero, W-weighted."""
+    source_NK, loss_N1 = attention_CK[..., : context.rewards_NR.shape[-2], :], 1.0 - context.discounts_N1
+
+    def unmet(right_NR: Tensor, memory_KR: Tensor) -> Tensor:
+        values_CR = attention_CK @ memory_KR
+        met_NR = values_CR[..., : source_NK.shape[-2], :] - context.discounts_N1 * context.at_successors(values_CR)
+        return context.weights_N1 * context.trace(right_NR - met_NR)
+
+    weighted_KN = gates.step_size * (context.weights_N1 * source_NK).mT
+    level_K1 = torch.linalg.lu_solve(*factors, weighted_KN @ context.trace(loss_N1))
+    level_N1 = unmet(loss_N1, level_K1)
+    unmet_1R = unmet(context.rewards_NR - loss_N1 * constant_1R, memory_KR).sum(-2, keepdim=True)
+    shift_1R = gates.free_level * _determined_share(unmet_1R, level_N1)
+    return constant_1R + shift_1R, memory_KR - level_K1 * shift_1R
+
+
+def _determined_share(whole_1R: Tensor, level_N1: Tensor) -> Tensor:
+    """How much of the level, whose parts are given, makes up the whole; 0 where these parts cancel."""
+    total_11, size_11 = level_N1.sum(-2, keepdim=True), level_N1.abs().sum(-2, keepdim=True)
+    determined = total_11.abs() > LEAST_DETERMINED * size_11
+    return torch.where(determined, whole_1R / torch.where(determined, total_11, 1.0), 0.0)
 
 
 def equilibrium_system(context: Context, attention_CN: Tensor, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:

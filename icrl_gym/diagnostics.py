@@ -77,7 +77,13 @@ class Diagnostics:
 
 
 def certificates(compiled: CompiledPrompt) -> Certificates:
-    """Margin, inf-norm bound and spectral radius of a compiled prompt."""
+    """Margin, inf-norm bound and spectral radius of a compiled prompt.
+
+    Raises:
+        ValueError: the prompt was compiled with landmarks, whose equilibrium is no limit of the recursion.
+    """
+    if compiled.setting.landmarks:
+        raise ValueError(f"compiled: certificates are of settings without landmarks, got {compiled.setting.landmarks=}")
     prompt, alpha = compiled.prompt, compiled.setting.step_size
     source_ND = prompt.source_features
     _, first, source_state_N = np.unique(source_ND, axis=0, return_index=True, return_inverse=True)

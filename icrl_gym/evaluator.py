@@ -59,6 +59,8 @@ class Options:
         if chosen.get("num_layers", EQUILIBRIUM) != EQUILIBRIUM:
             width = FINITE_DEPTH.bandwidth * head.bandwidth / Setting().bandwidth
             head = replace(FINITE_DEPTH, bandwidth=width, relevance=head.relevance, averaging=head.averaging)
+        if not replace(head, landmarks=0, **chosen).allows_landmarks:
+            head = replace(head, landmarks=0)
         return replace(head, **chosen)
 
 

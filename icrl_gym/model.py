@@ -23,9 +23,11 @@ from icrl_gym.attention import (
     Trace,
     gaussian_attention,
     inner_product_attention,
+    move_landmark_level,
     move_level,
     run_layers,
     solve_equilibrium,
+    solve_landmarks,
 )
 from icrl_gym.prompt import Prompt
 from icrl_gym.relevance import RELEVANCES, Relevance, relevant_features
@@ -44,7 +46,7 @@ class Setting:
         num_layers: depth, or "equilibrium" for the limit of infinitely many tied layers.
         bandwidth: Gaussian width in standard deviations of the context, times sqrt(effective dimension / 4).
         sink: weight of the sink, in units of one source at distance zero; 0 for none.
-        forgetting: eta >= 0, a ridge towards the prompt's constant.
+        forgetting: eta >= 0, a ridge towards the prompt's constant; with landmarks in units of the attention's squares.
         trace_decay: lambda in [0, 1].
         step_size: alpha > 0.
         averaging: beta in [0, 1].
@@ -56,6 +58,8 @@ class Setting:
             more terminations had been seen, spread evenly over the context.
         relevance: weight of each feature in a Gaussian kernel (relevance.py).
         free_level: share of the unpenalised intercept in an equilibrium's constant, in [-1, 1]; 0 is the prompt's own.
+        landmarks: at most this many distinct states of the context, evenly spaced along it, are the keys of an
+            equilibrium (`solve_landmarks`), each with the weight of N / K sources; 0: every source is a key.
     """
 
     kernel: Literal["gaussian", "inner_product"] = "gaussian"
@@ -72,6 +76,7 @@ class Setting:
     pseudo_terminations: float = 0.0
     relevance: Relevance = "uniform"
     free_level: float = 0.0
+    landmarks: int = 0
 
     def __post_init__(self) -> None:
         """Check every range; raise ValueError or TypeError naming the argument."""
@@ -94,6 +99,12 @@ class Setting:
             value = getattr(self, name)
             if not isinstance(value, (int, float, np.number)) or not low <= value <= high or value == math.inf:
                 raise ValueError(f"{name} must be a finite number in [{low:g}, {high:g}], got {value!r}")
+        if not isinstance(self.landmarks, (int, np.integer)) or isinstance(self.landmarks, bool) or self.landmarks < 0:
+            raise ValueError(f"landmarks must be an int >= 0, got {self.landmarks!r}")
+        if self.landmarks and not self.allows_landmarks:
+            raise ValueError(
+                "landmarks need kernel='gaussian', num_layers='equilibrium', a positive forgetting and averaging=0"
+            )
         if self.relevance not in RELEVANCES:
             raise ValueError(f"relevance must be one of {sorted(RELEVANCES)}, got {self.relevance!r}")
         if self.bandwidth == 0 or self.step_size == 0:
@@ -106,6 +117,11 @@ class Setting:
     @property
     def at_equilibrium(self) -> bool:
         return self.num_layers == EQUILIBRIUM
+
+    @property
+    def allows_landmarks(self) -> bool:
+        """Whether the other attributes go together with landmarks."""
+        return self.kernel == "gaussian" and self.at_equilibrium and self.forgetting > 0 and not self.averaging
 
     @property
     def gates(self) -> Gates:
@@ -124,6 +140,7 @@ class Setting:
             average_ends=True,
             start_at_constant=True,
             free_level=0.0,
+            landmarks=0,
         )
 
 
@@ -147,7 +164,7 @@ class CompiledPrompt:
         prompt: what was run.
         setting: the setting that was used (the fallback's, where it took over).
         context: the prompt as tensors, with one reward channel.
-        attention_CN: (C, N) attention of all columns over the sources.
+        attention_CN: (C, N) attention of all columns over the keys: the sources, or the landmarks.
         readout: constants and memories per layer.
         log_weights_N: (N,) log weights of the sources.
         fell_back: whether the averager took over.
@@ -162,10 +179,8 @@ class CompiledPrompt:
     fell_back: bool
 
     def attend(self, features_QD: np.ndarray) -> Tensor:
-        """Attention of queries over the sources, (Q, N)."""
-        query_QD = _scaled(features_QD, self.prompt, self.setting, self.context.rewards_NR)
-        source_ND = _scaled(self.prompt.source_features, self.prompt, self.setting, self.context.rewards_NR)
-        return _attention(query_QD, source_ND, self.log_weights_N, self.setting)
+        """Attention of queries over the keys, (Q, N)."""
+        return _attention(features_QD, self.prompt, self.setting, self.context.rewards_NR, self.log_weights_N)
 
     def values(self, attention_QN: Tensor) -> Tensor:
         """Values of queries after each layer, (L, Q)."""
@@ -211,7 +226,7 @@ def compile_prompt(
         log_weights: (N,) log weights of the sources (bootstrap weights, say); -inf drops a source.
         importance_ratios: (N,) pi / mu of the logged actions, default the prompt's own; they weigh the sources and
             enter the traces.
-        device, dtype: where and how to compute.
+        device, dtype: where and how to compute; landmarks are always solved in float64, which costs little there.
         fall_back: False runs the setting as it is, whatever happens.
         rewards: (N, R) other reward functions on the same context; default the prompt's own as (N, 1).
 
@@ -222,7 +237,7 @@ def compile_prompt(
     ratios = _check_ratios(given, len(prompt))
     log_weights = _check_log_weights(log_weights, ratios)
     rewards = prompt.rewards[:, None] if rewards is None else rewards
-    tensor = _tensor_maker(device, dtype)
+    tensor = _tensor_maker(device, torch.float64 if setting.landmarks else dtype)
     log_weights_N = tensor(log_weights)
     context = _context(prompt, setting, tensor(rewards), log_weights_N, ratios)
     attention_CN = _column_attention(prompt, setting, context, log_weights_N)
@@ -236,6 +251,8 @@ def compile_prompt(
         fell_back = fall_back and _grows(readout)
         fell_back = fell_back and _grows(_run(_with_rewards(context, probe_N1), attention_CN, setting))
     if fell_back:
+        if setting.landmarks:
+            attention_CN = _column_attention(prompt, setting.fallback(), context, log_weights_N)
         setting = setting.fallback()
         readout = _run(context, attention_CN, setting)
     return CompiledPrompt(prompt, setting, context, attention_CN, readout, log_weights_N, fell_back)
@@ -252,9 +269,11 @@ def with_free_level(compiled: CompiledPrompt, free_level: float) -> CompiledProm
     if readout.factors is None or not free_level:
         return compiled
     setting = replace(compiled.setting, free_level=free_level)
-    constant_1R, memory_NR = move_level(
-        compiled.context, setting.gates, readout.factors, readout.constants_LR[-1:], readout.memories_LNR[-1]
-    )
+    solved = (setting.gates, readout.factors, readout.constants_LR[-1:], readout.memories_LNR[-1])
+    if setting.landmarks:
+        constant_1R, memory_NR = move_landmark_level(compiled.context, compiled.attention_CN, *solved)
+    else:
+        constant_1R, memory_NR = move_level(compiled.context, *solved)
     values_CR = constant_1R + compiled.attention_CN @ memory_NR
     columns_LCR = torch.stack([constant_1R.expand_as(values_CR), values_CR])
     moved = Readout(constant_1R, memory_NR.unsqueeze(0), columns_LCR, readout.factors)
@@ -316,6 +335,8 @@ def _change(columns_LCR: Tensor, layer: int) -> Tensor:
 
 
 def _run(context: Context, attention_CN: Tensor, setting: Setting) -> Readout:
+    if setting.landmarks:
+        return solve_landmarks(context, attention_CN, setting.gates)
     if setting.num_layers == EQUILIBRIUM:
         return solve_equilibrium(context, attention_CN, setting.gates)
     return run_layers(context, attention_CN, setting.gates, setting.num_layers, setting.start_at_constant)
@@ -345,9 +366,35 @@ def _with_rewards(context: Context, rewards_NR: Tensor) -> Context:
 
 
 def _column_attention(prompt: Prompt, setting: Setting, context: Context, log_weights_N: Tensor) -> Tensor:
-    source_ND = _scaled(prompt.source_features, prompt, setting, context.rewards_NR)
-    end_ED = _scaled(prompt.end_features, prompt, setting, context.rewards_NR)
-    return _attention(torch.cat([source_ND, end_ED]), source_ND, log_weights_N, setting)
+    columns_CD = np.concatenate([prompt.source_features, prompt.end_features])
+    return _attention(columns_CD, prompt, setting, context.rewards_NR, log_weights_N)
+
+
+def _attention(
+    features_BD: np.ndarray, prompt: Prompt, setting: Setting, like: Tensor, log_weights_N: Tensor
+) -> Tensor:
+    """Attention over the keys of a setting, (B, N)."""
+    rows, log_weights_N = _keys(prompt, setting, log_weights_N)
+    destination_BD = _scaled(features_BD, prompt, setting, like)
+    source_ND = _scaled(prompt.source_features[rows], prompt, setting, like)
+    if setting.kernel == "inner_product":
+        return inner_product_attention(destination_BD, source_ND, log_weights_N)
+    log_sink = (
+        torch.tensor(setting.sink, dtype=source_ND.dtype, device=source_ND.device).log() if setting.sink else None
+    )
+    return gaussian_attention(destination_BD, source_ND, log_weights_N, log_sink)
+
+
+def _keys(prompt: Prompt, setting: Setting, log_weights_N: Tensor) -> tuple[np.ndarray | slice, Tensor]:
+    """Rows of the sources that are keys, and the log of their weights."""
+    if not setting.landmarks:
+        return slice(None), log_weights_N
+    kept = np.flatnonzero(np.isfinite(log_weights_N.cpu().numpy()))
+    _, first = np.unique(prompt.source_features[kept], axis=0, return_index=True)
+    distinct = kept[np.sort(first)]
+    num_keys = min(setting.landmarks, len(distinct))
+    rows = distinct[np.linspace(0, len(distinct) - 1, num_keys).round().astype(int)]
+    return rows, torch.full_like(log_weights_N[:num_keys], math.log(len(prompt) / num_keys))
 
 
 def _scaled(features_BD: np.ndarray, prompt: Prompt, setting: Setting, like: Tensor) -> Tensor:
@@ -356,12 +403,3 @@ def _scaled(features_BD: np.ndarray, prompt: Prompt, setting: Setting, like: Ten
         width *= math.sqrt(prompt.effective_dimension / 4)
         features_BD = relevant_features(features_BD, prompt, setting.relevance)
     return _tensor_maker(like.device, like.dtype)(features_BD / width)
-
-
-def _attention(destination_BD: Tensor, source_ND: Tensor, log_weights_N: Tensor, setting: Setting) -> Tensor:
-    if setting.kernel == "inner_product":
-        return inner_product_attention(destination_BD, source_ND, log_weights_N)
-    log_sink = (
-        torch.tensor(setting.sink, dtype=source_ND.dtype, device=source_ND.device).log() if setting.sink else None
-    )
-    return gaussian_attention(destination_BD, source_ND, log_weights_N, log_sink)

@@ -37,8 +37,9 @@ class SamplingError:
 
     @classmethod
     def of(cls, compiled: CompiledPrompt) -> SamplingError | None:
-        """None for finite depth, without forgetting or averaging, and for very long contexts."""
-        if compiled.readout.factors is None or len(compiled.prompt) > LARGEST_CONTEXT:
+        """None for finite depth, without forgetting or averaging, with landmarks, and for very long contexts."""
+        too_long = len(compiled.prompt) > LARGEST_CONTEXT
+        if compiled.readout.factors is None or compiled.setting.landmarks or too_long:
             return None
         return cls(compiled, _innovations(compiled), _unseen_termination(compiled))
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from icrl_gym.generalist import HEADS, STATISTICS
-from icrl_gym.generalist.gate import SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gates
+from icrl_gym.generalist.gate import SAFE_IMAGINATION, SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gates, gated
 from icrl_gym.pretraining import ablation, run
 from icrl_gym.pretraining.ablation import Ablation
-from icrl_gym.pretraining.examples import Examples
+from icrl_gym.pretraining.examples import Examples, as_tensors
+from icrl_gym.pretraining.run import values_vary
 from icrl_gym.prior import FAMILIES
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "ablate_pretraining.py"
@@ -25,17 +26,23 @@ PLAIN = Ablation("plain", SMALL)
 
 
 def table(seed, count=40):
-    """Tasks of two families: which head is right, and at which level, can be read off the statistics."""
+    """Tasks of two families: which head is right, and at which level, can be read off the statistics.
+
+    What is imagined errs less than what is not, save where that is right.
+    """
     rng = np.random.default_rng(seed)
     statistics = rng.normal(size=(count, len(STATISTICS)))
     statistics[:, STATISTICS.index("constant_reward")] = rng.random(count) < 0.5
+    statistics[:, STATISTICS.index("predictability")] = np.where(rng.random(count) < 0.5, 0.5, 0.95)
     truth = rng.normal(size=(count, NUM_QUERIES))
     values = truth[:, None, None, None] + rng.normal(size=(count, NUM_HEADS, 2, 2, NUM_QUERIES))
     right = (statistics[:, 1] > 0).astype(int)
     values[np.arange(count), right, :, 1] = truth[:, None]
+    imagined = truth[:, None, None, None] + 0.2 * rng.normal(size=values.shape)
     return Examples(
         statistics=statistics.astype(np.float32),
         values=values.astype(np.float32),
+        imagined=imagined.astype(np.float32),
         mass=np.ones((count, NUM_QUERIES), np.float32),
         level_shift=np.zeros(count, np.float32),
         truth=truth.astype(np.float32),
@@ -61,6 +68,10 @@ def spread(tensor):
 
 def is_constant():
     return VALIDATION.statistics[:, STATISTICS.index("constant_reward")] > 0.5
+
+
+def is_predictable():
+    return VALIDATION.statistics[:, STATISTICS.index("predictability")] > 0.9
 
 
 @pytest.fixture
@@ -90,30 +101,39 @@ def test_the_plain_ablation_is_the_pretraining_itself(tmp_path, monkeypatch):
     assert spread(expected.shares_BH) > 0.01
 
 
-def test_a_blind_gate_decides_the_same_for_all_but_still_obeys_the_rule_of_equal_rewards():
+def test_a_blind_gate_decides_the_same_for_all_but_still_obeys_the_rules():
     blind, seeing = decide(replace(PLAIN, blind=True)), decide(PLAIN)
     for name in ("shares_BH", "free_level_B"):
-        assert spread(getattr(blind, name)) == 0 < 0.01 < spread(getattr(seeing, name))
+        assert spread(getattr(blind, name)) < 1e-6 < 0.01 < spread(getattr(seeing, name))
     first_B1 = torch.eye(NUM_HEADS)[:1]
     assert (blind.shares_BH - first_B1).abs().max() > 0.01  # it has learned something
-    constant = is_constant()
-    assert len(blind.pseudo_terminations_B[constant].unique()) == 1
-    assert not blind.pseudo_terminations_B[~constant].any()
+    for gate_B, allowed in (
+        (blind.pseudo_terminations_B, is_constant()),
+        (blind.imagination_B, is_predictable()),
+    ):
+        assert len(gate_B[allowed].unique()) == 1
+        assert not gate_B[~allowed].any()
+    assert blind.imagination_B.max() > 0.01
 
 
 @pytest.mark.parametrize(
-    ("part", "gate"), [("free_level", "free_level_B"), ("pseudo_terminations", "pseudo_terminations_B")]
+    ("part", "gate"),
+    [
+        ("free_level", "free_level_B"),
+        ("pseudo_terminations", "pseudo_terminations_B"),
+        ("imagination", "imagination_B"),
+    ],
 )
 def test_a_dial_that_is_taken_out_stays_at_zero(part, gate):
-    changed = replace(SMALL, pull=1.0)  # the safe mixture has both dials open
+    changed = replace(SMALL, pull=1.0)  # the safe mixture has all dials open
     assert not getattr(decide(replace(PLAIN, config=changed, **{part: False})), gate).any()
     assert getattr(decide(replace(PLAIN, config=changed)), gate).abs().max() > 0.01
 
 
 def spoil_head(examples, head):
-    values = examples.values.copy()
-    values[:, head] = np.nan
-    return replace(examples, values=values)
+    values, imagined = examples.values.copy(), examples.imagined.copy()
+    values[:, head] = imagined[:, head] = np.nan
+    return replace(examples, values=values, imagined=imagined)
 
 
 def test_a_head_that_is_left_out_has_no_share_and_is_never_looked_at():
@@ -137,9 +157,11 @@ def test_one_head_alone_leaves_the_dials():
 def test_errors_are_relative_to_the_constructed_evaluator_even_where_it_is_left_out():
     one = Ablation("without the first head", heads=(2,))
     count = len(VALIDATION)
-    gates = Gates(torch.ones(count, 1), torch.full((count,), 1.0), torch.zeros(count), torch.ones(count))
+    ones_B = torch.ones(count)
+    gates = Gates(torch.ones(count, 1), ones_B, torch.zeros(count), ones_B, 0.25 * ones_B)
     truth = VALIDATION.truth
-    ours, constructed = VALIDATION.values[:, 2, 0, 1] - truth, VALIDATION.values[:, 0, 0, 0] - truth
+    ours = 0.75 * VALIDATION.values[:, 2, 0, 1] + 0.25 * VALIDATION.imagined[:, 2, 0, 1] - truth
+    constructed = VALIDATION.values[:, 0, 0, 0] - truth
     expected = 0.5 * np.log(np.mean(ours**2, axis=1) / np.mean(constructed**2, axis=1))
     np.testing.assert_allclose(ablation.log_ratios(gates, one, VALIDATION), expected, atol=1e-5)
 
@@ -188,11 +210,22 @@ def test_a_share_of_the_tasks_is_drawn_by_the_seed(calls):
 def test_settings_reach_the_training(calls, monkeypatch):
     asked, objective = [], ablation.gate_objective
     monkeypatch.setattr(ablation, "gate_objective", lambda *given: asked.append(given) or objective(*given))
-    decide(Ablation("changed", replace(SMALL, members=1, width=5, steps=7, loss="huber", pull=0.25)))
+    decide(Ablation("changed", replace(SMALL, members=1, width=5, steps=7, loss="huber", pull=0.25), robust=False))
     ((network, _, _, schedule),) = calls
     assert (len(network.members), network.width, schedule.steps) == (1, 5, 7)
     assert (schedule.batch_size, schedule.learning_rate) == (16, 0.02)
-    assert asked == [("huber", 0.25)]
+    assert asked == [("huber", 0.25, ablation.plain_shares)]
+
+
+def test_a_plain_mean_takes_the_shares_as_weights_everywhere():
+    gates = decide(Ablation("safe", trained=False))
+    plain, robust = (ablation.log_ratios(gates, Ablation("safe", robust=one), VALIDATION) for one in (False, True))
+    batch = as_tensors(VALIDATION)
+    expected = gated(batch["values"], batch["imagined"], gates, lambda values, shares: shares[..., None] + 0 * values)
+    truth = batch["truth"]
+    ratio = (expected - truth).square().mean(dim=1) / (batch["values"][:, 0, 0, 0] - truth).square().mean(dim=1)
+    np.testing.assert_allclose(plain, 0.5 * torch.log(ratio)[values_vary(batch)], rtol=1e-4, atol=1e-5)
+    assert np.abs(plain - robust).max() > 1e-3
 
 
 def test_the_safe_mixture_learns_nothing(monkeypatch):
@@ -201,6 +234,7 @@ def test_the_safe_mixture_learns_nothing(monkeypatch):
     torch.testing.assert_close(gates.shares_BH, torch.full((len(VALIDATION), NUM_HEADS), 1 / NUM_HEADS))
     assert gates.free_level_B.unique().tolist() == pytest.approx([SAFE_LEVEL])
     np.testing.assert_allclose(gates.pseudo_terminations_B, SAFE_PSEUDO_TERMINATIONS * is_constant(), atol=1e-6)
+    np.testing.assert_allclose(gates.imagination_B, SAFE_IMAGINATION * is_predictable(), atol=1e-6)
 
 
 def test_the_list_takes_every_head_out_once_and_has_no_row_twice():
@@ -219,7 +253,7 @@ def test_hindsight_picks_each_tasks_best_head():
     values = VALIDATION.values.copy()
     best = np.arange(len(VALIDATION)) % NUM_HEADS
     values[np.arange(len(VALIDATION)), best] = VALIDATION.truth[:, None, None] + 1e-3
-    (found,) = ablation.hindsight(replace(VALIDATION, values=values))
+    (found,) = ablation.hindsight(replace(VALIDATION, values=values, imagined=values))
     constructed = np.sqrt(np.square(values[:, 0, 0, 0] - VALIDATION.truth).mean(axis=1))
     np.testing.assert_allclose(found, np.log(1e-3 / constructed), atol=1e-2)
 

@@ -23,24 +23,38 @@ from icrl_gym.generalist import (
     save_checkpoint,
 )
 from icrl_gym.generalist.checkpoint import new_networks
-from icrl_gym.generalist.gate import CUT, LEAST_LEVEL, UNTRUSTED_COLUMN, Gate, Gates
+from icrl_gym.generalist.gate import (
+    CUT,
+    LEAST_LEVEL,
+    LEAST_SPREAD,
+    UNTRUSTED_COLUMN,
+    Gate,
+    Gates,
+    consensus,
+    predictable,
+)
 from icrl_gym.generalist.statistics import value_scale
+from icrl_gym.imagination import TransitionModel
 from icrl_gym.model import THEOREM_1, Setting, compile_prompt, with_free_level
-from icrl_gym.pretraining.examples import solve_example
+from icrl_gym.pretraining.examples import as_tensors, solve_example
+from icrl_gym.pretraining.training import with_errors
 from icrl_gym.prompt import Prompt
 
 GAMMA = 0.95
 
 
-def make_log(seed=0, num_rows=80, dimension=3, ends=True, reward_scale=1.0, order=None):
-    """A noisy linear process around 0; with ends it terminates far out and is cut now and then."""
+def make_log(seed=0, num_rows=80, dimension=3, ends=True, reward_scale=1.0, order=None, noise=0.3):
+    """A linear process around 0; with ends it terminates far out and is cut now and then.
+
+    Without noise the next step is known for certain.
+    """
     rng = np.random.default_rng(seed)
     step = 0.9 * np.linalg.qr(rng.normal(size=(dimension, dimension)))[0]
     states, following = np.zeros((num_rows, dimension)), np.zeros((num_rows, dimension))
     terminated, truncated = np.zeros(num_rows, bool), np.zeros(num_rows, bool)
     now = rng.normal(size=dimension)
     for k in range(num_rows):
-        states[k], following[k] = now, now @ step + 0.3 * rng.normal(size=dimension)
+        states[k], following[k] = now, now @ step + noise * rng.normal(size=dimension)
         terminated[k] = ends and np.abs(following[k]).max() > 1.6
         truncated[k] = ends and not terminated[k] and k % 17 == 16
         now = rng.normal(size=dimension) if terminated[k] or truncated[k] else following[k]
@@ -61,16 +75,23 @@ def untrained(heads=HEADS, num_members=2):
     return Generalist(heads, *new_networks(len(heads), 8, num_members))
 
 
-def with_random_weights(prompt, seed, heads=HEADS, size=0.7):
-    """A mixture with random weights that trusts prompts like this one."""
+def statistics_of(prompt, first):
+    return prompt_statistics(prompt, compile_prompt(prompt, first), TransitionModel.fit(prompt))
+
+
+def with_random_weights(prompt, seed, heads=HEADS, size=0.7, imagination=None):
+    """A mixture with random weights that trusts prompts like this one, and imagines the share given where it may."""
     model = untrained(heads)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for network in (model.gate, model.spread):
             for parameter in network.parameters():
                 parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
-        first = compile_prompt(prompt, heads[0])
-        model.gate.standardisation.get_buffer("mean_S").copy_(torch.as_tensor(prompt_statistics(prompt, first)) + 0.5)
+        known = torch.as_tensor(statistics_of(prompt, heads[0]))
+        model.gate.standardisation.get_buffer("mean_S").copy_(known + 0.5)
+        if imagination is not None:
+            for member in model.gate.members:
+                member[-1].weight[-1], member[-1].bias[-1] = 0.0, np.arctanh(imagination)
     return model
 
 
@@ -90,14 +111,15 @@ def standard_errors(mixture, queries):
     return mixture.evaluate(queries)[1]
 
 
-def values_of(prompt, setting, queries):
-    run = compile_prompt(prompt, setting)
+def values_of(prompt, setting, queries, **options):
+    run = compile_prompt(prompt, setting, **options)
     return run.values(run.attend(queries))[-1].numpy()
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.3])
 @pytest.mark.parametrize("ends", [True, False])
-def test_untrained_it_is_the_constructed_evaluator(ends):
-    log = make_log(ends=ends)
+def test_untrained_it_is_the_constructed_evaluator(ends, noise):
+    log = make_log(ends=ends, noise=noise)
     constructed = icrl.InContextEvaluator.from_pretrained("constructed").fit(log, GAMMA)
     states = log.next_observations[::9]
     expected = constructed.predict(states)
@@ -131,22 +153,53 @@ def test_values_are_the_attribution_of_the_rewards_whatever_the_weights(seed, en
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_imagined_values_are_the_attribution_of_the_rewards_whatever_the_weights(share, seed):
+    prompt = make_prompt(seed=seed, noise=0.0)
+    mixture = compiled(with_random_weights(prompt, seed, imagination=share), prompt)
+    queries = make_queries(prompt)
+    assert mixture.imagination == pytest.approx(share)
+    values = mixed_values(mixture, queries)
+    assert np.abs(values - mixed_values(replace(mixture, imagination=0.0), queries)).max() > 1e-3
+    np.testing.assert_allclose(mixture.attribution(queries) @ prompt.rewards, values, rtol=1e-8)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_query_does_not_see_the_others(seed, noise):
+    prompt = make_prompt(seed=seed, noise=noise)
+    mixture = compiled(with_random_weights(prompt, seed, imagination=0.6), prompt)
+    queries = 3 * make_queries(prompt)  # some far outside
+    values, errors = mixture.evaluate(queries)
+    attribution = mixture.attribution(queries)
+    for i in range(len(queries)):
+        value, error = mixture.evaluate(queries[i : i + 1])
+        np.testing.assert_allclose(value[:, 0], values[:, i], rtol=1e-9)
+        np.testing.assert_allclose(error, errors[i], rtol=1e-4)
+        np.testing.assert_allclose(mixture.attribution(queries[i : i + 1])[0], attribution[i], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("scale", [1e-3, 1.0 / 3.0, 250.0])
-def test_scaled_rewards_scale_values_and_errors_whatever_the_weights(seed, scale):
-    prompt, scaled = make_prompt(seed=seed), make_prompt(seed=seed, reward_scale=scale)
-    model, queries = with_random_weights(prompt, seed), make_queries(prompt)
+def test_scaled_rewards_scale_values_and_errors_whatever_the_weights(scale, seed, noise):
+    prompt, scaled = (make_prompt(seed=seed, noise=noise, reward_scale=by) for by in (1.0, scale))
+    model, queries = with_random_weights(prompt, seed, imagination=0.6), make_queries(prompt)
     one, other = compiled(model, prompt), compiled(model, scaled)
+    assert one.imagination == other.imagination == pytest.approx(0.0 if noise else 0.6)
     np.testing.assert_allclose(other.statistics_S, one.statistics_S, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mixed_values(other, queries), scale * mixed_values(one, queries), rtol=1e-5)
     np.testing.assert_allclose(standard_errors(other, queries), scale * standard_errors(one, queries), rtol=1e-4)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_observed_dimensions_does_not_matter(seed):
+def test_the_order_of_observed_dimensions_does_not_matter(seed, noise):
     order = np.array([2, 0, 1])
-    prompt, permuted = make_prompt(seed=seed), make_prompt(seed=seed, order=order)
-    model, queries = with_random_weights(prompt, seed), make_queries(prompt)
+    prompt, permuted = (make_prompt(seed=seed, noise=noise, order=by) for by in (None, order))
+    model, queries = with_random_weights(prompt, seed, imagination=0.6), make_queries(prompt)
     one, other = compiled(model, prompt), compiled(model, permuted)
+    assert one.imagination == other.imagination == pytest.approx(0.0 if noise else 0.6)
     np.testing.assert_allclose(other.statistics_S, one.statistics_S, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mixed_values(other, queries[:, order]), mixed_values(one, queries), rtol=1e-5)
     np.testing.assert_allclose(standard_errors(other, queries[:, order]), standard_errors(one, queries), rtol=1e-4)
@@ -168,12 +221,14 @@ def test_whatever_the_weights_the_adaptation_is_bounded():
             (gates.free_level_B, LEAST_LEVEL, 1.0),
             (gates.pseudo_terminations_B, 0.0, 1.0),
             (gates.trust_B, 0.0, 1.0),
+            (gates.imagination_B, 0.0, 1.0),
         ):
             assert low - 1e-6 <= tensor.min()
             assert tensor.max() <= high
-        seen.append(gates.free_level_B)
-    assert torch.cat(seen).min() < -0.2
-    assert torch.cat(seen).max() > 0.9
+        seen.append(gates)
+    assert min(gates.free_level_B.min() for gates in seen) < -0.2
+    for name in ("free_level_B", "pseudo_terminations_B", "imagination_B"):
+        assert max(getattr(gates, name).max() for gates in seen) > 0.9
 
 
 @pytest.mark.parametrize(("bias", "level", "pseudo"), [(50.0, 1.0, 1.0), (-50.0, LEAST_LEVEL, 0.0)])
@@ -181,42 +236,46 @@ def test_the_bounds_are_reached(bias, level, pseudo):
     gate = Gate(len(STATISTICS), 2, 8, num_members=3, constant_reward=0)
     with torch.no_grad():
         for member in gate.members:
-            output_bias(member)[-2:] = bias
+            output_bias(member)[-3:] = bias
         gates = gate(torch.ones(1, len(STATISTICS)))
     assert (float(gates.free_level_B), float(gates.pseudo_terminations_B)) == pytest.approx((level, pseudo))
+    assert float(gates.imagination_B) == pytest.approx(pseudo)
 
 
-def test_heads_with_hardly_a_share_are_left_out():
+def test_only_heads_without_a_share_are_left_out():
     prompt, queries = make_prompt(), make_queries(make_prompt())
     model = untrained(num_members=1)
     model.gate.standardisation.get_buffer("scale_S").fill_(100.0)
     bias = output_bias(model.gate.members[0]).data
-    bias[: len(HEADS)] = torch.tensor([0.0, 0.5, *[-3.5] * (len(HEADS) - 2)])
-    bias[-3] = 0.7
-    mixing = np.tanh(0.7)
-    softmax = np.exp([0.0, 0.5]) / (1 + np.exp(0.5) + (len(HEADS) - 2) * np.exp(-3.5))
-    shares = np.array([1 - mixing, 0.0]) + mixing * softmax
-    assert shares.sum() < 0.99
+    small = len(HEADS) - 2
+    bias[: len(HEADS)] = torch.tensor([0.0, 0.5, -5.0, *[-30.0] * (small - 1)])
+    bias[-4] = 0.7
+    mixing, exponents = np.tanh(0.7), np.array([0.0, 0.5, -5.0])
+    softmax = np.exp(exponents) / (np.exp(exponents).sum() + (small - 1) * np.exp(-30.0))
+    shares = np.array([1 - mixing, 0.0, 0.0]) + mixing * softmax
+    assert shares[2] < 0.01  # a head that hardly counts is run: training has it in its medians
     mixture = compiled(model, prompt)
     np.testing.assert_allclose(mixture.shares, shares / shares.sum(), rtol=1e-5)
-    expected = mixture.shares @ np.stack([values_of(prompt, head, queries) for head in HEADS[:2]])
-    np.testing.assert_allclose(mixed_values(mixture, queries), expected, rtol=1e-9)
+    by_head = torch.as_tensor(np.stack([values_of(prompt, head, queries) for head in HEADS[:3]]))[None]
+    weights = consensus(by_head, torch.tensor([mixture.shares]).double())
+    np.testing.assert_allclose(mixed_values(mixture, queries), (weights * by_head).sum(dim=1)[0], rtol=1e-7)
 
 
-def test_far_from_the_prior_it_is_exactly_the_first_head():
-    prompt = make_prompt()
-    model = with_random_weights(prompt, seed=1)
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_far_from_the_prior_it_is_exactly_the_first_head(noise):
+    prompt = make_prompt(noise=noise)
+    model = with_random_weights(prompt, seed=1, imagination=0.6)
     queries = make_queries(prompt)
     model.gate.standardisation.get_buffer("mean_S")[3] += 100.0
     mixture = compiled(model, prompt)
-    assert (mixture.trust, mixture.shares) == (0.0, (1.0,))
+    assert (mixture.trust, mixture.shares, mixture.imagination) == (0.0, (1.0,), 0.0)
     np.testing.assert_array_equal(mixed_values(mixture, queries), values_of(prompt, HEADS[0], queries))
 
 
 @pytest.mark.parametrize("column", range(len(STATISTICS)))
 def test_one_statistic_is_enough_to_withdraw_unless_it_is_the_length(column):
-    prompt = make_prompt()
-    gate = with_random_weights(prompt, seed=1).gate
+    prompt = make_prompt(noise=0.0)
+    gate = with_random_weights(prompt, seed=1, imagination=0.6).gate
     statistics = gate.standardisation.get_buffer("mean_S")[None].clone()
     with torch.no_grad():
         inside = gate(statistics)
@@ -224,10 +283,12 @@ def test_one_statistic_is_enough_to_withdraw_unless_it_is_the_length(column):
         outside = gate(statistics)
     assert float(inside.trust_B) == 1.0
     assert float(inside.free_level_B.abs()) > 0.01
+    assert float(inside.imagination_B) == pytest.approx(0.6)
     if column == UNTRUSTED_COLUMN:
         assert float(outside.trust_B) == 1.0
     else:
         assert float(outside.trust_B) == float(outside.free_level_B) == float(outside.pseudo_terminations_B) == 0.0
+        assert float(outside.imagination_B) == 0.0
         np.testing.assert_array_equal(outside.shares_BH[0], np.eye(len(HEADS))[0])
 
 
@@ -242,6 +303,33 @@ def test_pseudo_terminations_are_only_for_contexts_of_one_reward():
     np.testing.assert_allclose(pseudo, [0.0, np.tanh(0.5)], rtol=1e-6)
 
 
+def test_returns_are_imagined_only_where_the_next_step_is_predictable():
+    gate, _ = new_networks(2, 8)
+    output_bias(gate.members[0]).data.fill_(0.5)
+    statistics = torch.zeros(6, len(STATISTICS))
+    statistics[:, STATISTICS.index("predictability")] = torch.tensor([-1.0, 0.5, 0.8, 0.85, 0.9, 1.0])
+    with torch.no_grad():
+        imagination = gate(statistics).imagination_B
+    assert not imagination[:3].any()
+    np.testing.assert_allclose(imagination[3:], np.tanh(0.5) * np.array([0.5, 1.0, 1.0]), rtol=1e-5)
+    np.testing.assert_allclose(predictable(statistics[:, STATISTICS.index("predictability")]), [0, 0, 0, 0.5, 1, 1],
+                               atol=1e-6)  # fmt: skip
+
+
+def test_nothing_is_imagined_on_noise_or_where_somebody_else_acted():
+    exact, noisy = make_prompt(noise=0.0), make_prompt(noise=1.0)
+    weighted = replace(exact, importance_ratios=np.linspace(0.5, 1.5, len(exact)))
+    queries = make_queries(exact)
+    for prompt, share in ((exact, 0.6), (noisy, 0.0), (weighted, 0.0)):
+        mixture = compiled(with_random_weights(prompt, seed=1, imagination=0.6), prompt)
+        assert mixture.trust == 1.0
+        assert mixture.imagination == pytest.approx(share)
+        assert (mixture.transitions is None) == (prompt is weighted)
+        without = mixed_values(replace(mixture, imagination=0.0), queries)
+        differs = np.abs(mixed_values(mixture, queries) - without).max()
+        assert differs > 1e-3 if share else differs == 0.0
+
+
 def test_the_gate_is_the_mean_of_its_members():
     gate = with_random_weights(make_prompt(), seed=2).gate
     statistics = gate.standardisation.get_buffer("mean_S") + torch.linspace(-0.5, 0.5, 6)[:, None]
@@ -253,31 +341,139 @@ def test_the_gate_is_the_mean_of_its_members():
     assert (members[0].shares_BH != members[1].shares_BH).all()
 
 
-def gates_of(shares, level, pseudo):
-    return Gates(torch.tensor(np.array([shares])), torch.tensor([level]), torch.tensor([pseudo]), torch.ones(1))
+def gates_of(shares, level, pseudo, imagination=0.0):
+    dials = (torch.tensor([dial]) for dial in (level, pseudo, 1.0, imagination))
+    return Gates(torch.tensor(np.array([shares])), *dials)
+
+
+def agreed(by_head_HQ, shares_H):
+    """Heads mixed by their shares, less where one stands apart from the others."""
+    distance_HQ = np.abs(by_head_HQ - np.median(by_head_HQ, axis=0))
+    spread_Q = np.median(distance_HQ, axis=0) + LEAST_SPREAD * distance_HQ.mean(axis=0)
+    weights_HQ = np.maximum(shares_H, 0)[:, None] / (1 + (distance_HQ / np.maximum(spread_Q, 1e-300)) ** 2)
+    return (weights_HQ * by_head_HQ).sum(axis=0) / weights_HQ.sum(axis=0)
+
+
+@pytest.mark.parametrize("num_heads", range(1, 7))
+def test_heads_are_weighed_by_their_shares_and_by_whether_they_agree(num_heads):
+    rng = np.random.default_rng(num_heads)
+    values_HQ, shares_H = rng.standard_cauchy(size=(num_heads, 9)), rng.dirichlet(np.ones(num_heads))
+
+    def weights_of(values_HQ, shares_H=shares_H):
+        return consensus(torch.as_tensor(values_HQ)[None], torch.as_tensor(shares_H)[None])[0].numpy()
+
+    weights_HQ = weights_of(values_HQ)
+    np.testing.assert_allclose(weights_HQ.sum(axis=0), 1.0, rtol=1e-12)
+    np.testing.assert_allclose((weights_HQ * values_HQ).sum(axis=0), agreed(values_HQ, shares_H), rtol=1e-9)
+    np.testing.assert_allclose(weights_of(-3e-4 * values_HQ + 5.0), weights_HQ, rtol=1e-6)
+    np.testing.assert_allclose(weights_of(np.full((num_heads, 2), 3.0)), np.stack([shares_H] * 2, axis=1), rtol=1e-12)
+    np.testing.assert_array_equal(weights_of(values_HQ, np.eye(num_heads)[0]), np.eye(num_heads)[:, :1] + np.zeros(9))
+    if num_heads < 3:
+        np.testing.assert_allclose(weights_HQ, np.repeat(shares_H[:, None], 9, axis=1), rtol=1e-9)
+    else:
+        values_HQ[1] = 1e9
+        assert weights_of(values_HQ)[1].max() < 1e-3
+
+
+def some_shares():
+    """None so small that a head is left out."""
+    return 0.5 * np.random.default_rng(0).dirichlet(np.ones(len(HEADS))) + 0.5 / len(HEADS)
+
+
+def solved_example(prompt, queries):
+    example = solve_example(prompt, queries, np.zeros(len(queries)), np.zeros(len(queries)), HEADS)
+    assert example is not None
+    return example
+
+
+def of_one_reward(prompt, reward=1.0):
+    return replace(prompt, rewards=np.full(len(prompt), reward))
 
 
 @pytest.mark.parametrize("pseudo", [0.0, 1.0])
 @pytest.mark.parametrize("level", [0.0, 1.0, 0.4, -0.2])
 def test_mixing_the_corners_is_solving_at_the_gates(pseudo, level):
     prompt = make_prompt(num_rows=60)
+    if pseudo:
+        prompt = of_one_reward(prompt)
     queries = make_queries(prompt)
-    example = solve_example(prompt, queries, np.zeros(7), np.zeros(7), HEADS)
-    assert example is not None
-    shares = np.random.default_rng(0).dirichlet(np.ones(len(HEADS)))
-    mixed = gated(torch.as_tensor(example.values), gates_of(shares, level, pseudo))[0].numpy()
-    settings = [
-        replace(head, free_level=level, pseudo_terminations=head.pseudo_terminations + pseudo) for head in HEADS
-    ]
-    expected = sum(share * values_of(prompt, head, queries) for share, head in zip(shares, settings, strict=True))
-    np.testing.assert_allclose(example.constant + example.scale * mixed, expected, rtol=1e-5, atol=1e-5)
+    example = solved_example(prompt, queries)
+    shares = some_shares()
+    values, elsewhere = torch.as_tensor(example.values), torch.full(example.values.shape, 1e3)
+    mixed = gated(values, elsewhere, gates_of(shares, level, pseudo))[0].numpy()
+    solved = []
+    for head in HEADS:
+        setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
+        if compile_prompt(prompt, setting).fell_back:  # which is decided at level 0
+            setting = setting.fallback()
+        solved.append(values_of(prompt, replace(setting, free_level=level), queries, fall_back=False))
+    expected = agreed(np.stack(solved), shares)
+    np.testing.assert_allclose(example.constant + example.scale * mixed, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_corners_of_pseudo_terminations_are_solved_only_where_all_rewards_are_equal():
+    prompt = make_prompt(num_rows=60)
+    different, equal = (solved_example(one, make_queries(prompt)) for one in (prompt, of_one_reward(prompt)))
+    np.testing.assert_array_equal(different.values[:, :, 0], different.values[:, :, 1])
+    assert (np.abs(equal.values[:, :, 0] - equal.values[:, :, 1]).max(axis=(0, 2, 3)) > 1e-3).all()
 
 
 def test_between_the_corners_pseudo_terminations_are_interpolated():
     values = torch.arange(8.0).reshape(1, 2, 2, 2, 1)
-    mixed = gated(values, gates_of([0.25, 0.75], 0.5, 0.1))
+    mixed = gated(values, values + 100, gates_of([0.25, 0.75], 0.5, 0.1, 0.2))  # two heads keep their shares
     by_head = [start + 0.9 * 0.5 + 0.1 * 2.5 for start in (0.0, 4.0)]
-    assert float(mixed) == pytest.approx(0.25 * by_head[0] + 0.75 * by_head[1])
+    assert float(mixed) == pytest.approx(0.25 * by_head[0] + 0.75 * by_head[1] + 0.2 * 100)
+
+
+class Decided(torch.nn.Module):
+    """A gate that decides the same for every prompt."""
+
+    def __init__(self, gates):
+        super().__init__()
+        self.gates = gates
+
+    def forward(self, statistics):
+        return self.gates
+
+
+class Watched(torch.nn.Module):
+    """A spread head that keeps what it was shown."""
+
+    def forward(self, statistics, query_statistics):
+        self.shown = query_statistics.clone()
+        return torch.zeros(query_statistics.shape[:2])
+
+
+@pytest.mark.parametrize("imagination", [0.0, 0.35, 1.0])
+@pytest.mark.parametrize(("level", "pseudo"), [(0.0, 0.0), (0.7, 0.0), (-0.2, 1.0)])
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_example_holds_what_a_mixture_says_and_what_its_spread_is_shown(ends, level, pseudo, imagination):
+    prompt = make_prompt(noise=0.0, ends=ends, num_rows=60)
+    if pseudo:
+        prompt = of_one_reward(prompt)
+    queries, gates = make_queries(prompt), gates_of(some_shares(), level, pseudo, imagination)
+    model = Generalist(HEADS, Decided(gates), Watched())
+    expected = mixed_values(compiled(model, prompt), queries)
+    example = solved_example(prompt, queries)
+    batch = with_errors(as_tensors(example), model.gate)
+    actual = example.constant + example.scale * (batch["error"] + batch["truth"])[0].numpy()
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * float(example.scale[0]))
+    np.testing.assert_allclose(batch["query_statistics"], model.spread.shown, atol=0.02)
+    assert np.abs(example.imagined - example.values).max() > 1e-2
+
+
+def test_examples_imagine_nothing_on_noise_or_where_states_recur():
+    noisy, table = make_prompt(noise=1.0), Prompt.from_trajectory(tabular_log(), GAMMA)
+    for prompt, queries in ((noisy, make_queries(noisy)), (table, table.source_features[:5])):
+        example = solved_example(prompt, queries)
+        np.testing.assert_array_equal(example.imagined, example.values)
+
+
+def tabular_log():
+    """A walk over five states."""
+    states = np.random.default_rng(0).integers(5, size=61)
+    flags = np.zeros(60, bool)
+    return icrl.Trajectory(states[:-1], np.zeros(60), states[:-1] ** 2.0, states[1:], flags, flags)
 
 
 SOLVED = [Setting(), Setting(trace_decay=0.9, forgetting=1e-2), Setting(bandwidth=0.4, averaging=1.0, sink=0.0)]
@@ -367,6 +563,17 @@ def test_untrained_error_bars_are_one_value_scale_and_twice_that_far_out(trusted
     np.testing.assert_allclose(standard_errors(mixture, make_queries(prompt)), expected, rtol=1e-6)
 
 
+def test_error_bars_of_a_weighted_log_are_those_of_its_effective_size():
+    prompt = make_prompt()
+    ratios = np.random.default_rng(0).exponential(size=len(prompt))
+    size = ratios.sum() ** 2 / np.square(ratios).sum()
+    for given, expected in ((None, 1.0), (np.full(len(prompt), 3.0), 1.0), (ratios, np.sqrt(len(prompt) / size))):
+        model = Generalist(HEADS, Decided(gates_of(some_shares(), 0.3, 0.0)), Watched())
+        mixture = compiled(model, replace(prompt, importance_ratios=given))
+        errors = standard_errors(mixture, make_queries(prompt))
+        np.testing.assert_allclose(errors, expected * value_scale(mixture.first), rtol=1e-9)
+
+
 def degenerate_logs():
     one = np.array([[1.0, 2.0]])
     flag = np.zeros(1, bool)
@@ -388,7 +595,7 @@ def replace_rewards(log, rewards):
 @pytest.mark.parametrize(("log", "gamma"), [pytest.param(*rest, id=name) for name, *rest in degenerate_logs()])
 def test_poor_prompts_have_finite_statistics_values_and_errors(log, gamma):
     prompt = Prompt.from_trajectory(log, gamma)
-    statistics = prompt_statistics(prompt, compile_prompt(prompt, HEADS[0]))
+    statistics = statistics_of(prompt, HEADS[0])
     assert statistics.shape == (len(STATISTICS),)
     assert np.isfinite(statistics).all()
     mixture, queries = compiled(with_random_weights(prompt, 0), prompt), make_queries(prompt)
@@ -443,8 +650,8 @@ REFUSALS = {
     "missing card": (lambda path: path.with_suffix(".json").unlink(), "cannot read the checkpoint or its card"),
     "card that is no JSON": (lambda path: path.with_suffix(".json").write_text("{"), "or its card"),
     "card that is no text": (lambda path: path.with_suffix(".json").write_bytes(b"\xff\xfe\x00"), "or its card"),
-    "card that is a list": (lambda path: path.with_suffix(".json").write_text("[]"), "schema_version must be 1"),
-    "another schema": (lambda path: edit_card(path, schema_version=2), "schema_version must be 1, got 2"),
+    "card that is a list": (lambda path: path.with_suffix(".json").write_text("[]"), "schema_version must be 2"),
+    "another schema": (lambda path: edit_card(path, schema_version=1), "schema_version must be 2, got 1"),
     "unknown entry": (lambda path: edit_card(path, colour="red"), "does not describe this model.*colour"),
     "unknown head": (lambda path: edit_card(path, heads=[{"bandwith": 1.0}]), "does not describe this model.*bandwith"),
     "head out of range": (lambda path: edit_card(path, heads=[{"bandwidth": -1.0}]), "bandwidth"),

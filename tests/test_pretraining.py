@@ -20,7 +20,15 @@ from icrl_gym import cli
 from icrl_gym.configuration import PretrainConfig
 from icrl_gym.generalist import HEADS, STATISTICS, Generalist, load_checkpoint
 from icrl_gym.generalist.checkpoint import new_networks
-from icrl_gym.generalist.gate import SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gate, Gates, distance_from_safe
+from icrl_gym.generalist.gate import (
+    SAFE_IMAGINATION,
+    SAFE_LEVEL,
+    SAFE_PSEUDO_TERMINATIONS,
+    Gate,
+    Gates,
+    distance_from_safe,
+    safe_gates,
+)
 from icrl_gym.pretraining import examples as shards
 from icrl_gym.pretraining import pretrain, run, training
 from icrl_gym.pretraining.examples import Examples, as_tensors, load_shards, make_shard, task_prompt
@@ -116,7 +124,7 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 def test_examples_are_in_units_of_the_first_head(finished):
     examples = load_shards(sorted((finished / "train").iterdir()))
     count = len(examples)
-    assert examples.values.shape == (count, len(FEW), 2, 2, 6)
+    assert examples.values.shape == examples.imagined.shape == (count, len(FEW), 2, 2, 6)
     assert examples.statistics.shape == (count, len(STATISTICS))
     assert set(examples.length) <= {24, 32}
     assert all(np.isfinite(getattr(examples, field.name)).all() for field in fields(examples))
@@ -332,21 +340,29 @@ def test_losses_do_not_see_the_scale_of_rewards_and_average_over_tasks(name):
 
 
 def test_gate_objective_is_the_loss_of_the_mixed_values():
-    gate = Gate(len(STATISTICS), 2, 4)  # untrained: the first head at level 0
-    values = torch.full((1, 2, 2, 2, 2), 50.0)
+    gate = Gate(len(STATISTICS), 2, 4)  # untrained: the first head at level 0, nothing imagined
+    values, imagined = torch.full((1, 2, 2, 2, 2), 50.0), torch.full((1, 2, 2, 2, 2), 70.0)
     values[0, 0, 0, 0] = TRUTH[0] + torch.tensor([3.0, 1.0])
-    batch = {"values": values, "statistics": torch.zeros(1, len(STATISTICS)), "truth": TRUTH}
-    loss = training.gate_objective("log_rmse")(gate, batch).detach()
-    assert float(loss) == pytest.approx(0.5 * np.log(5 + 0.05**2), abs=1e-5)
+    imagined[0, 0, 0, 0] = TRUTH[0] + torch.tensor([1.0, -1.0])
+    statistics = torch.zeros(1, len(STATISTICS))
+    statistics[0, gate.predictability] = 1.0
+    batch = {"values": values, "imagined": imagined, "statistics": statistics, "truth": TRUTH}
+    objective = training.gate_objective("log_rmse")
+    with torch.no_grad():
+        assert float(objective(gate, batch)) == pytest.approx(0.5 * np.log(5 + 0.05**2), abs=1e-5)
+        output_bias(gate)[-1] = np.arctanh(0.5)  # half of it imagined: errors 2 and 0
+        assert float(objective(gate, batch)) == pytest.approx(0.5 * np.log(2 + 0.05**2), abs=1e-5)
 
 
 def test_members_learn_each_on_its_own_and_are_validated_together():
     gate = Gate(len(STATISTICS), 2, 4, num_members=2)
     with torch.no_grad():
-        gate.members[0][-1].bias[-2], gate.members[1][-1].bias[-2] = 50.0, -50.0  # levels 1 and -0.3
+        gate.members[0][-1].bias[-3], gate.members[1][-1].bias[-3] = 50.0, -50.0  # levels 1 and -0.3
     values = torch.zeros(1, 2, 2, 2, 2)
     values[:, :, :, 1] = 1.0
-    batch = {"values": values, "statistics": torch.zeros(1, len(STATISTICS)), "truth": TRUTH - 0.65}
+    batch = {
+        "values": values, "imagined": values, "statistics": torch.zeros(1, len(STATISTICS)), "truth": TRUTH - 0.65
+    }  # fmt: skip
     objective = training.gate_objective("log_rmse")
 
     def loss_at(level):
@@ -357,25 +373,35 @@ def test_members_learn_each_on_its_own_and_are_validated_together():
     assert float(objective(gate, batch).detach()) == pytest.approx((loss_at(1.0) + loss_at(-0.3)) / 2, abs=1e-5)
 
 
-@pytest.mark.parametrize(("constant_reward", "pseudo"), [(0.0, 0.0), (1.0, SAFE_PSEUDO_TERMINATIONS)])
-def test_the_distance_from_the_safe_mixture_by_hand(constant_reward, pseudo):
-    def distance(shares, level, pseudo, trust):
-        gates = Gates(torch.tensor([shares]), torch.tensor([level]), torch.tensor([pseudo]), torch.tensor([trust]))
-        return float(distance_from_safe(gates, torch.tensor([constant_reward])))
+@pytest.mark.parametrize("predictable", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("constant_reward", [0.0, 1.0])
+def test_the_distance_from_the_safe_mixture_by_hand(constant_reward, predictable):
+    pseudo, imagined = SAFE_PSEUDO_TERMINATIONS * constant_reward, SAFE_IMAGINATION * predictable
+    limits = (torch.tensor([constant_reward]), torch.tensor([predictable]))
 
-    assert distance([0.25] * 4, SAFE_LEVEL, pseudo, 1.0) == pytest.approx(0.0, abs=1e-12)
-    assert distance([1.0, 0.0, 0.0, 0.0], 0.0, 0.0, 0.0) == 0.0  # withdrawn, there is nothing to pull at
-    assert distance([0.625, 0.125, 0.125, 0.125], SAFE_LEVEL / 2, pseudo / 2, 0.5) == pytest.approx(0.0, abs=1e-12)
-    far = distance([1.25, 0.25, -0.75, 0.25], SAFE_LEVEL - 0.5, pseudo + 0.25, 1.0)
-    assert far == pytest.approx(1.0**2 + 1.0**2 + 0.5**2 + 0.25**2)
+    def distance(shares, level, pseudo, imagined, trust):
+        gates = Gates(torch.tensor([shares]), *(torch.tensor([gate]) for gate in (level, pseudo, trust, imagined)))
+        return float(distance_from_safe(gates, limits))
+
+    assert distance([0.25] * 4, SAFE_LEVEL, pseudo, imagined, 1.0) == pytest.approx(0.0, abs=1e-12)
+    assert distance([1.0, 0.0, 0.0, 0.0], 0.0, 0.0, 0.0, 0.0) == 0.0  # withdrawn, there is nothing to pull at
+    half = distance([0.625, 0.125, 0.125, 0.125], SAFE_LEVEL / 2, pseudo / 2, imagined / 2, 0.5)
+    assert half == pytest.approx(0.0, abs=1e-12)
+    far = distance([1.25, 0.25, -0.75, 0.25], SAFE_LEVEL - 0.5, pseudo + 0.25, imagined - 0.125, 1.0)
+    assert far == pytest.approx(1.0**2 + 1.0**2 + 0.5**2 + 0.25**2 + 0.125**2)
+    assert float(distance_from_safe(safe_gates(torch.tensor([0.3]), limits, 4), limits)) == 0.0
 
 
-def test_the_pull_adds_the_distance_to_the_loss():
-    gate = Gate(len(STATISTICS), 2, 4)
-    batch = {"values": torch.zeros(1, 2, 2, 2, 2), "statistics": torch.zeros(1, len(STATISTICS)), "truth": TRUTH}
+@pytest.mark.parametrize("predictable", [0.0, 1.0])
+def test_the_pull_adds_the_distance_to_the_loss(predictable):
+    gate, zeros = Gate(len(STATISTICS), 2, 4), torch.zeros(1, 2, 2, 2, 2)
+    statistics = torch.zeros(1, len(STATISTICS))
+    statistics[0, gate.predictability] = predictable
+    batch = {"values": zeros, "imagined": zeros, "statistics": statistics, "truth": TRUTH}
     with torch.no_grad():
         plain, pulled = (float(training.gate_objective("huber", pull)(gate, batch)) for pull in (0.0, 0.3))
-    assert pulled - plain == pytest.approx(0.3 * (0.5**2 + 0.5**2 + SAFE_LEVEL**2), rel=1e-5)  # from (1, 0), level 0
+    squares = 0.5**2 + 0.5**2 + SAFE_LEVEL**2 + (SAFE_IMAGINATION * predictable) ** 2  # from (1, 0) and level 0
+    assert pulled - plain == pytest.approx(0.3 * squares, rel=1e-5)
 
 
 class Constant(torch.nn.Module):
@@ -420,6 +446,7 @@ def table_examples(values, truth, truth_stderr, family):
     return Examples(
         statistics=np.zeros((count, len(STATISTICS)), np.float32),
         values=by_head,
+        imagined=by_head.copy(),
         mass=np.ones((count, 2), np.float32),
         level_shift=zeros,
         truth=np.asarray(truth, np.float32),
@@ -476,9 +503,15 @@ def test_tables_compare_the_mixture_with_its_first_head():
     examples.values[0, 0, 0, 0] = [2.0, 4.0]  # the first head errs by 2, every other corner by 4
     model = untrained_model()
     with torch.no_grad():
-        output_bias(model.gate)[-2] = 50.0  # the level, free
+        output_bias(model.gate)[-3] = 50.0  # the level, free
     row = run.by_family(model, examples)["all"]
     assert (row["error"], row["constructed"], row["ratio"]) == pytest.approx((4.0, 2.0, 2.0))
+    examples.statistics[0, STATISTICS.index("predictability")] = 1.0
+    examples.imagined[...] = [3.0, 5.0]
+    with torch.no_grad():
+        output_bias(model.gate)[-1] = 50.0  # all imagined
+    row = run.by_family(model, examples)["all"]
+    assert (row["error"], row["constructed"], row["ratio"]) == pytest.approx((3.0, 2.0, 1.5))
 
 
 def test_the_card_tells_what_was_trained(finished):
@@ -650,6 +683,7 @@ def test_events_can_be_read_back(finished):
     steps = {tag: [point.step for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     for tag in ("gate/train", "spread/train", "spread/validation", "gate/trust", "gate/free_level", "gate/share2"):
         assert steps[tag] == [100, 200]
+    assert steps["gate/imagination"] == [100, 200]
     shares = [events.Scalars(f"gate/share{head}")[-1].value for head in range(len(FEW))]
     assert sum(shares) == pytest.approx(1.0, abs=1e-5)
     card = json.loads((finished / "generalist.json").read_text())

@@ -22,7 +22,7 @@ from icrl_gym.generalist.mixture import Generalist
 from icrl_gym.generalist.statistics import QUERY_STATISTICS, STATISTICS
 from icrl_gym.model import Setting
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class CheckpointError(ValueError):
@@ -122,9 +122,9 @@ def load_checkpoint(path: Path) -> tuple[Generalist, Card]:
 
 def new_networks(num_heads: int, width: int, num_members: int = 1) -> tuple[Gate, SpreadHead]:
     """Untrained networks: with them the mixture is its first head."""
-    constant_reward = STATISTICS.index("constant_reward")
+    columns = (STATISTICS.index("constant_reward"), STATISTICS.index("predictability"))
     return (
-        Gate(len(STATISTICS), num_heads, width, num_members, constant_reward),
+        Gate(len(STATISTICS), num_heads, width, num_members, *columns),
         SpreadHead(len(STATISTICS), len(QUERY_STATISTICS), width),
     )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from icrl_gym.imagination import TransitionModel
 from icrl_gym.model import CompiledPrompt
 from icrl_gym.prompt import Prompt
 from icrl_gym.relevance import accumulate, lambda_return_errors
@@ -33,18 +34,20 @@ STATISTICS = (
     "level_shift",  # free level against the constant, in standard deviations of the values
     "explained",  # log RMS of the first head's lambda-return errors over the constant's
     "support",  # log mean mass of the first head's attention, in sources
+    "predictability",  # of the next step (`icrl_gym.imagination`); 0 without a model
 )
-QUERY_STATISTICS = ("disagreement", "level_shift", "distance_from_constant", "support", "adaptation")
+QUERY_STATISTICS = ("disagreement", "level_shift", "distance_from_constant", "support", "adaptation", "imagination")
 _RETURN_TRACE = 0.9
 _SMALL = 1e-6
 
 
-def prompt_statistics(prompt: Prompt, first: CompiledPrompt) -> np.ndarray:
+def prompt_statistics(prompt: Prompt, first: CompiledPrompt, model: TransitionModel | None) -> np.ndarray:
     """Statistics of one prompt in the order of `STATISTICS`, (S,) float64, all finite.
 
     Args:
         prompt: the context.
         first: the context compiled under the first head.
+        model: of the context's closed loop, if there is one.
     """
     n = len(prompt)
     terminated = int((prompt.discounts == 0).sum()) if prompt.gamma > 0 else 0
@@ -75,6 +78,7 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt) -> np.ndarray:
         math.tanh(_ratio(first.level_shift, spread)),
         _log_ratio(_rms(left_N), _rms(errors_N)),
         _log_ratio(mass_N.mean() * max(first.setting.sink, 1.0), 1.0),
+        max(model.predictability, -1.0) if model is not None else 0.0,
     ]
     return np.array(statistics)
 
@@ -119,13 +123,16 @@ class QueryFacts:
         return cls(values_Q, mass_Q, constant_of(first), first.level_shift, value_scale(first))
 
 
-def query_statistics(facts: QueryFacts, by_head_HQ: np.ndarray, shares_H: np.ndarray) -> np.ndarray:
+def query_statistics(
+    facts: QueryFacts, by_head_HQ: np.ndarray, shares_H: np.ndarray, final_Q: np.ndarray
+) -> np.ndarray:
     """Statistics of queries in the order of `QUERY_STATISTICS`, (Q, T), scale-free.
 
     Args:
         facts: of the first head.
         by_head_HQ: values under each open head.
         shares_H: of the open heads.
+        final_Q: the mixture's values with what was imagined in them.
     """
     scale = facts.scale or 1.0
     mixed_Q = shares_H @ by_head_HQ
@@ -133,9 +140,10 @@ def query_statistics(facts: QueryFacts, by_head_HQ: np.ndarray, shares_H: np.nda
     columns = [
         disagreement_Q / scale,
         np.full(len(mixed_Q), abs(facts.level_shift) / scale),
-        np.abs(mixed_Q - facts.constant) / scale,
+        np.abs(final_Q - facts.constant) / scale,
         facts.mass_Q,
-        np.abs(mixed_Q - facts.values_Q) / scale,
+        np.abs(final_Q - facts.values_Q) / scale,
+        np.abs(final_Q - mixed_Q) / scale,
     ]
     return np.log(np.clip(np.stack(columns, axis=1), 1e-4, 1e4))
 

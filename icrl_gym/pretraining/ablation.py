@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from icrl_gym.configuration import PretrainConfig
-from icrl_gym.generalist.gate import SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gate, Gates, gated
+from icrl_gym.generalist.gate import Gate, Gates, Weighing, consensus, gated, predictable, safe_gates
 from icrl_gym.generalist.heads import HEADS
 from icrl_gym.generalist.statistics import STATISTICS
 from icrl_gym.model import Setting
@@ -32,7 +32,7 @@ from icrl_gym.runs import versions, write_json
 
 BEGIN, END, PLACE = "<!-- begin tables -->", "<!-- end tables -->", "<!-- tables -->"
 NUM_RESAMPLES = 2000
-CONSTANT_REWARD = STATISTICS.index("constant_reward")
+CONSTANT_REWARD, PREDICTABILITY = STATISTICS.index("constant_reward"), STATISTICS.index("predictability")
 RECIPE = PretrainConfig()
 
 
@@ -44,11 +44,12 @@ class Ablation:
         label: its name in the table.
         config: settings of the training; seed and folders have no effect.
         heads: those that are kept, by number, () for all. The first of them is what the gate starts from.
-        blind: no statistic is seen, so that one mixture is learned for all contexts; the rule that allows
-            pseudo-terminations only at equal rewards stays.
-        free_level, pseudo_terminations: False holds them at 0.
+        blind: no statistic is seen, so that one mixture is learned for all contexts; the rules that allow
+            pseudo-terminations only at equal rewards, and imagination only where steps are predictable, stay.
+        free_level, pseudo_terminations, imagination: False holds them at 0.
+        robust: False takes the shares as weights, wherever a head stands apart.
         share_of_tasks: to train on, drawn by the seed.
-        trained: False takes the safe mixture as it is: nothing is learned, nothing read but the rule above.
+        trained: False takes the safe mixture as it is: nothing is learned, nothing read but the rules above.
     """
 
     label: str
@@ -57,8 +58,14 @@ class Ablation:
     blind: bool = False
     free_level: bool = True
     pseudo_terminations: bool = True
+    imagination: bool = True
+    robust: bool = True
     share_of_tasks: float = 1.0
     trained: bool = True
+
+    @property
+    def weigh(self) -> Weighing:
+        return consensus if self.robust else plain_shares
 
 
 SHIPPED = Ablation("as shipped")
@@ -75,6 +82,9 @@ def ablations(heads: Sequence[Setting] = HEADS) -> tuple[Ablation, ...]:
         Ablation("pull 0, gate blind", replace(RECIPE, pull=0.0), blind=True),
         Ablation("no free level", free_level=False),
         Ablation("no pseudo-terminations", pseudo_terminations=False),
+        Ablation("no imagination", imagination=False),
+        Ablation("plain mean of the heads", robust=False),
+        Ablation("without the landmark heads", heads=tuple(n for n in numbers if not heads[n].landmarks)),
         *(Ablation(f"head {one} alone: {describe_head(heads[one])}", heads=(one,)) for one in numbers),
         *(
             Ablation(f"without head {left}: {describe_head(heads[left])}", heads=tuple(n for n in numbers if n != left))
@@ -109,14 +119,15 @@ class AblatedGate(Gate):
     """A gate with parts taken out; its initial weights are those of `Gate` at the same seed."""
 
     def __init__(self, ablation: Ablation, num_heads: int) -> None:
-        super().__init__(len(STATISTICS), num_heads, ablation.config.width, ablation.config.members, CONSTANT_REWARD)
+        config = ablation.config
+        super().__init__(len(STATISTICS), num_heads, config.width, config.members, CONSTANT_REWARD, PREDICTABILITY)
         self.ablation = ablation
 
     def by_member(self, statistics_BS: Tensor) -> list[Gates]:
         if self.ablation.blind:
-            constant_B = self.constant_rewards(statistics_BS)
-            unseen_BS, trust_B = torch.zeros_like(statistics_BS), torch.ones_like(constant_B)
-            found = [self._gates(member(unseen_BS), trust_B, constant_B) for member in self.members]
+            limits = self.limits(statistics_BS)
+            unseen_BS, trust_B = torch.zeros_like(statistics_BS), torch.ones_like(limits[0])
+            found = [self._gates(member(unseen_BS), trust_B, limits) for member in self.members]
         else:
             found = super().by_member(statistics_BS)
         level, pseudo = float(self.ablation.free_level), float(self.ablation.pseudo_terminations)
@@ -125,9 +136,15 @@ class AblatedGate(Gate):
                 gates,
                 free_level_B=level * gates.free_level_B,
                 pseudo_terminations_B=pseudo * gates.pseudo_terminations_B,
+                imagination_B=float(self.ablation.imagination) * gates.imagination_B,
             )
             for gates in found
         ]
+
+
+def plain_shares(values_BHQ: Tensor, shares_BH: Tensor) -> Tensor:
+    """The shares as weights at every query, (B, H, Q)."""
+    return shares_BH[..., None].expand_as(values_BHQ)
 
 
 def gates_on(ablation: Ablation, training: Examples, validation: Examples, seed: int) -> tuple[Gates, int]:
@@ -140,7 +157,7 @@ def gates_on(ablation: Ablation, training: Examples, validation: Examples, seed:
     """
     batch = as_tensors(_keep_heads(ablation, validation))
     if not ablation.trained:
-        return safe_gates(batch), 0
+        return untrained_gates(batch), 0
     config = ablation.config
     examples = as_tensors(_keep_heads(ablation, _share(ablation, _without(config.exclude, training), seed)))
     stop_by = as_tensors(_keep_heads(ablation, _without(config.exclude, validation)))
@@ -149,35 +166,32 @@ def gates_on(ablation: Ablation, training: Examples, validation: Examples, seed:
         gate = AblatedGate(ablation, batch["values"].shape[1])
     gate.standardisation.fit(examples["statistics"])
     schedule = Schedule(steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate)
-    state = train(gate, gate_objective(config.loss, config.pull), examples, stop_by, schedule, seed=seed)
+    state = train(
+        gate, gate_objective(config.loss, config.pull, ablation.weigh), examples, stop_by, schedule, seed=seed
+    )
     with torch.no_grad():
         return gate.eval()(batch["statistics"]), state.best_step
 
 
-def safe_gates(batch: Batch) -> Gates:
+def untrained_gates(batch: Batch) -> Gates:
     """The safe mixture for every task: equal shares, fixed dials."""
-    count, num_heads = batch["values"].shape[:2]
-    constant_B = (batch["statistics"][:, CONSTANT_REWARD] > 0.5).float()
-    return Gates(
-        torch.full((count, num_heads), 1.0 / num_heads),
-        torch.full((count,), SAFE_LEVEL),
-        SAFE_PSEUDO_TERMINATIONS * constant_B,
-        torch.ones(count),
-    )
+    statistics, ones_B = batch["statistics"], torch.ones(len(batch["statistics"]))
+    constant_B = (statistics[:, CONSTANT_REWARD] > 0.5).float()
+    return safe_gates(ones_B, (constant_B, predictable(statistics[:, PREDICTABILITY])), batch["values"].shape[1])
 
 
 def log_ratios(gates: Gates, ablation: Ablation, validation: Examples) -> np.ndarray:
     """log(RMSE of the mixture / RMSE of the constructed evaluator) on the validation tasks whose values vary."""
     whole, kept = as_tensors(validation), as_tensors(_keep_heads(ablation, validation))
     truth_BQ = whole["truth"]
-    mixed, constructed = gated(kept["values"], gates), whole["values"][:, 0, 0, 0]
+    mixed, constructed = gated(kept["values"], kept["imagined"], gates, ablation.weigh), whole["values"][:, 0, 0, 0]
     logs = log_errors(mixed - truth_BQ, truth_BQ) - log_errors(constructed - truth_BQ, truth_BQ)
     return logs[values_vary(whole)].astype(np.float64)
 
 
 def hindsight(validation: Examples) -> np.ndarray:
     """Log ratios (1, tasks) of each task's best head, by its error there, at the safe dials: a bound, not a method."""
-    safe = safe_gates(as_tensors(validation))
+    safe = untrained_gates(as_tensors(validation))
     alone = torch.ones(len(validation), 1)
     return np.min(
         [
@@ -265,7 +279,10 @@ def _digest(training: Examples, validation: Examples) -> str:
 
 
 def _keep_heads(ablation: Ablation, examples: Examples) -> Examples:
-    return replace(examples, values=examples.values[:, list(ablation.heads)]) if ablation.heads else examples
+    if not ablation.heads:
+        return examples
+    heads = list(ablation.heads)
+    return replace(examples, values=examples.values[:, heads], imagined=examples.imagined[:, heads])
 
 
 def _without(families: Sequence[str], examples: Examples) -> Examples:

@@ -17,8 +17,10 @@ import torch
 
 from icrl_gym.atomic import replacing
 from icrl_gym.features import FeatureMap
-from icrl_gym.generalist.statistics import QueryFacts, prompt_statistics
-from icrl_gym.model import CompiledPrompt, Setting, compile_prompt, with_free_level
+from icrl_gym.generalist.gate import UNPREDICTABLE
+from icrl_gym.generalist.statistics import STATISTICS, QueryFacts, prompt_statistics
+from icrl_gym.imagination import TransitionModel, imagination_steps
+from icrl_gym.model import Setting, compile_prompt, with_free_level
 from icrl_gym.prior import FAMILIES, TaskBatch, sample_tasks
 from icrl_gym.prompt import Prompt
 
@@ -37,6 +39,8 @@ class Examples:
         statistics: (B, S) float32.
         values: (B, H, 2, 2, Q) float32, in units of ``scale`` and relative to ``constant``, at the corners of
             pseudo-terminations and free level.
+        imagined: like ``values``, imagined returns whose ends take these values; equal to them where nothing may be
+            imagined.
         mass: (B, Q) float32, the first head's attention in sources.
         level_shift: (B,) float32, in units of ``scale``.
         truth, truth_stderr: (B, Q) float32, in the same units.
@@ -47,6 +51,7 @@ class Examples:
 
     statistics: np.ndarray
     values: np.ndarray
+    imagined: np.ndarray
     mass: np.ndarray
     level_shift: np.ndarray
     truth: np.ndarray
@@ -144,16 +149,26 @@ def solve_example(
     """
     first = compile_prompt(prompt, heads[0])
     facts = QueryFacts.of(first, query_QD)
-    corners = np.stack([_corners(prompt, head, first if i == 0 else None, query_QD) for i, head in enumerate(heads)])
-    if not facts.scale > 0 or not np.isfinite(corners).all():
+    transitions = TransitionModel.fit(prompt)
+    statistics = prompt_statistics(prompt, first, transitions)
+    walks = None
+    if transitions is not None and transitions.predictability > UNPREDICTABLE:
+        walks = transitions.walk(query_QD, imagination_steps(prompt.gamma))
+    states_PD = query_QD if walks is None else np.concatenate([query_QD, walks.ends_QD])
+    equal = bool(statistics[STATISTICS.index("constant_reward")])
+    solved = np.stack([_corners(prompt, head, equal, states_PD) for head in heads])
+    corners = solved[..., : len(query_QD)]
+    imagined = corners if walks is None else walks.returns(prompt.rewards, solved[..., len(query_QD) :])
+    if not facts.scale > 0 or not (np.isfinite(corners).all() and np.isfinite(imagined).all()):
         return None
 
     def small(x: np.ndarray | float) -> np.ndarray:
         return np.asarray(x, dtype=np.float32)[None]
 
     return Examples(
-        statistics=small(prompt_statistics(prompt, first)),
+        statistics=small(statistics),
         values=small((corners - facts.constant) / facts.scale),
+        imagined=small((imagined - facts.constant) / facts.scale),
         mass=small(facts.mass_Q),
         level_shift=small(facts.level_shift / facts.scale),
         truth=small((truth_Q - facts.constant) / facts.scale),
@@ -165,15 +180,17 @@ def solve_example(
     )
 
 
-def _corners(prompt: Prompt, head: Setting, done: CompiledPrompt | None, query_QD: np.ndarray) -> np.ndarray:
-    """Values (2, 2, Q) at the corners of pseudo-terminations and free level."""
+def _corners(prompt: Prompt, head: Setting, equal_rewards: bool, states_PD: np.ndarray) -> np.ndarray:
+    """Values (2, 2, P) at the corners of pseudo-terminations, which need equal rewards, and free level."""
     by_pseudo = []
     for pseudo in PSEUDO_CORNERS:
-        setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
-        compiled = done if done is not None and not pseudo else compile_prompt(prompt, setting)
-        attention_QN = compiled.attend(query_QD)
+        if pseudo and not equal_rewards:
+            by_pseudo.append(by_pseudo[0])
+            continue
+        compiled = compile_prompt(prompt, replace(head, pseudo_terminations=head.pseudo_terminations + pseudo))
+        attention_PN = compiled.attend(states_PD)
         levels = [with_free_level(compiled, level) for level in LEVEL_CORNERS]
-        by_pseudo.append([moved.values(attention_QN)[-1].double().cpu().numpy() for moved in levels])
+        by_pseudo.append([moved.values(attention_PN)[-1].double().cpu().numpy() for moved in levels])
     return np.array(by_pseudo)
 
 
@@ -193,5 +210,5 @@ def _load(path: Path) -> Examples:
 
 def as_tensors(examples: Examples) -> dict[str, torch.Tensor]:
     """The arrays that training reads."""
-    names = ("statistics", "values", "mass", "level_shift", "truth", "truth_stderr")
+    names = ("statistics", "values", "imagined", "mass", "level_shift", "truth", "truth_stderr")
     return {name: torch.as_tensor(getattr(examples, name)) for name in names}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icrl_gym.generalist.gate import Gate, Gates, SpreadHead, distance_from_safe, gated
+from icrl_gym.generalist.gate import Gate, Gates, SpreadHead, Weighing, consensus, distance_from_safe, gated
 from icrl_gym.generalist.statistics import QueryFacts, query_statistics
 
 Batch = dict[str, Tensor]
@@ -103,23 +103,24 @@ class TrainingState:
 Objective = Callable[[nn.Module, Batch], Tensor]
 
 
-def gate_objective(loss: str, pull: float = 0.0) -> Objective:
+def gate_objective(loss: str, pull: float = 0.0, weigh: Weighing = consensus) -> Objective:
     """Error of the mixed values: every member's own while it learns, that of their mean when validated.
 
     Args:
         loss: a name of `LOSSES`.
         pull: weight of the squared distance from the safe mixture, which holds the adaptation near what is known to
             carry over to real systems.
+        weigh: how shares become weights.
     """
 
     def objective(gate: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(gate, Gate)
         statistics = batch["statistics"]
         found = gate.by_member(statistics) if torch.is_grad_enabled() else [gate(statistics)]
-        constant_B = gate.constant_rewards(statistics)
+        limits = gate.limits(statistics)
         return torch.stack([
-            LOSSES[loss](gated(batch["values"], gates) - batch["truth"], batch["truth"])
-            + pull * distance_from_safe(gates, constant_B)
+            LOSSES[loss](gated(batch["values"], batch["imagined"], gates, weigh) - batch["truth"], batch["truth"])
+            + pull * distance_from_safe(gates, limits)
             for gates in found
         ]).mean()  # fmt: skip
 
@@ -138,12 +139,12 @@ def with_errors(batch: Batch, gate: Gate) -> Batch:
     """The batch with the frozen mixture's errors and the query statistics that go with it; all on the CPU."""
     with torch.no_grad():
         gates = gate(batch["statistics"])
-        mixed_BQ = gated(batch["values"], gates)
-    statistics = torch.as_tensor(_query_statistics(batch, gates))
-    return {**batch, "error": mixed_BQ - batch["truth"], "query_statistics": statistics}
+        final_BQ = gated(batch["values"], batch["imagined"], gates)
+    statistics = torch.as_tensor(_query_statistics(batch, gates, final_BQ))
+    return {**batch, "error": final_BQ - batch["truth"], "query_statistics": statistics}
 
 
-def _query_statistics(batch: Batch, gates: Gates) -> np.ndarray:
+def _query_statistics(batch: Batch, gates: Gates, final_BQ: Tensor) -> np.ndarray:
     """(B, Q, T): `icrl_gym.generalist.statistics.query_statistics` for a batch in units of the value scale."""
     num_heads = batch["values"].shape[1]
     rows = []
@@ -153,8 +154,10 @@ def _query_statistics(batch: Batch, gates: Gates) -> np.ndarray:
             gates.free_level_B[task].expand(num_heads),
             gates.pseudo_terminations_B[task].expand(num_heads),
             gates.trust_B[task].expand(num_heads),
+            torch.zeros(num_heads),
         )
-        by_head_HQ = gated(batch["values"][task].expand(num_heads, *batch["values"][task].shape), one).double().numpy()
+        repeated = batch["values"][task].expand(num_heads, *batch["values"][task].shape)
+        by_head_HQ = gated(repeated, repeated, one).double().numpy()
         facts = QueryFacts(
             values_Q=batch["values"][task, 0, 0, 0].double().numpy(),
             mass_Q=batch["mass"][task].double().numpy(),
@@ -162,7 +165,9 @@ def _query_statistics(batch: Batch, gates: Gates) -> np.ndarray:
             level_shift=float(batch["level_shift"][task]),
             scale=1.0,
         )
-        rows.append(query_statistics(facts, by_head_HQ, gates.shares_BH[task].double().numpy()))
+        rows.append(
+            query_statistics(facts, by_head_HQ, gates.shares_BH[task].double().numpy(), final_BQ[task].double().numpy())
+        )
     return np.stack(rows).astype(np.float32)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from icrl_gym.prior.draws import Batched, Draws
 
-NOISELESS_SHARE = 0.3
+NOISELESS_SHARE = 0.5  # real systems seldom move at random: what is random in a log is mostly the policy
 STATE_LIMIT = 12.0
 
 
