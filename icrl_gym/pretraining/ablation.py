@@ -69,6 +69,12 @@ class Ablation:
 
 
 SHIPPED = Ablation("as shipped")
+GROUPS: dict[str, Callable[[Setting], bool]] = {
+    "landmarks": lambda head: head.landmarks > 0,
+    "every source as a key, but for the first": lambda head: not head.landmarks and head != Setting(),
+    "traces": lambda head: head.trace_decay > 0,
+    "relevance": lambda head: head.relevance != "uniform",
+}
 
 
 def ablations(heads: Sequence[Setting] = HEADS) -> tuple[Ablation, ...]:
@@ -84,12 +90,11 @@ def ablations(heads: Sequence[Setting] = HEADS) -> tuple[Ablation, ...]:
         Ablation("no pseudo-terminations", pseudo_terminations=False),
         Ablation("no imagination", imagination=False),
         Ablation("plain mean of the heads", robust=False),
-        Ablation("without the landmark heads", heads=tuple(n for n in numbers if not heads[n].landmarks)),
-        *(Ablation(f"head {one} alone: {describe_head(heads[one])}", heads=(one,)) for one in numbers),
         *(
-            Ablation(f"without head {left}: {describe_head(heads[left])}", heads=tuple(n for n in numbers if n != left))
-            for left in numbers
+            Ablation(f"heads: only those without {what}", heads=tuple(n for n in numbers if not has(heads[n])))
+            for what, has in GROUPS.items()
         ),
+        *(Ablation(f"head {one} alone: {describe_head(heads[one])}", heads=(one,)) for one in numbers),
         Ablation("members 1", replace(RECIPE, members=1)),
         Ablation("width 8", replace(RECIPE, width=8)),
         Ablation("width 64", replace(RECIPE, width=64)),
