@@ -223,8 +223,14 @@ def gated(values: Tensor, imagined: Tensor, gates: Gates, weigh: Weighing = cons
     Returns:
         (B, Q).
     """
-    share = gates.imagination_B[:, None]
-    return (1 - share) * _mixed(values, gates, weigh) + share * _mixed(imagined, gates, weigh)
+    mixed_BQ = _mixed(values, gates, weigh)
+    ahead_K = (imagined != values).flatten(1).any(dim=1).nonzero()[:, 0]  # nothing is imagined elsewhere
+    if not len(ahead_K):
+        return mixed_BQ
+    some = Gates(*(part[ahead_K] for part in vars(gates).values()))
+    share = some.imagination_B[:, None]
+    ahead_KQ = (1 - share) * mixed_BQ[ahead_K] + share * _mixed(imagined[ahead_K], some, weigh)
+    return mixed_BQ.index_copy(0, ahead_K, ahead_KQ)
 
 
 def _mixed(values: Tensor, gates: Gates, weigh: Weighing) -> Tensor:
