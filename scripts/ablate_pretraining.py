@@ -18,7 +18,6 @@ from icrl_gym.pretraining import ablation as parts
 from icrl_gym.pretraining import load_shards
 from icrl_gym.pretraining.examples import as_tensors
 from icrl_gym.pretraining.run import values_vary
-from icrl_gym.pretraining.training import Schedule
 from icrl_gym.prior import FAMILIES
 from icrl_gym.runs import write_text
 
@@ -36,11 +35,11 @@ validation shard.
 
 ### The pretraining with one thing changed
 
-Error over that of the constructed evaluator, and over that of the recipe as it stands: geometric means over the
+Error over that of the constructed evaluator, and over that of a small recipe (one member, at most {steps} steps; the
+second row is the recipe of the shipped gate), of which every other row changes one thing: geometric means over the
 {varying} validation tasks whose values vary, with 95 % bootstrap intervals over tasks, after a mean over {seeds} of the
-initial weights and batches (`by seed` shows each; the first row under seed 0 is the shipped gate; what is untrained has
-no seed). The second column of figures is paired, task by task. The same tasks stop the training early, in every row. A
-gate is trained for {steps} steps at most.
+initial weights and batches (`by seed` shows each; what is untrained has no seed). The second column of figures is
+paired, task by task. The same tasks stop the training early, in every row.
 Tasks of one shard have the family and the length in common, so another draw of the prior would vary more than the
 intervals say. Heads are numbered from 0 in the order of `icrl_gym/generalist/heads.py`, with the settings that are not
 the constructed evaluator's. A head alone still has its trained level and pseudo-terminations. The last row picks by the
@@ -91,17 +90,17 @@ def main(config: Config) -> None:
 
     folder = config.out / "ablation"
     rows = parts.measure(wanted, training, validation, config.seeds, folder, say)
-    left = parts.measure((parts.SHIPPED, *without), training, validation, config.family_seeds, folder, say)
+    left = parts.measure((parts.REFERENCE, *without), training, validation, config.family_seeds, folder, say)
     _, card = load_checkpoint(bundled_checkpoint("generalist"))
     varying_B = values_vary(as_tensors(validation))
     tables = TABLES.format(
         card=parts.card_table(card.training["validation"]),
         ablations=parts.ablation_table({**rows, "best head of each task, in hindsight": parts.hindsight(validation)}),
-        families=parts.family_table(left, left[parts.SHIPPED.label], names_B[varying_B], list(FAMILIES)),
+        families=parts.family_table(left, left[parts.REFERENCE.label], names_B[varying_B], list(FAMILIES)),
         varying=int(varying_B.sum()),
         seeds=count(config.seeds),
         family_seeds=count(config.family_seeds),
-        steps=f"{Schedule().steps:,}",
+        steps=f"{parts.RECIPE.steps:,}",
     )
     write_text(config.page, parts.insert_tables(config.page.read_text(encoding="utf-8"), tables))
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from icrl_gym.configuration import PretrainConfig
 from icrl_gym.generalist import HEADS, STATISTICS
 from icrl_gym.generalist.gate import SAFE_IMAGINATION, SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gates, gated
 from icrl_gym.pretraining import ablation, run
@@ -239,7 +240,8 @@ def test_the_safe_mixture_learns_nothing(monkeypatch):
 
 def test_the_list_takes_heads_out_by_what_they_have_and_has_no_row_twice():
     rows = ablation.ablations()
-    assert rows[0] == Ablation("as shipped")
+    assert rows[0] == Ablation("small recipe")
+    assert rows[1].config == PretrainConfig()
     assert len({one.label for one in rows}) == len(rows)
     settings = [{name: value for name, value in asdict(one).items() if name != "label"} for one in rows]
     assert all(settings.count(one) == 1 for one in settings)
@@ -344,8 +346,8 @@ def test_geometric_means_with_intervals_over_tasks():
 
 
 def test_the_table_compares_with_the_recipe_task_by_task():
-    shipped = np.log([[0.5, 2.0, 1.0], [0.5, 2.0, 1.0]])
-    rows = {"as shipped": shipped, "other": shipped + np.log(1.1), "safe": np.log([[1.0, 1.0, 4.0]])}
+    reference = np.log([[0.5, 2.0, 1.0], [0.5, 2.0, 1.0]])
+    rows = {"small recipe": reference, "other": reference + np.log(1.1), "safe": np.log([[1.0, 1.0, 4.0]])}
     lines = ablation.ablation_table(rows).splitlines()
     assert lines[1] == "| --- | ---: | ---: | ---: | ---: |"
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
@@ -358,9 +360,9 @@ def test_the_table_compares_with_the_recipe_task_by_task():
 
 def test_the_table_of_families_takes_a_familys_own_tasks():
     names = np.array(["grid", "loop", "grid"])
-    shipped = np.log([[0.5, 3.0, 0.5]])
+    reference = np.log([[0.5, 3.0, 0.5]])
     rows = {"without grid": np.log([[0.6, 9.0, 0.6]]), "without loop": np.log([[9.0, 3.3, 9.0]])}
-    lines = ablation.family_table(rows, shipped, names, ["loop", "queue", "grid"]).splitlines()[2:]
+    lines = ablation.family_table(rows, reference, names, ["loop", "queue", "grid"]).splitlines()[2:]
     assert lines == [
         "| loop | 1 | 3.300 [3.300, 3.300] | 3.000 [3.000, 3.000] | 1.100 [1.100, 1.100] |",
         "| queue | 0 | no validation task |  |  |",
@@ -414,7 +416,7 @@ def test_the_script_writes_the_page_and_goes_on_from_its_rows(script, tmp_path, 
         return replace(one, config=replace(SMALL, exclude=one.config.exclude))
 
     without = ablation.left_out
-    monkeypatch.setattr(ablation, "ablations", lambda: (small(ablation.SHIPPED), Ablation("safe", trained=False)))
+    monkeypatch.setattr(ablation, "ablations", lambda: (small(ablation.REFERENCE), Ablation("safe", trained=False)))
     monkeypatch.setattr(ablation, "left_out", lambda names: tuple(map(small, without(names))))
     monkeypatch.setattr(
         script, "load_shards", lambda paths: TRAINING if paths[0].parent.name == "train" else VALIDATION
@@ -432,7 +434,7 @@ def test_the_script_writes_the_page_and_goes_on_from_its_rows(script, tmp_path, 
     first, second, *others = FAMILIES
     assert all(
         f"\n| {label} |" in text
-        for label in ("as shipped", "safe", "best head of each task, in hindsight", "all", first, second)
+        for label in ("small recipe", "safe", "best head of each task, in hindsight", "all", first, second)
     )
     assert all(f"\n| {name} | 0 | no validation task |" in text for name in others)
     assert "after a mean over one seed of" in text.replace("\n", " ")
