@@ -712,3 +712,13 @@ def test_a_failed_write_leaves_nothing_half_written(suffix, tmp_path, monkeypatc
             load_checkpoint(path)
     else:
         assert after == before
+
+
+def test_heads_that_fell_back_are_counted():
+    prompt = make_prompt()
+    mixture = compiled(with_random_weights(prompt, 0), prompt)
+    assert not mixture.fell_back
+    heads = (replace(mixture.heads[0], fell_back=True), *mixture.heads[1:])
+    fallen = replace(mixture, heads=heads)
+    assert fallen.fell_back
+    assert any(f"1 of {len(heads)} heads" in warning for warning in fallen.warnings)

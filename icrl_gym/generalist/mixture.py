@@ -112,8 +112,9 @@ class CompiledMixture:
     def warnings(self) -> tuple[str, ...]:
         """What to know about this context, in plain words."""
         found = []
-        if any(head.fell_back for head in self.heads):
-            found.append("the recursion grows on this context: the safe averager took over")
+        if self.fell_back:
+            count = f"{sum(head.fell_back for head in self.heads)} of {len(self.heads)} heads"
+            found.append(f"the recursion grows on this context in {count}: there the safe averager took over")
         if self.trust < OUTSIDE_PRIOR:
             found.append(
                 f"this context is unlike what the model was pretrained on (trust {self.trust:.2f}): it is evaluated "
