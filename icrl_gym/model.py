@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -156,6 +156,18 @@ THEOREM_1 = Setting(
 )
 
 
+class Keys(NamedTuple):
+    """What columns and queries attend to.
+
+    Attributes:
+        rows: of the sources that are keys.
+        log_weights: of these keys.
+    """
+
+    rows: np.ndarray | slice
+    log_weights: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class CompiledPrompt:
     """A prompt run through the network under one setting, ready for queries.
@@ -166,7 +178,7 @@ class CompiledPrompt:
         context: the prompt as tensors, with one reward channel.
         attention_CN: (C, N) attention of all columns over the keys: the sources, or the landmarks.
         readout: constants and memories per layer.
-        log_weights_N: (N,) log weights of the sources.
+        keys: what queries attend to.
         fell_back: whether the averager took over.
     """
 
@@ -175,12 +187,12 @@ class CompiledPrompt:
     context: Context
     attention_CN: Tensor
     readout: Readout
-    log_weights_N: Tensor
+    keys: Keys
     fell_back: bool
 
     def attend(self, features_QD: np.ndarray) -> Tensor:
         """Attention of queries over the keys, (Q, N)."""
-        return _attention(features_QD, self.prompt, self.setting, self.context.rewards_NR, self.log_weights_N)
+        return _attention(features_QD, self.prompt, self.setting, self.context.rewards_NR, self.keys)
 
     def values(self, attention_QN: Tensor) -> Tensor:
         """Values of queries after each layer, (L, Q)."""
@@ -240,7 +252,8 @@ def compile_prompt(
     tensor = _tensor_maker(device, torch.float64 if setting.landmarks else dtype)
     log_weights_N = tensor(log_weights)
     context = _context(prompt, setting, tensor(rewards), log_weights_N, ratios)
-    attention_CN = _column_attention(prompt, setting, context, log_weights_N)
+    keys = _keys(prompt, setting, log_weights_N)
+    attention_CN = _column_attention(prompt, setting, context, keys)
     probe_N1 = tensor(probe_rewards(prompt.source_features))[:, None]
     if setting.at_equilibrium:  # one more right-hand side costs nothing
         with_probe_NR = torch.cat([context.rewards_NR, probe_N1], dim=-1)
@@ -251,11 +264,12 @@ def compile_prompt(
         fell_back = fall_back and _grows(readout)
         fell_back = fell_back and _grows(_run(_with_rewards(context, probe_N1), attention_CN, setting))
     if fell_back:
-        if setting.landmarks:
-            attention_CN = _column_attention(prompt, setting.fallback(), context, log_weights_N)
-        setting = setting.fallback()
+        setting, had_landmarks = setting.fallback(), setting.landmarks > 0
+        if had_landmarks:
+            keys = _keys(prompt, setting, log_weights_N)
+            attention_CN = _column_attention(prompt, setting, context, keys)
         readout = _run(context, attention_CN, setting)
-    return CompiledPrompt(prompt, setting, context, attention_CN, readout, log_weights_N, fell_back)
+    return CompiledPrompt(prompt, setting, context, attention_CN, readout, keys, fell_back)
 
 
 def with_free_level(compiled: CompiledPrompt, free_level: float) -> CompiledPrompt:
@@ -365,36 +379,32 @@ def _with_rewards(context: Context, rewards_NR: Tensor) -> Context:
     return replace(context, rewards_NR=rewards_NR)
 
 
-def _column_attention(prompt: Prompt, setting: Setting, context: Context, log_weights_N: Tensor) -> Tensor:
+def _column_attention(prompt: Prompt, setting: Setting, context: Context, keys: Keys) -> Tensor:
     columns_CD = np.concatenate([prompt.source_features, prompt.end_features])
-    return _attention(columns_CD, prompt, setting, context.rewards_NR, log_weights_N)
+    return _attention(columns_CD, prompt, setting, context.rewards_NR, keys)
 
 
-def _attention(
-    features_BD: np.ndarray, prompt: Prompt, setting: Setting, like: Tensor, log_weights_N: Tensor
-) -> Tensor:
-    """Attention over the keys of a setting, (B, N)."""
-    rows, log_weights_N = _keys(prompt, setting, log_weights_N)
+def _attention(features_BD: np.ndarray, prompt: Prompt, setting: Setting, like: Tensor, keys: Keys) -> Tensor:
+    """Attention over the keys, (B, N)."""
     destination_BD = _scaled(features_BD, prompt, setting, like)
-    source_ND = _scaled(prompt.source_features[rows], prompt, setting, like)
+    source_ND = _scaled(prompt.source_features[keys.rows], prompt, setting, like)
     if setting.kernel == "inner_product":
-        return inner_product_attention(destination_BD, source_ND, log_weights_N)
+        return inner_product_attention(destination_BD, source_ND, keys.log_weights)
     log_sink = (
         torch.tensor(setting.sink, dtype=source_ND.dtype, device=source_ND.device).log() if setting.sink else None
     )
-    return gaussian_attention(destination_BD, source_ND, log_weights_N, log_sink)
+    return gaussian_attention(destination_BD, source_ND, keys.log_weights, log_sink)
 
 
-def _keys(prompt: Prompt, setting: Setting, log_weights_N: Tensor) -> tuple[np.ndarray | slice, Tensor]:
-    """Rows of the sources that are keys, and the log of their weights."""
+def _keys(prompt: Prompt, setting: Setting, log_weights_N: Tensor) -> Keys:
     if not setting.landmarks:
-        return slice(None), log_weights_N
+        return Keys(slice(None), log_weights_N)
     kept = np.flatnonzero(np.isfinite(log_weights_N.cpu().numpy()))
     _, first = np.unique(prompt.source_features[kept], axis=0, return_index=True)
     distinct = kept[np.sort(first)]
     num_keys = min(setting.landmarks, len(distinct))
     rows = distinct[np.linspace(0, len(distinct) - 1, num_keys).round().astype(int)]
-    return rows, torch.full_like(log_weights_N[:num_keys], math.log(len(prompt) / num_keys))
+    return Keys(rows, torch.full_like(log_weights_N[:num_keys], math.log(len(prompt) / num_keys)))
 
 
 def _scaled(features_BD: np.ndarray, prompt: Prompt, setting: Setting, like: Tensor) -> Tensor:
