@@ -273,7 +273,9 @@ def test_where_the_recursion_grows_the_averager_takes_over_with_every_source_as_
     assert compiled.setting == setting.fallback()
     assert compiled.setting.landmarks == 0
     assert compiled.attention_CN.shape == (len(prompt) + len(prompt.end_features), len(prompt))
-    averager = compile_prompt(prompt, setting.fallback(), log_weights=compiled.keys.log_weights.numpy(), fall_back=False)
+    averager = compile_prompt(
+        prompt, setting.fallback(), log_weights=compiled.keys.log_weights.numpy(), fall_back=False
+    )
     np.testing.assert_array_equal(compiled.attention_CN, averager.attention_CN)
     values = values_of(compiled)
     assert np.abs(values).max() <= np.abs(prompt.rewards).max() / (1 - GAMMA)
