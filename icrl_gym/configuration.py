@@ -154,8 +154,10 @@ class PretrainConfig:
     """Processes that draw and solve tasks on this machine."""
     device: str = "cpu"
     """Torch device of the training."""
+    bf16: bool = False
+    """Matrix products of the training in bfloat16, for devices that are faster at it."""
     tensorboard: bool = True
-    """Write losses, gates and coverage for TensorBoard into the folder."""
+    """Write losses (by family too), gates and coverage for TensorBoard into the folder."""
 
     def check(self) -> None:
         """Raise ValueError if a field is out of its range; the message names it."""

@@ -540,6 +540,36 @@ def test_the_global_generator_is_left_alone(solved):
     assert torch.equal(torch.get_rng_state(), expected)
 
 
+def test_bfloat16_trains_other_weights_to_nearly_the_same_loss(solved):
+    losses = []
+    for bf16 in (False, True):
+        pretrain(replace(SMALL, out=solved, steps=100, bf16=bf16, tensorboard=False))
+        (state,) = [
+            torch.load(path, weights_only=True)
+            for path in sorted(solved.glob("training-*/gate.pt"), key=lambda path: path.stat().st_mtime_ns)[-1:]
+        ]
+        losses.append(state["history"][-1][2])
+    assert len(list(solved.glob("training-*"))) == 2
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+
+
+def test_losses_by_family_make_up_the_loss(finished):
+    examples = load_shards(sorted((finished / "train").glob("*.npz")))
+    model, _ = load_checkpoint(finished / "generalist.safetensors")
+    batch = as_tensors(examples)
+    for network, objective, inputs in (
+        (model.gate, training.gate_objective("log_rmse", 1.0), batch),
+        (model.spread, training.spread_objective, training.with_errors(batch, model.gate)),
+    ):
+        losses = run.losses_by_family(network, objective, inputs, examples.family)
+        tasks = {name: int((examples.family == list(FAMILIES).index(name)).sum()) for name in losses}
+        assert sum(tasks.values()) == len(examples)
+        with torch.no_grad():
+            whole = float(objective(network, inputs))
+        assert sum(losses[name] * tasks[name] for name in losses) / len(examples) == pytest.approx(whole, rel=1e-4)
+
+
 def test_a_folder_of_other_heads_or_another_seed_is_refused(solved, monkeypatch):
     pretrain(replace(SMALL, out=solved, steps=5, tensorboard=False))
     with pytest.raises(ValueError, match=r"out: .* of another seed or of other heads"):
@@ -684,6 +714,11 @@ def test_events_can_be_read_back(finished):
     for tag in ("gate/train", "spread/train", "spread/validation", "gate/trust", "gate/free_level", "gate/share2"):
         assert steps[tag] == [100, 200]
     assert steps["gate/imagination"] == [100, 200]
+    held_out = load_shards(sorted((finished / "validation").glob("*.npz"))).family
+    for number in np.unique(held_out):
+        assert (
+            steps[f"gate_loss/{list(FAMILIES)[number]}"] == steps[f"spread_loss/{list(FAMILIES)[number]}"] == [100, 200]
+        )
     shares = [events.Scalars(f"gate/share{head}")[-1].value for head in range(len(FEW))]
     assert sum(shares) == pytest.approx(1.0, abs=1e-5)
     card = json.loads((finished / "generalist.json").read_text())

@@ -34,6 +34,7 @@ from icrl_gym.pretraining.training import (
     LOSSES,
     Z_LEVEL,
     Batch,
+    Objective,
     Schedule,
     TrainingState,
     gate_objective,
@@ -97,7 +98,9 @@ def fit(
         raise ValueError(f"exclude: nothing to train on is left of {len(kept)} tasks without {list(config.exclude)}")
     batch, held_out = (_to(as_tensors(part), config.device) for part in (training.select(kept), validation))
     gate.standardisation.fit(batch["statistics"])
-    schedule = Schedule(steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate)
+    schedule = Schedule(
+        steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate, bf16=config.bf16
+    )
     seed = config.seed * world + rank
     states = {}
     folder = config.out / _key(config)
@@ -116,6 +119,8 @@ def fit(
                     if isinstance(network, Gate):
                         for tag, value in mean_gates(network, others).items():
                             writer.add_scalar(f"{name}/{tag}", value, state.step)
+                    for family, value in losses_by_family(network, objective, others, validation.family).items():
+                        writer.add_scalar(f"{name}_loss/{family}", value, state.step)
                 progress(f"training the {name}", state.step, schedule.steps)
 
             states[name] = train(
@@ -194,6 +199,18 @@ def mean_gates(gate: Gate, batch: Batch) -> dict[str, float]:
         "trust": gates.trust_B,
     }
     return shares | {name: float(tensor.mean()) for name, tensor in others.items()}
+
+
+def losses_by_family(
+    network: Gate | SpreadHead, objective: Objective, batch: Batch, family_B: np.ndarray
+) -> dict[str, float]:
+    """The validation loss of each family that has a task, by name."""
+    losses = {}
+    for number in np.unique(family_B):
+        own = torch.as_tensor(np.flatnonzero(family_B == number), device=batch["truth"].device)
+        with torch.no_grad():
+            losses[list(FAMILIES)[number]] = float(objective(network, {name: x[own] for name, x in batch.items()}))
+    return losses
 
 
 def describe(

@@ -64,6 +64,7 @@ class Schedule:
         validate_every: steps.
         patience: validations without a better one before training stops.
         dropout: share of the statistics that are hidden (set to their mean) in training, so that no single one decides.
+        bf16: whether matrix products are taken in bfloat16.
     """
 
     steps: int = 3000
@@ -75,6 +76,7 @@ class Schedule:
     validate_every: int = 100
     patience: int = 10
     dropout: float = 0.1
+    bf16: bool = False
 
 
 @dataclass
@@ -217,7 +219,8 @@ def train(
             batch["statistics"] = torch.where(hidden, _means(network, statistics), statistics)
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate * _rate(state.step / schedule.steps)
-        loss = objective(network, batch)
+        with torch.autocast(batch["truth"].device.type, torch.bfloat16, enabled=schedule.bf16):
+            loss = objective(network, batch)
         optimizer.zero_grad()
         loss.backward()
         average_gradients(network)
