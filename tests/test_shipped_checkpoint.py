@@ -1,6 +1,8 @@
 """The checkpoint in the wheel, as a user meets it."""
 
+import re
 import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -47,6 +49,9 @@ def test_its_card_says_where_it_comes_from():
     assert 0 < training["validation"]["all"]["ratio"] < 1
     assert 0.85 <= training["validation"]["all"]["coverage"] <= 0.95
     assert training["known_limits"]
+    log = (Path(__file__).parents[1] / "docs" / "log.md").read_text()
+    looks = log[log.index("## Looks at environments outside the selection set") :]
+    assert training["looks_outside_the_selection_set"] == len(re.findall(r"^\d+\. ", looks, re.M))
 
 
 def test_values_are_attribution_times_rewards(log, fitted):

@@ -49,6 +49,7 @@ from icrl_gym.tracking import check_writable, open_writer
 Progress = Callable[[str, int, int], None]
 STATE_VERSION = 1
 WITHOUT_EFFECT = ("out", "checkpoint", "jobs", "device", "tensorboard")  # on the weights, up to rounding
+LOOKS = 2  # of candidates at environments outside the selection set; docs/log.md lists them
 LONGEST_WAIT = timedelta(days=2)  # of one process for the shards of the others
 
 
@@ -234,6 +235,7 @@ def describe(
         "validation": by_family(model, validation),
         "seconds": round(seconds),
         "commit": versions()["commit"],
+        "looks_outside_the_selection_set": LOOKS,
         "known_limits": [
             "An error bar stands for what the prior held; on an environment unlike it, coverage is not assured.",
             "With no or one termination in the context the level of the values is a guess.",
