@@ -132,7 +132,7 @@ def query_statistics(
         facts: of the first head.
         by_head_HQ: values under each open head.
         shares_H: of the open heads.
-        final_Q: the mixture's values with what was imagined in them.
+        final_Q: the mixture's values; "imagination" is what walks and robust weights made of the plain mean.
     """
     scale = facts.scale or 1.0
     mixed_Q = shares_H @ by_head_HQ
