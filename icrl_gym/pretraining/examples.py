@@ -20,7 +20,7 @@ from icrl_gym.features import FeatureMap
 from icrl_gym.generalist.gate import UNPREDICTABLE
 from icrl_gym.generalist.statistics import STATISTICS, QueryFacts, prompt_statistics
 from icrl_gym.imagination import TransitionModel, imagination_steps
-from icrl_gym.model import Setting, compile_prompt, with_free_level
+from icrl_gym.model import CompiledPrompt, Setting, compile_prompt, with_free_level
 from icrl_gym.prior import FAMILIES, TaskBatch, sample_tasks
 from icrl_gym.prompt import Prompt
 
@@ -156,7 +156,7 @@ def solve_example(
         walks = transitions.walk(query_QD, imagination_steps(prompt.gamma))
     states_PD = query_QD if walks is None else np.concatenate([query_QD, walks.ends_QD])
     equal = bool(statistics[STATISTICS.index("constant_reward")])
-    solved = np.stack([_corners(prompt, head, equal, states_PD) for head in heads])
+    solved = np.stack([_corners(first, head, equal, states_PD) for head in heads])
     corners = solved[..., : len(query_QD)]
     imagined = corners if walks is None else walks.returns(prompt.rewards, solved[..., len(query_QD) :])
     if not facts.scale > 0 or not (np.isfinite(corners).all() and np.isfinite(imagined).all()):
@@ -180,14 +180,22 @@ def solve_example(
     )
 
 
-def _corners(prompt: Prompt, head: Setting, equal_rewards: bool, states_PD: np.ndarray) -> np.ndarray:
-    """Values (2, 2, P) at the corners of pseudo-terminations, which need equal rewards, and free level."""
+def _corners(first: CompiledPrompt, head: Setting, equal_rewards: bool, states_PD: np.ndarray) -> np.ndarray:
+    """Values (2, 2, P) at the corners of pseudo-terminations, which need equal rewards, and free level.
+
+    Args:
+        first: the prompt under the first head, which is not solved again.
+        head: what to solve.
+        equal_rewards: whether pseudo-terminations are allowed; without them their corner is a copy.
+        states_PD: features.
+    """
     by_pseudo = []
     for pseudo in PSEUDO_CORNERS:
         if pseudo and not equal_rewards:
             by_pseudo.append(by_pseudo[0])
             continue
-        compiled = compile_prompt(prompt, replace(head, pseudo_terminations=head.pseudo_terminations + pseudo))
+        setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
+        compiled = first if setting == first.setting else compile_prompt(first.prompt, setting)
         attention_PN = compiled.attend(states_PD)
         levels = [with_free_level(compiled, level) for level in LEVEL_CORNERS]
         by_pseudo.append([moved.values(attention_PN)[-1].double().cpu().numpy() for moved in levels])
