@@ -45,7 +45,7 @@ from icrl_gym.configuration import (
 from icrl_gym.runs import standard_json, versions
 
 if TYPE_CHECKING:
-    from icrl_gym.evaluation import Evaluation
+    from icrl_gym.main_job.job import Evaluation
 
 BAD_INPUT = 2  # exit code
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, gymnasium.error.Error)
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_evaluate(command: EvaluateCommand) -> None:
     """The sub-command ``evaluate``."""
-    from icrl_gym.evaluation import evaluate
+    from icrl_gym.main_job.job import evaluate
 
     fields = {field.name: getattr(command, field.name) for field in dataclasses.fields(EvaluateConfig)}
     bars = _bars()

@@ -14,10 +14,10 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any, Protocol, Self, runtime_checkable
 
-from icrl_gym import classical
-from icrl_gym.evaluator import InContextEvaluator
+from icrl_gym import rivals as classical
+from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.evaluator.estimator import InContextEvaluator
 from icrl_gym.observations import Observations
-from icrl_gym.trajectory import Trajectory
 from icrl_gym.values import ValueEstimates
 
 ENTRY_POINT_GROUP = "icrl_gym.estimators"

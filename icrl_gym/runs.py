@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,11 +20,27 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from icrl_gym import __version__
-from icrl_gym.atomic import replacing
 
 DEFAULT_ROOT = Path("runs")
 UNFINISHED = ".unfinished-"  # prefix of a folder whose run is still going, or was killed
 PACKAGES = ("gymnasium", "torch", "numpy", "scipy", "stable-baselines3", "sb3-contrib", "tensorboard")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write to: on success it takes the place of ``path``, on failure it goes.
+
+    The folder must exist. Readers see the old file or the new one, never a part.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".{os.getpid()}.tmp")
+    os.close(handle)
+    unfinished = Path(name)
+    try:
+        yield unfinished
+        os.chmod(unfinished, 0o644)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 class RunFolder:

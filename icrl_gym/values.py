@@ -1,4 +1,4 @@
-"""What every evaluation returns: `ValueEstimates`.
+"""What every evaluation returns: `ValueEstimates`, and which quantity it is about: `Estimand`.
 
 Every source of values - the transformer, a classical method, Monte Carlo truth, an exact solve, an SB3 critic - answers
 with the same frozen record, so that scoring, plotting and logging know one type.
@@ -6,18 +6,49 @@ with the same frozen record, so that scoring, plotting and logging know one type
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from icrl_gym.estimand import Estimand
 from icrl_gym.observations import Observations
 
-if TYPE_CHECKING:
-    from icrl_gym.diagnostics import Diagnostics
+
+@dataclass(frozen=True)
+class Estimand:
+    """Which quantity a result estimates: V(s) = E[sum_t gamma^t reward_scale R_t | s, policy], infinite horizon.
+
+    Termination ends the sum, a time limit does not. ``None`` stands for "not known" and matches anything, with a
+    warning.
+
+    Attributes:
+        env: environment id (with its keyword arguments where they are not the defaults), or None.
+        policy: identity of the policy, including whether it acts deterministically, or None.
+        gamma: discount in [0, 1).
+        reward_scale: factor on the environment's own rewards.
+    """
+
+    env: str | None
+    policy: str | None
+    gamma: float
+    reward_scale: float = 1.0
+
+    def check_matches(self, other: Estimand) -> None:
+        """Raise ValueError if the two quantities differ; warn where one side does not know."""
+        for name in ("env", "policy"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is None or theirs is None:
+                if mine != theirs:
+                    warnings.warn(f"estimand: {name} unknown on one side, taken to be {mine or theirs!r}", stacklevel=3)
+            elif mine != theirs:
+                raise ValueError(f"estimands differ in {name}: {mine!r} against {theirs!r}")
+        for name in ("gamma", "reward_scale"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if not np.isclose(mine, theirs, rtol=1e-9, atol=1e-12):
+                raise ValueError(f"estimands differ in {name}: {mine!r} against {theirs!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +62,7 @@ class ValueEstimates:
         stderr: (Q,) standard error, or None where the source gives none.
         by_layer: (L, Q), the final read-out applied after each layer; the last row equals ``values``. None for sources
             without layers.
-        diagnostics: how the in-context evaluator came to the values, or None.
+        diagnostics: how the source came to the values (the in-context evaluator gives its `Diagnostics`), or None.
         bounds: least and largest value that rewards like those seen can add up to, for the intervals; None if unknown.
         notes: remarks that belong beside the numbers (fallbacks, tails, what a critic's value includes).
         attribute: computes the matrix of `attribution`, or None where there is none.
@@ -42,7 +73,7 @@ class ValueEstimates:
     estimand: Estimand
     stderr: np.ndarray | None = None
     by_layer: np.ndarray | None = None
-    diagnostics: Diagnostics | None = None
+    diagnostics: Any = None
     bounds: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     attribute: Callable[[], np.ndarray] | None = field(default=None, repr=False)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import tyro
 
-from icrl_gym.prior import FAMILIES, sample_tasks
+from icrl_gym.pretraining.prior import FAMILIES, sample_tasks
 
 
 @dataclass(frozen=True)

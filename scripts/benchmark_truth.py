@@ -19,11 +19,11 @@ import numpy as np
 import torch
 import tyro
 
-from icrl_gym.critics import load_demo_policy
+from icrl_gym.acting.demo_policy import load_demo_policy
+from icrl_gym.acting.policies import as_policy
+from icrl_gym.ground_truth.rollouts import continue_in_lockstep
+from icrl_gym.ground_truth.simulators import Checkpoint, Simulator, choose_strategy, environment_factory
 from icrl_gym.observations import stack
-from icrl_gym.policies import as_policy
-from icrl_gym.rollouts import continue_in_lockstep
-from icrl_gym.simulators import Checkpoint, Simulator, choose_strategy, environment_factory
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icrl_gym.prior import FAMILIES, TaskBatch, sample_tasks
-from icrl_gym.prior.tasks import value_spread
+from icrl_gym.pretraining.prior import FAMILIES, TaskBatch, sample_tasks
+from icrl_gym.pretraining.prior.tasks import value_spread
 
 COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49")
 

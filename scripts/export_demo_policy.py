@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from icrl_gym.demo_policy import DEMO_CARD, export_demo_policy
+from icrl_gym.acting.demo_policy import DEMO_CARD, export_demo_policy
 
 
 @dataclass(frozen=True)

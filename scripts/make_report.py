@@ -14,10 +14,10 @@ from pathlib import Path
 import tyro
 
 from icrl_gym.benchmark.report import run_sections, write_pictures
-from icrl_gym.benchmark.report.table import Section, markdown
+from icrl_gym.benchmark.run_tables import commands_list, load_run, main_job_table
 from icrl_gym.configuration import ReportConfig
-from icrl_gym.report import commands_list, load_run, main_job_table
 from icrl_gym.runs import write_text
+from icrl_gym.scoring.document import Section, markdown
 
 PAGE = """# Results
 

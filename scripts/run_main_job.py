@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from icrl_gym.configuration import EvaluateConfig
-from icrl_gym.evaluation import evaluate
+from icrl_gym.main_job.job import evaluate
 
 # environment id, snapshot below the critics' folder, wrapper
 JOBS: tuple[tuple[str, str, str | None], ...] = (

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from icrl_gym.configuration import PretrainConfig
-from icrl_gym.generalist import HEADS, STATISTICS
-from icrl_gym.generalist.gate import SAFE_IMAGINATION, SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gates, gated
+from icrl_gym.evaluator.gate import SAFE_IMAGINATION, SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gates, gated
+from icrl_gym.evaluator.heads import HEADS
+from icrl_gym.evaluator.statistics import STATISTICS
 from icrl_gym.pretraining import ablation, run
 from icrl_gym.pretraining.ablation import Ablation
-from icrl_gym.pretraining.examples import Examples, as_tensors
+from icrl_gym.pretraining.prior import FAMILIES
 from icrl_gym.pretraining.run import values_vary
-from icrl_gym.prior import FAMILIES
+from icrl_gym.pretraining.shards import Examples, as_tensors
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "ablate_pretraining.py"
 NUM_HEADS, NUM_QUERIES = 3, 6

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import icrl_gym as icrl
-from icrl_gym.action_values import state_action_trajectory
-from icrl_gym.reference import certainty_equivalence
+from icrl_gym.context.pairs import state_action_trajectory
+from icrl_gym.reproduction.reference import certainty_equivalence
 
 
 def walk(seed, num_transitions, num_states=3, num_actions=2, termination=0.0):

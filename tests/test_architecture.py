@@ -11,61 +11,46 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY, ENVIRONMENTS = ROOT / "icrl_gym", ROOT / "envs" / "icrl_envs"
 
-# The table of docs/architecture.md, top row first. A module may import any module of a row above its own.
-ROWS = {
-    "data": {"atomic", "estimand", "observations", "space_description", "trajectory", "values"},
-    "acting": {"policies", "environments"},
-    "recording": {"recorder", "collection", "off_policy", "simulators"},
-    "prompt": {"features", "prompt", "action_values"},
-    "network": {"relevance", "attention", "model", "imagination", "generalist", "paper", "diagnostics"},
-    "estimators": {"standard_error", "evaluator", "budget", "classical", "registry"},
-    "truth": {"transitions", "rollouts", "returns", "critics", "demo_policy", "critic_training"},
-    "judgement": {"scoring"},
-    "wrappers": {"wrappers"},
-    "front": {"tracking", "figures", "runs", "configuration", "policy_source", "findings", "evaluation", "report"}
-    | {"benchmark", "reproduction", "pretraining", "cli", "__main__"},
-}
-# ... and of its own row only these.
-WITHIN_ROW = {
-    "trajectory": {"atomic", "observations", "space_description"},
-    "values": {"estimand", "observations"},
-    "prompt": {"features"},
-    "action_values": {"features", "prompt"},
-    "model": {"attention", "relevance"},
-    "generalist": {"attention", "imagination", "model", "relevance"},
-    "pretraining": {"configuration", "runs", "tracking", "prior"},
-    "diagnostics": {"attention", "model", "generalist"},
-    "collection": {"recorder"},
-    "evaluator": {"standard_error"},
-    "budget": {"evaluator"},
-    "registry": {"evaluator", "classical"},
-    "returns": {"rollouts", "transitions"},
-    "critics": {"demo_policy"},
-    "critic_training": {"critics"},
-    "policy_source": {"configuration"},
-    "findings": {"configuration", "runs"},
-    "evaluation": {"configuration", "findings", "policy_source", "figures", "runs", "tracking"},
-    "benchmark": {"configuration", "figures", "runs", "tracking"},
-    "reproduction": {"configuration", "figures", "runs", "tracking", "reference", "prior"},
-    "cli": {"benchmark", "configuration", "evaluation", "pretraining", "reproduction", "runs"},
-    "runs": {"__init__"},  # the version
-    "__main__": {"cli"},
-}
-# Outside the flow, with all that they may import: the reference is for tests and the reproduction of the papers, the
-# prior for pretraining.
-APART = {"reference": {"prompt"}, "prior": {"trajectory"}}
+# The house, from the ground up, as docs/architecture.md draws it. A floor may import the floors below it, and no other;
+# imports for type checkers count. What stands in one folder is one floor, inside which there is no circle either.
+FLOORS = (
+    "observations",
+    "runs",
+    "tracking",
+    "values",
+    "configuration",
+    "acting",
+    "context",
+    "evaluator",
+    "ground_truth",
+    "rivals",
+    "registry",
+    "live",
+    "scoring",
+    "main_job",
+    "pretraining",
+    "benchmark",
+    "reproduction",
+    "cli",
+    "__main__",
+)
 # Only these import the heavy packages, and only inside functions.
 MAY_IMPORT = {
-    "stable_baselines3": {"critics", "critic_training", "demo_policy", "policy_source", "callbacks"},
-    "sb3_contrib": {"critics", "critic_training", "callbacks"},
+    "stable_baselines3": {
+        "acting.demo_policy",
+        "acting.policy_source",
+        "acting.sb3_models",
+        "rivals.critic_training",
+    },
+    "sb3_contrib": {"acting.sb3_models"},
     "tensorboard": {"tracking"},
     "torch.utils.tensorboard": {"tracking"},
-    "ray": {"benchmark"},
+    "ray": {"benchmark.backends"},
 }
 
 
 class Imports(ast.NodeVisitor):
-    """Absolute names of all imports, apart from those for type checkers; ``top`` holds the ones outside functions."""
+    """Absolute names of all imports, those for type checkers too; ``top`` holds what runs outside functions."""
 
     def __init__(self, package: str) -> None:
         self.package, self.all, self.top, self._depth = package, set(), set(), 0
@@ -76,7 +61,12 @@ class Imports(ast.NodeVisitor):
             self.top.add(name)
 
     def visit_If(self, node: ast.If) -> None:
-        for child in node.orelse if "TYPE_CHECKING" in ast.unparse(node.test) else [*node.body, *node.orelse]:
+        typing_only = "TYPE_CHECKING" in ast.unparse(node.test)
+        self._depth += typing_only
+        for child in node.body:
+            self.visit(child)
+        self._depth -= typing_only
+        for child in node.orelse:
             self.visit(child)
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> None:
@@ -110,47 +100,59 @@ def imports_of(source: str, package: str) -> Imports:
 
 
 def library_imports() -> dict[str, Imports]:
-    """Per module of the table: sub-packages count as one module."""
-    found: dict[str, Imports] = {}
+    """By module, named below the package: "values", "context.prompt"; a package's own file under the package's name."""
+    found = {}
     for path in sorted(LIBRARY.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        name = parts[1] if len(parts) > 1 else "__init__"
-        one = imports_of(path.read_text(encoding="utf-8"), ".".join(parts[:-1]))
-        total = found.setdefault(name, Imports(""))
-        total.all |= one.all
-        total.top |= one.top
+        package = ".".join(parts[:-1])
+        name = ".".join(part for part in parts[1:] if part != "__init__") or "__init__"
+        found[name] = imports_of(path.read_text(encoding="utf-8"), package)
     return found
 
 
-def imported_modules(names: set[str], modules: set[str]) -> set[str]:
-    """Modules of the table among absolute names; a name of the package itself counts as "__init__"."""
-    inside = {name.split(".")[1] if "." in name else "__init__" for name in names if name.split(".")[0] == "icrl_gym"}
-    return {name if name in modules else "__init__" for name in inside}
-
-
-def allowed(module: str) -> set[str]:
-    if module in APART:
-        return APART[module] | {module}
-    above: set[str] = set()
-    for members in ROWS.values():
-        if module in members:
-            return above | WITHIN_ROW.get(module, set()) | {module}
-        above |= members
-    raise AssertionError(f"icrl_gym/{module} stands in no row of the table in {Path(__file__).name}")
+def imported_modules(names: set[str]) -> set[str]:
+    """Modules of the library among absolute names; a name that a package's own file defines counts as that file."""
+    found = set()
+    for name in names:
+        if name.split(".")[0] != "icrl_gym":
+            continue
+        parts = name.split(".")[1:]
+        while parts and ".".join(parts) not in LIBRARY_IMPORTS:
+            parts = parts[:-1]
+        found.add(".".join(parts) or "__init__")
+    return found
 
 
 def is_heavy(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
+def floor_of(module: str) -> int:
+    return FLOORS.index(module.split(".")[0])
+
+
 LIBRARY_IMPORTS = library_imports()
 MODULES = sorted(set(LIBRARY_IMPORTS) - {"__init__"})
+GRAPH = {module: imported_modules(LIBRARY_IMPORTS[module].all) - {module, "__init__"} for module in MODULES}
+
+
+def test_every_module_stands_on_a_floor_and_every_floor_is_there():
+    assert {module.split(".")[0] for module in MODULES} == set(FLOORS)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_what_the_table_allows(module):
-    found = imported_modules(LIBRARY_IMPORTS[module].all, set(MODULES))
-    assert found <= allowed(module), f"icrl_gym/{module} may not import {sorted(found - allowed(module))}"
+def test_a_module_imports_only_floors_below_its_own(module):
+    room = module.split(".")[0]
+    upward = {name for name in GRAPH[module] if name.split(".")[0] != room and floor_of(name) >= floor_of(module)}
+    assert not upward, f"icrl_gym.{module} may not import {sorted(upward)}"
+
+
+def test_there_is_no_circle_between_files():
+    graph = dict(GRAPH)
+    while graph:
+        leaves = {module for module, needs in graph.items() if not needs & graph.keys()}
+        assert leaves, f"these modules import each other in a circle: {sorted(graph)}"
+        graph = {module: needs for module, needs in graph.items() if module not in leaves}
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
@@ -161,16 +163,12 @@ def test_heavy_packages_are_imported_where_allowed_and_lazily(package):
     assert not eager, f"{package} must be imported inside functions"
 
 
-def test_nothing_in_the_flow_imports_what_stands_apart():
-    for module in set(MODULES) - set(APART) - {"reproduction", "pretraining"}:
-        assert not imported_modules(LIBRARY_IMPORTS[module].all, set(MODULES)) & set(APART), module
-
-
-@pytest.mark.parametrize("module", ["reproduction", "pretraining"])
-def test_the_longest_jobs_are_loaded_by_the_command_line_alone_and_lazily(module):
-    importers = {m for m, i in LIBRARY_IMPORTS.items() if module in imported_modules(i.all, set(MODULES))} - {module}
-    assert importers == {"cli"}
-    assert module not in imported_modules(LIBRARY_IMPORTS["cli"].top, set(MODULES))
+@pytest.mark.parametrize("room", ["reproduction", "pretraining"])
+def test_the_longest_jobs_are_loaded_by_the_command_line_alone_and_lazily(room):
+    importers = {m for m, needs in GRAPH.items() if any(need.split(".")[0] == room for need in needs)}
+    outside = {m for m in importers if m.split(".")[0] not in (room, "reproduction")}
+    assert outside == {"cli"}
+    assert not any(name.startswith(f"icrl_gym.{room}") for name in LIBRARY_IMPORTS["cli"].top)
 
 
 def test_library_and_environments_never_import_each_other():
@@ -181,23 +179,9 @@ def test_library_and_environments_never_import_each_other():
         assert not [name for name in names if name.split(".")[0] == "icrl_gym"], path
 
 
-def test_there_is_no_cycle():
-    graph = {m: imported_modules(LIBRARY_IMPORTS[m].all, set(MODULES)) - {m, "__init__"} for m in MODULES}
-    while graph:
-        leaves = {module for module, needs in graph.items() if not needs & graph.keys()}
-        assert leaves, f"these modules import each other in a cycle: {sorted(graph)}"
-        graph = {module: needs for module, needs in graph.items() if module not in leaves}
-
-
-def test_the_documented_table_is_this_one():
+def test_the_documented_floors_are_these():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    documented = {}
-    for row, modules in re.findall(r"^\| (\w+) \| (.*?) \|", text, flags=re.MULTILINE):
-        documented[row] = set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", modules)))
-    documented.pop("row", None)
-    assert list(documented) == list(ROWS)
-    for row, modules in documented.items():
-        assert modules == ROWS[row] - {"__main__"}, f"row {row}"
+    assert tuple(re.findall(r"^\| `(\w+)`", text, flags=re.MULTILINE)) == FLOORS[:-1]
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -218,7 +202,7 @@ def test_even_importing_every_module_loads_neither_sb3_nor_tensorboard():
         "    if not found.name.endswith('__main__'): importlib.import_module(found.name)"
     )
     loaded = loaded_after(every)
-    assert "icrl_gym.scoring" in loaded
+    assert "icrl_gym.scoring.score" in loaded
     assert not loaded & {"stable_baselines3", "sb3_contrib", "tensorboard", "torch.utils.tensorboard", "ray"}
 
 
@@ -229,8 +213,8 @@ def test_even_importing_every_module_loads_neither_sb3_nor_tensorboard():
         ("def f():\n    from a import b", {"a.b"}, set()),
         ("class C:\n    import a", {"a"}, {"a"}),
         ("from . import x", {"icrl_gym.p.x"}, {"icrl_gym.p.x"}),
-        ("from ..model import x", {"icrl_gym.model.x"}, {"icrl_gym.model.x"}),
-        ("if TYPE_CHECKING:\n    import a\nelse:\n    import b", {"b"}, {"b"}),
+        ("from ..values import x", {"icrl_gym.values.x"}, {"icrl_gym.values.x"}),
+        ("if TYPE_CHECKING:\n    import a\nelse:\n    import b", {"a", "b"}, {"b"}),
         ("try:\n    import a\nexcept ImportError:\n    pass", {"a"}, {"a"}),
         ("importlib.import_module('a.b')", {"a.b"}, {"a.b"}),
     ],

@@ -1,6 +1,6 @@
 import pytest
 
-from icrl_gym.atomic import replacing
+from icrl_gym.runs import replacing
 
 
 def test_the_new_content_takes_the_place_of_the_old_only_at_the_end(tmp_path):

@@ -7,9 +7,9 @@ from scipy import stats
 
 from icrl_gym import registry
 from icrl_gym.benchmark import SUITES, Cell, Record, Setting, Task, runner
-from icrl_gym.benchmark import aggregates as agg
 from icrl_gym.benchmark.report import benchmark_tables
 from icrl_gym.configuration import BenchmarkConfig
+from icrl_gym.scoring import statistics as agg
 
 CHAIN = Task("icrl_envs:icrl/BoyanChain-v0", gamma=0.9, truth="exact")
 
@@ -39,7 +39,7 @@ def test_tuning_adds_the_grid_and_the_report_shows_both(tmp_path, chain_only):
 
 def test_snapshots_named_by_the_suites_are_those_of_the_training_recipes():
     from icrl_gym.benchmark.suites import snapshots
-    from icrl_gym.critic_training import find_run
+    from icrl_gym.rivals.critic_training import find_run
 
     assert len(snapshots(SUITES)) > 30
     for path in snapshots(SUITES):

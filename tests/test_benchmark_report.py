@@ -14,7 +14,6 @@ from icrl_gym.benchmark.report import (
     folder,
     hparams,
     results,
-    table,
     tables,
     write_report,
 )
@@ -24,6 +23,7 @@ from icrl_gym.benchmark.report.words import who_wins
 from icrl_gym.cli import main
 from icrl_gym.configuration import ReportConfig
 from icrl_gym.runs import write_json
+from icrl_gym.scoring import document as table
 
 CART, PENDULUM = Task("Cart-v0", "Cart-v0/ppo-seed0/steps30000.zip"), Task("Pendulum-v1", "random")
 

@@ -7,8 +7,8 @@ import pytest
 
 from icrl_gym import registry
 from icrl_gym.benchmark import SUITES, Cell, Setting, Task, load_records, runner, truths
-from icrl_gym.collection import collect
 from icrl_gym.configuration import BenchmarkConfig
+from icrl_gym.context.collection import collect
 
 CHAIN = Task("icrl_envs:icrl/BoyanChain-v0", gamma=0.9, truth="exact")
 

@@ -14,10 +14,10 @@ from gymnasium import spaces
 
 import icrl_gym as icrl
 from icrl_gym import registry
+from icrl_gym.acting.policies import as_policy
 from icrl_gym.benchmark import SUITES, Suite, Task, contexts, runner
 from icrl_gym.benchmark.truths import Truths
 from icrl_gym.configuration import BenchmarkConfig
-from icrl_gym.policies import as_policy
 
 FIRST_TASKS = [  # of the suites' first version: their records and truths must be found again
     Task("icrl_envs:icrl/BoyanChain-v0", truth="exact"),

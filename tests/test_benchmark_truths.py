@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from icrl_gym.benchmark import SUITES, Task, load_records, runner, truths
-from icrl_gym.collection import collect
 from icrl_gym.configuration import BenchmarkConfig
-from icrl_gym.estimand import Estimand
-from icrl_gym.returns import exact_values
-from icrl_gym.values import ValueEstimates
+from icrl_gym.context.collection import collect
+from icrl_gym.ground_truth.values import exact_values
+from icrl_gym.values import Estimand, ValueEstimates
 
 CHAIN = "icrl_envs:icrl/BoyanChain-v0"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import icrl_gym as icrl
-from icrl_gym.budget import PowerLaw
+from icrl_gym.evaluator.budget import PowerLaw
 from icrl_gym.reproduction.mrps import boyan_chains
 
 GAMMA = 0.9

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import icrl_gym as icrl
-from icrl_gym import classical
+from icrl_gym import rivals as classical
 from icrl_gym.registry import tuning_grid
 
 GAMMA = 0.9
@@ -277,12 +277,12 @@ def test_estimators_of_other_packages_are_found_by_entry_point(monkeypatch):
 
     from icrl_gym import registry
 
-    mine = EntryPoint("mine", "icrl_gym.classical:KernelBasedRL", registry.ENTRY_POINT_GROUP)
+    mine = EntryPoint("mine", "icrl_gym.rivals:KernelBasedRL", registry.ENTRY_POINT_GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: [mine])
     registry._entries.cache_clear()
     try:
         assert isinstance(icrl.make_estimator("mine", width=1.0), classical.KernelBasedRL)
-        clash = EntryPoint("lstd", "icrl_gym.classical:LSTD", registry.ENTRY_POINT_GROUP)
+        clash = EntryPoint("lstd", "icrl_gym.rivals:LSTD", registry.ENTRY_POINT_GROUP)
         monkeypatch.setattr(registry, "entry_points", lambda group: [clash])
         registry._entries.cache_clear()
         with pytest.raises(ValueError, match="take names that are in use"):

@@ -12,10 +12,10 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3 import PPO
 
-from icrl_gym.collection import collect
+from icrl_gym.acting.policies import ActingPolicy
+from icrl_gym.context.collection import collect
+from icrl_gym.context.recorder import Recorder
 from icrl_gym.observations import map_leaves, rows_equal, stack, take
-from icrl_gym.policies import ActingPolicy
-from icrl_gym.recorder import Recorder
 
 MODES = list(AutoresetMode)
 COLUMNS = ("actions", "rewards", "terminated", "truncated", "episode_ends")

@@ -12,16 +12,11 @@ import stable_baselines3
 import torch
 from gymnasium import spaces
 
-from icrl_gym.critics import (
-    ALGORITHMS,
-    load_demo_policy,
-    load_sb3_model,
-    recurrent_critic_states,
-    sb3_critic_values,
-)
-from icrl_gym.demo_policy import DEMO_CARD, export_demo_policy
-from icrl_gym.policies import as_policy
-from icrl_gym.returns import monte_carlo_values, query_histories
+from icrl_gym.acting.demo_policy import DEMO_CARD, export_demo_policy, load_demo_policy
+from icrl_gym.acting.policies import as_policy
+from icrl_gym.acting.sb3_models import ALGORITHMS, load_sb3_model
+from icrl_gym.ground_truth.values import monte_carlo_values, query_histories
+from icrl_gym.rivals.critics import recurrent_critic_states, sb3_critic_values
 
 ON_POLICY = {"n_steps": 32}
 OFF_POLICY = {"learning_starts": 20, "batch_size": 16, "buffer_size": 500, "policy_kwargs": {"net_arch": [16, 16]}}
@@ -352,7 +347,7 @@ def test_the_demo_policy_is_the_one_on_its_card_and_leaves_the_randomness_alone(
 
 
 def test_an_exported_policy_is_the_original_bit_by_bit(tmp_path):
-    from icrl_gym.critic_training import Recipe, train
+    from icrl_gym.rivals.critic_training import Recipe, train
 
     recipe = Recipe("CartPole-v1", "PPO", (64,), num_envs=1, gamma=0.9, options={"n_steps": 32, "batch_size": 32})
     (snapshot,) = train(recipe, 0, tmp_path, num_evaluation_episodes=2)

@@ -12,8 +12,8 @@ import pytest
 from gymnasium import spaces, wrappers
 from stable_baselines3.common.monitor import Monitor
 
-from icrl_gym.environments import environment_identity, make_environment, strip_time_limit
-from icrl_gym.wrappers import RecordTrajectory
+from icrl_gym.acting.environments import environment_identity, make_environment, strip_time_limit
+from icrl_gym.context.wrappers import RecordTrajectory
 
 
 class Unregistered(gymnasium.Env):
@@ -217,7 +217,7 @@ def test_a_name_taken_by_a_module_in_memory_can_be_used(monkeypatch):
 def test_a_named_wrapper_is_imported_before_the_environment_is_made():
     # minigrid registers its environments on import, and the wrapper's module imports it.
     code = (
-        "from icrl_gym.environments import make_environment;"
+        "from icrl_gym.acting.environments import make_environment;"
         "env = make_environment('MiniGrid-Empty-5x5-v0', wrapper='minigrid.wrappers:ImgObsWrapper');"
         "print(env.observation_space.shape)"
     )

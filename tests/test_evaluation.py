@@ -11,15 +11,14 @@ import gymnasium
 import numpy as np
 import pytest
 
-from icrl_gym import evaluation as evaluation_module
 from icrl_gym.configuration import EvaluateConfig
-from icrl_gym.critics import sb3_critic_values
-from icrl_gym.estimand import Estimand
-from icrl_gym.evaluation import Evaluation, discounted_returns, evaluate
-from icrl_gym.returns import query_histories
-from icrl_gym.scoring import score
-from icrl_gym.trajectory import Trajectory
-from icrl_gym.values import ValueEstimates
+from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.ground_truth.values import query_histories
+from icrl_gym.main_job import job as evaluation_module
+from icrl_gym.main_job.job import Evaluation, discounted_returns, evaluate
+from icrl_gym.rivals.critics import sb3_critic_values
+from icrl_gym.scoring.score import score
+from icrl_gym.values import Estimand, ValueEstimates
 
 SMALL = EvaluateConfig(policy="random", context_length=80, gamma=0.8, num_queries=6, num_rollouts=3, tensorboard=False)
 FIGURES = {"estimates_against_truth", "error_by_layer", "attention", "value_along_episode"}

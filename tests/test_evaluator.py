@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import icrl_gym as icrl
-from icrl_gym.model import THEOREM_1, Setting, compile_prompt
-from icrl_gym.prompt import Prompt
-from icrl_gym.reference import certainty_equivalence
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.network import THEOREM_1, Setting, compile_prompt
+from icrl_gym.reproduction.reference import certainty_equivalence
 
 NETWORKS = {
     "default": {},
@@ -232,7 +232,7 @@ def test_spectral_radius_is_the_measured_growth_of_deep_recursions(beta, lam):
     columns = compiled.readout.columns_LCR[..., 0].numpy()
     steps = np.linalg.norm(np.diff(columns, axis=0), axis=1)
     measured = (steps[380] / steps[300]) ** (1 / 80)
-    from icrl_gym.diagnostics import spectral_radius
+    from icrl_gym.evaluator.diagnostics import spectral_radius
 
     assert spectral_radius(compiled) == pytest.approx(measured, abs=0.02)
 

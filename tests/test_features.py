@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from icrl_gym.features import FeatureMap
+from icrl_gym.context.features import FeatureMap
 
 
 def test_box_coordinates_are_standardised_by_the_context_alone():
@@ -77,7 +77,7 @@ def test_images_are_pooled_and_projected_to_64_standardised_numbers():
 def test_channels_first_and_last_pool_the_same_pixels():
     rng = np.random.default_rng(0)
     last = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    from icrl_gym.features import _flatten
+    from icrl_gym.context.features import _flatten
 
     first = np.moveaxis(last, -1, 1)
     by_channel = _flatten(last).reshape(4, 16, 16, 3)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import TwoSlopeNorm
 
-from icrl_gym.estimand import Estimand
-from icrl_gym.figures import attention_map, error_by_layer, estimates_against_truth, value_along_episode
-from icrl_gym.values import ValueEstimates
+from icrl_gym.scoring.figures import attention_map, error_by_layer, estimates_against_truth, value_along_episode
+from icrl_gym.values import Estimand, ValueEstimates
 
 ESTIMAND = Estimand("Toy-v0", "random", 0.9)
 

@@ -11,19 +11,9 @@ import torch
 from safetensors.torch import load, save
 
 import icrl_gym as icrl
-from icrl_gym.generalist import (
-    HEADS,
-    QUERY_STATISTICS,
-    STATISTICS,
-    CheckpointError,
-    Generalist,
-    gated,
-    load_checkpoint,
-    prompt_statistics,
-    save_checkpoint,
-)
-from icrl_gym.generalist.checkpoint import new_networks
-from icrl_gym.generalist.gate import (
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.checkpoint import CheckpointError, load_checkpoint, new_networks, save_checkpoint
+from icrl_gym.evaluator.gate import (
     CUT,
     LEAST_LEVEL,
     LEAST_SPREAD,
@@ -31,14 +21,16 @@ from icrl_gym.generalist.gate import (
     Gate,
     Gates,
     consensus,
+    gated,
     predictable,
 )
-from icrl_gym.generalist.statistics import value_scale
-from icrl_gym.imagination import TransitionModel
-from icrl_gym.model import THEOREM_1, Setting, compile_prompt, with_free_level
-from icrl_gym.pretraining.examples import as_tensors, solve_example
+from icrl_gym.evaluator.heads import HEADS
+from icrl_gym.evaluator.mixture import Generalist
+from icrl_gym.evaluator.network import THEOREM_1, Setting, compile_prompt, with_free_level
+from icrl_gym.evaluator.statistics import QUERY_STATISTICS, STATISTICS, prompt_statistics, value_scale
+from icrl_gym.evaluator.walks import TransitionModel
+from icrl_gym.pretraining.shards import as_tensors, solve_example
 from icrl_gym.pretraining.training import with_errors
-from icrl_gym.prompt import Prompt
 
 GAMMA = 0.95
 

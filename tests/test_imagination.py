@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import icrl_gym as icrl
-from icrl_gym.imagination import (
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.walks import (
     BANDWIDTH,
     FEWEST_ROWS,
     LINEAR_RIDGE,
@@ -17,7 +18,6 @@ from icrl_gym.imagination import (
     TransitionModel,
     imagination_steps,
 )
-from icrl_gym.prompt import Prompt
 
 GAMMA = 0.9
 ROTATION = 0.95 * np.array([[np.cos(0.4), np.sin(0.4)], [-np.sin(0.4), np.cos(0.4)]])

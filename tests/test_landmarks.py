@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import icrl_gym as icrl
-from icrl_gym.diagnostics import certificates
-from icrl_gym.generalist import HEADS, Generalist
-from icrl_gym.generalist.checkpoint import new_networks
-from icrl_gym.model import Setting, compile_prompt, with_free_level
-from icrl_gym.prompt import Prompt
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.checkpoint import new_networks
+from icrl_gym.evaluator.diagnostics import certificates
+from icrl_gym.evaluator.heads import HEADS
+from icrl_gym.evaluator.mixture import Generalist
+from icrl_gym.evaluator.network import Setting, compile_prompt, with_free_level
 
 GAMMA = 0.9
 PLAIN = Setting(bandwidth=0.8, forgetting=1e-3, landmarks=9)

@@ -6,8 +6,8 @@ import pytest
 from gymnasium import spaces
 
 import icrl_gym as icrl
-from icrl_gym import classical
-from icrl_gym.policies import as_policy
+from icrl_gym import rivals as classical
+from icrl_gym.acting.policies import as_policy
 
 GAMMA = 0.9
 NUM_STATES, NUM_ACTIONS = 4, 2

@@ -18,9 +18,8 @@ from safetensors.torch import load_file
 
 from icrl_gym import cli
 from icrl_gym.configuration import PretrainConfig
-from icrl_gym.generalist import HEADS, STATISTICS, Generalist, load_checkpoint
-from icrl_gym.generalist.checkpoint import new_networks
-from icrl_gym.generalist.gate import (
+from icrl_gym.evaluator.checkpoint import load_checkpoint, new_networks
+from icrl_gym.evaluator.gate import (
     SAFE_IMAGINATION,
     SAFE_LEVEL,
     SAFE_PSEUDO_TERMINATIONS,
@@ -29,16 +28,18 @@ from icrl_gym.generalist.gate import (
     distance_from_safe,
     safe_gates,
 )
-from icrl_gym.pretraining import examples as shards
-from icrl_gym.pretraining import pretrain, run, training
-from icrl_gym.pretraining.examples import Examples, as_tensors, load_shards, make_shard, task_prompt
-from icrl_gym.prior import FAMILIES, sample_tasks
+from icrl_gym.evaluator.heads import HEADS
+from icrl_gym.evaluator.mixture import Generalist
+from icrl_gym.evaluator.statistics import STATISTICS
+from icrl_gym.pretraining import pretrain, run, shards, training
+from icrl_gym.pretraining.prior import FAMILIES, sample_tasks
+from icrl_gym.pretraining.shards import Examples, as_tensors, load_shards, make_shard, task_prompt
 
 ROOT = Path(__file__).parents[1]
 FEW = HEADS[:3]
 TINY = """
-from icrl_gym.pretraining import examples, run
-examples.LENGTHS, examples.MOST_TASKS, examples.NUM_QUERIES, run.HEADS = {24: 0.5, 32: 0.5}, 2, 6, run.HEADS[:3]
+from icrl_gym.pretraining import run, shards
+shards.LENGTHS, shards.MOST_TASKS, shards.NUM_QUERIES, run.HEADS = {24: 0.5, 32: 0.5}, 2, 6, run.HEADS[:3]
 """
 # What every tiny run asks for; steps in two validations.
 SMALL = PretrainConfig(shards=4, validation_shards=2, steps=200, batch_size=8, width=8, members=2)

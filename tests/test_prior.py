@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from icrl_gym.prior import FAMILIES, TaskBatch, continuous, sample_tasks, task_stream
-from icrl_gym.prior import tasks as tasks_module
-from icrl_gym.prior.draws import Draws, make_generator
-from icrl_gym.prior.streams import NO_LIMIT, Streams
-from icrl_gym.prior.tasks import draw_gamma, draw_limits, value_spread
+from icrl_gym.pretraining.prior import FAMILIES, TaskBatch, continuous, sample_tasks, task_stream
+from icrl_gym.pretraining.prior import tasks as tasks_module
+from icrl_gym.pretraining.prior.draws import Draws, make_generator
+from icrl_gym.pretraining.prior.streams import NO_LIMIT, Streams
+from icrl_gym.pretraining.prior.tasks import draw_gamma, draw_limits, value_spread
 
 NUM_TASKS, NUM_TRANSITIONS, NUM_QUERIES, NUM_ROLLOUTS = 10, 80, 8, 4
 TENSORS = [field.name for field in fields(TaskBatch) if field.name not in ("family", "standardise")]

@@ -8,13 +8,13 @@ import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import shortest_path
 
-from icrl_gym.prior import FAMILIES, continuous, grids, outcomes, tabular
-from icrl_gym.prior.continuous import ContinuousProcess
-from icrl_gym.prior.draws import Draws, make_generator
-from icrl_gym.prior.dynamics import Seeker
-from icrl_gym.prior.mechanics import Contact, Rotor, Stabilised
-from icrl_gym.prior.sensors import COLUMN_FIELDS, INDICATOR, NUM_CHANNELS, draw_sensors
-from icrl_gym.prior.streams import NO_LIMIT, drift_along, run_streams
+from icrl_gym.pretraining.prior import FAMILIES, continuous, grids, outcomes, tabular
+from icrl_gym.pretraining.prior.continuous import ContinuousProcess
+from icrl_gym.pretraining.prior.draws import Draws, make_generator
+from icrl_gym.pretraining.prior.dynamics import Seeker
+from icrl_gym.pretraining.prior.mechanics import Contact, Rotor, Stabilised
+from icrl_gym.pretraining.prior.sensors import COLUMN_FIELDS, INDICATOR, NUM_CHANNELS, draw_sensors
+from icrl_gym.pretraining.prior.streams import NO_LIMIT, drift_along, run_streams
 
 NUM_TASKS = 6
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from icrl_gym.prompt import Prompt
-from icrl_gym.trajectory import Trajectory
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.context.trajectory import Trajectory
 
 
 def trajectory(terminated, truncated, num=5):

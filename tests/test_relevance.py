@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 import icrl_gym as icrl
-from icrl_gym.prompt import Prompt
-from icrl_gym.relevance import RELEVANCES, accumulate, lambda_return_errors, relevant_features
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.relevance import RELEVANCES, accumulate, lambda_return_errors, relevant_features
 
 
 def walk(num_rows=200, seed=0, reward_scale=1.0, feature_scale=(1.0, 1.0)):

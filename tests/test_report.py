@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from icrl_gym.report import compare, load_run, main_job_table
+from icrl_gym.benchmark.run_tables import compare, load_run, main_job_table
 
 
 def write_run(folder, seed, error, critic_error, env="Env-v0"):

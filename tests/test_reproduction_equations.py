@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from icrl_gym import paper
-from icrl_gym.reference import ReferenceInput, ReferenceSetting, certainty_equivalence, run
+from icrl_gym.evaluator import paper
 from icrl_gym.reproduction import (
     bias_variance,
     boyan,
@@ -24,6 +23,7 @@ from icrl_gym.reproduction.claims import CLAIMS
 from icrl_gym.reproduction.empirical import EmpiricalModel, inf_norm, spectral_radius
 from icrl_gym.reproduction.judgement import above, together, within
 from icrl_gym.reproduction.mrps import boyan_chains, random_mrps
+from icrl_gym.reproduction.reference import ReferenceInput, ReferenceSetting, certainty_equivalence, run
 from icrl_gym.reproduction.store import Store
 
 GAMMA = 0.9

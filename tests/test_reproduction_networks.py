@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from icrl_gym import paper
+from icrl_gym.evaluator import paper
 from icrl_gym.reproduction import dense_network, pretraining, state_network
 from icrl_gym.reproduction.mrps import MRPBatch, boyan_chains, random_mrps
 from icrl_gym.reproduction.state_network import Parameters

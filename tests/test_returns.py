@@ -10,13 +10,13 @@ from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, TimeLimit, TransformReward
 
 import icrl_envs  # noqa: F401  (registers its environments)
+from icrl_gym.acting.policies import as_policy
+from icrl_gym.acting.policies.acting import ActingPolicy
+from icrl_gym.ground_truth.rollouts import continue_in_lockstep, draw_queries, realised_outcomes
+from icrl_gym.ground_truth.simulators import choose_strategy, environment_factory
+from icrl_gym.ground_truth.transitions import TransitionTable
+from icrl_gym.ground_truth.values import exact_values, monte_carlo_values, rollout_horizon
 from icrl_gym.observations import take
-from icrl_gym.policies import as_policy
-from icrl_gym.policies.acting import ActingPolicy
-from icrl_gym.returns import exact_values, monte_carlo_values, rollout_horizon
-from icrl_gym.rollouts import continue_in_lockstep, draw_queries, realised_outcomes
-from icrl_gym.simulators import choose_strategy, environment_factory
-from icrl_gym.transitions import TransitionTable
 
 CHAIN = "icrl/BoyanChain-v0"
 

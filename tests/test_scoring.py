@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from icrl_gym.estimand import Estimand
-from icrl_gym.scoring import Score, score
-from icrl_gym.values import ValueEstimates
+from icrl_gym.scoring.score import Score, score
+from icrl_gym.values import Estimand, ValueEstimates
 
 ESTIMAND = Estimand("Toy-v0", "random", 0.9)
 

@@ -10,8 +10,9 @@ import pytest
 
 import icrl_gym as icrl
 from icrl_gym.configuration import DEFAULT_ESTIMATOR
-from icrl_gym.generalist import HEADS, available_checkpoints, bundled_checkpoint, load_checkpoint
-from icrl_gym.prior import FAMILIES
+from icrl_gym.evaluator.checkpoint import available_checkpoints, bundled_checkpoint, load_checkpoint
+from icrl_gym.evaluator.heads import HEADS
+from icrl_gym.pretraining.prior import FAMILIES
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation, TimeLimit, TransformReward
 
-from icrl_gym import simulators
-from icrl_gym.simulators import Simulator, choose_strategy, environment_factory, refresh_randomness
+from icrl_gym.ground_truth import simulators
+from icrl_gym.ground_truth.simulators import Simulator, choose_strategy, environment_factory, refresh_randomness
 
 STRATEGY_OF = {
     "CartPole-v1": "deepcopy",

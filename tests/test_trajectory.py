@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from icrl_gym.context.space_description import space_from_json, space_to_json
+from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.observations import as_batch, infer_space, map_leaves, rows_equal
-from icrl_gym.space_description import space_from_json, space_to_json
-from icrl_gym.trajectory import Trajectory
 
 SPACES = {
     "box": spaces.Box(-1.0, 1.0, (3,), np.float32),

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from icrl_gym.estimand import Estimand
-from icrl_gym.values import ValueEstimates
+from icrl_gym.values import Estimand, ValueEstimates
 
 ESTIMAND = Estimand("Toy-v0", "random", 0.9)
 

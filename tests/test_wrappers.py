@@ -10,17 +10,11 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from icrl_gym.collection import collect
+from icrl_gym.context.collection import collect
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.context.wrappers import RecordTrajectory, VectorRecordTrajectory
+from icrl_gym.live import INFO_KEY, LIVE_TAG, EvaluateInContext, VectorEvaluateInContext
 from icrl_gym.observations import batch_size
-from icrl_gym.prompt import Prompt
-from icrl_gym.wrappers import (
-    INFO_KEY,
-    LIVE_TAG,
-    EvaluateInContext,
-    RecordTrajectory,
-    VectorEvaluateInContext,
-    VectorRecordTrajectory,
-)
 
 MODES = list(AutoresetMode)
 COLUMNS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated", "episode_ends")

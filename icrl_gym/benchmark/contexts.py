@@ -10,16 +10,16 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from icrl_gym.acting.environments import make_environment
+from icrl_gym.acting.policies import as_policy
+from icrl_gym.acting.sb3_models import load_sb3_model
 from icrl_gym.benchmark.cells import POLICY_FEATURES, Task
 from icrl_gym.benchmark.truths import Truths
-from icrl_gym.collection import collect
-from icrl_gym.critics import load_sb3_model
-from icrl_gym.environments import make_environment
-from icrl_gym.features import sb3_features
+from icrl_gym.context.collection import collect
+from icrl_gym.context.features import sb3_features
+from icrl_gym.context.off_policy import UniformMixture, reweight
+from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.observations import Observations
-from icrl_gym.off_policy import UniformMixture, reweight
-from icrl_gym.policies import as_policy
-from icrl_gym.trajectory import Trajectory
 from icrl_gym.values import ValueEstimates
 
 EPSILON = "epsilon:"

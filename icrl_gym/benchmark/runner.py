@@ -26,11 +26,11 @@ from icrl_gym.benchmark.resources import Cost, measured
 from icrl_gym.benchmark.suites import SUITES
 from icrl_gym.benchmark.truths import Truths, truths_of
 from icrl_gym.configuration import BenchmarkConfig
-from icrl_gym.critics import sb3_critic_values
+from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.registry import estimators, make_estimator, tuning_grid
+from icrl_gym.rivals.critics import sb3_critic_values
 from icrl_gym.runs import source_commit, versions, write_json
-from icrl_gym.scoring import score
-from icrl_gym.trajectory import Trajectory
+from icrl_gym.scoring.score import score
 from icrl_gym.values import ValueEstimates
 
 Progress = Callable[[str, int, int], None]

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from icrl_gym.atomic import replacing
-from icrl_gym.estimand import Estimand
+from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.observations import named_leaves
-from icrl_gym.trajectory import Trajectory
-from icrl_gym.values import ValueEstimates
+from icrl_gym.runs import replacing
+from icrl_gym.values import Estimand, ValueEstimates
 
 
 class TruthCache:

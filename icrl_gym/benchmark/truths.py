@@ -12,14 +12,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from icrl_gym.acting.environments import make_environment
+from icrl_gym.acting.policies import as_policy
 from icrl_gym.benchmark.cells import Task
 from icrl_gym.benchmark.truth_cache import TruthCache
 from icrl_gym.configuration import BenchmarkConfig
-from icrl_gym.environments import make_environment
+from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.ground_truth.values import exact_values, monte_carlo_values
 from icrl_gym.observations import Observations, named_leaves, stack, take
-from icrl_gym.policies import as_policy
-from icrl_gym.returns import exact_values, monte_carlo_values
-from icrl_gym.trajectory import Trajectory
 from icrl_gym.values import ValueEstimates
 
 TRUTH_SEED = 1_000_003  # contexts use small seeds; the truth's states never come from a context's episodes

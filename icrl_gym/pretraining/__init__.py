@@ -8,8 +8,8 @@ Solving the heads is nearly all of the work and does not depend on the networks,
 training then takes seconds a run, and ablations cost next to nothing.
 """
 
-from icrl_gym.pretraining.examples import Examples, load_shards, make_shard
 from icrl_gym.pretraining.run import pretrain
+from icrl_gym.pretraining.shards import Examples, load_shards, make_shard
 from icrl_gym.pretraining.training import LOSSES, TrainingState, train
 
 __all__ = ["LOSSES", "Examples", "TrainingState", "load_shards", "make_shard", "pretrain", "train"]

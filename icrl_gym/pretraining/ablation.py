@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from icrl_gym.configuration import PretrainConfig
-from icrl_gym.generalist.gate import Gate, Gates, Weighing, consensus, gated, predictable, safe_gates
-from icrl_gym.generalist.heads import HEADS
-from icrl_gym.generalist.statistics import STATISTICS
-from icrl_gym.model import Setting
-from icrl_gym.pretraining.examples import Examples, as_tensors
+from icrl_gym.evaluator.gate import Gate, Gates, Weighing, consensus, gated, predictable, safe_gates
+from icrl_gym.evaluator.heads import HEADS
+from icrl_gym.evaluator.network import Setting
+from icrl_gym.evaluator.statistics import STATISTICS
+from icrl_gym.pretraining.prior import FAMILIES
 from icrl_gym.pretraining.run import WITHOUT_EFFECT, log_errors, one_thread, values_vary
+from icrl_gym.pretraining.shards import Examples, as_tensors
 from icrl_gym.pretraining.training import Batch, Schedule, gate_objective, train
-from icrl_gym.prior import FAMILIES
 from icrl_gym.runs import versions, write_json
 
 BEGIN, END, PLACE = "<!-- begin tables -->", "<!-- end tables -->", "<!-- tables -->"

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icrl_gym.atomic import replacing
 from icrl_gym.configuration import PretrainConfig
-from icrl_gym.generalist.checkpoint import new_networks, save_checkpoint
-from icrl_gym.generalist.gate import Gate, SpreadHead
-from icrl_gym.generalist.heads import HEADS
-from icrl_gym.generalist.mixture import Generalist
-from icrl_gym.pretraining.examples import Examples, as_tensors, load_shards, make_shard
+from icrl_gym.evaluator.checkpoint import new_networks, save_checkpoint
+from icrl_gym.evaluator.gate import Gate, SpreadHead
+from icrl_gym.evaluator.heads import HEADS
+from icrl_gym.evaluator.mixture import Generalist
+from icrl_gym.pretraining.prior import FAMILIES
+from icrl_gym.pretraining.shards import Examples, as_tensors, load_shards, make_shard
 from icrl_gym.pretraining.training import (
     LOSSES,
     Z_LEVEL,
@@ -42,8 +42,7 @@ from icrl_gym.pretraining.training import (
     train,
     with_errors,
 )
-from icrl_gym.prior import FAMILIES
-from icrl_gym.runs import versions, write_json
+from icrl_gym.runs import replacing, versions, write_json
 from icrl_gym.tracking import check_writable, open_writer
 
 Progress = Callable[[str, int, int], None]

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icrl_gym.generalist.gate import Gate, Gates, SpreadHead, Weighing, consensus, distance_from_safe, gated
-from icrl_gym.generalist.statistics import QueryFacts, query_statistics
+from icrl_gym.evaluator.gate import Gate, Gates, SpreadHead, Weighing, consensus, distance_from_safe, gated
+from icrl_gym.evaluator.statistics import QueryFacts, query_statistics
 
 Batch = dict[str, Tensor]
 LEVEL = 0.9  # of the interval that the spread head learns
@@ -147,7 +147,7 @@ def with_errors(batch: Batch, gate: Gate) -> Batch:
 
 
 def _query_statistics(batch: Batch, gates: Gates, final_BQ: Tensor) -> np.ndarray:
-    """(B, Q, T): `icrl_gym.generalist.statistics.query_statistics` for a batch in units of the value scale."""
+    """(B, Q, T): `icrl_gym.evaluator.statistics.query_statistics` for a batch in units of the value scale."""
     num_heads = batch["values"].shape[1]
     rows = []
     for task in range(len(batch["truth"])):

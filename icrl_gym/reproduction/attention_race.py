@@ -9,11 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from icrl_gym.figures import COLOURS, MARKERS
 from icrl_gym.reproduction.attention_variants import VARIANTS, Extras, Variant
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table
 from icrl_gym.reproduction.mrps import boyan_chains
 from icrl_gym.reproduction.store import Store
+from icrl_gym.scoring.figures import COLOURS, MARKERS
 
 NUM_HEADS, STEP_SIZE, START, NOISE = 2, 0.01, 0.5, 0.1
 NUM_FEATURES, NUM_TRANSITIONS, NUM_LAYERS, GAMMA = 4, 30, 8, 0.9

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from icrl_gym.attention import Context, Gates, Trace, gaussian_attention, run_layers
-from icrl_gym.figures import COLOURS, STYLES
+from icrl_gym.evaluator.recursion import Context, Gates, Trace, gaussian_attention, run_layers
+from icrl_gym.scoring.figures import COLOURS, STYLES
 
 GAMMA, PERSISTENCE, NOISE, FREQUENCY = 0.95, 0.9, 0.5, 2.0
 SPREAD = NOISE / math.sqrt(1.0 - PERSISTENCE**2)  # stationary standard deviation

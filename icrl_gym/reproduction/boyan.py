@@ -9,12 +9,12 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.figure import Figure
 
-from icrl_gym.figures import COLOURS, STYLES
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table, Verdict
 from icrl_gym.reproduction.judgement import above, exactly, together
 from icrl_gym.reproduction.mrps import MRPBatch, boyan_chains
 from icrl_gym.reproduction.softmax_td import softmax_td, weighted_td
 from icrl_gym.reproduction.store import Store
+from icrl_gym.scoring.figures import COLOURS, STYLES
 
 GAMMA, LENGTHS, DEPTHS = 0.9, (30, 300), (1, 3, 10, 30)
 METHODS = ("softmax TD", "one-hot softmax TD", "linear TD")

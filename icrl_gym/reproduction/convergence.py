@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icrl_gym.figures import COLOURS, MARKERS
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table, Verdict
 from icrl_gym.reproduction.empirical import EmpiricalModel, inf_norm, spectral_radius
 from icrl_gym.reproduction.judgement import exactly, together, within
 from icrl_gym.reproduction.mrps import boyan_chains, random_mrps
 from icrl_gym.reproduction.store import Store
+from icrl_gym.scoring.figures import COLOURS, MARKERS
 
 GAMMA, NUM_TRANSITIONS, NUM_LAYERS = 0.9, 1000, 200
 LENGTHS = (300, 1000, 3000, 10000, 30000)

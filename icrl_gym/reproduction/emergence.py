@@ -11,21 +11,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from icrl_gym.figures import COLOURS, STYLES
 from icrl_gym.reproduction import free_pretraining
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table
 from icrl_gym.reproduction.mrps import boyan_chains
 from icrl_gym.reproduction.pretraining import LOSSES, Recipe, draw, loss_of, train
-from icrl_gym.reproduction.state_network import (
-    Contexts,
-    Parameters,
-    construction,
-    count,
-    memory,
-    sensitivity,
-    values,
-)
+from icrl_gym.reproduction.state_network import Contexts, Parameters, construction, count, memory, sensitivity, values
 from icrl_gym.reproduction.store import Store
+from icrl_gym.scoring.figures import COLOURS, STYLES
 
 DIRECTION = np.array([1.0, 1.0, -1.0]) / np.sqrt(3.0)
 NEAR = 0.95  # cosine that counts as "tends to"

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from icrl_gym.figures import COLOURS, MARKERS, STYLES
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table
 from icrl_gym.reproduction.regression_flow import distance, lengths_of, stored_path
 from icrl_gym.reproduction.store import Store
+from icrl_gym.scoring.figures import COLOURS, MARKERS, STYLES
 
 DIMENSION = 4
 NORMS = (0.5, 1.0, 2.0, 3.0)

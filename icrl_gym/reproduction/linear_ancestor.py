@@ -10,13 +10,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icrl_gym.figures import COLOURS, MARKERS, STYLES
 from icrl_gym.reproduction import linear_attention, linear_training
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome
 from icrl_gym.reproduction.judgement import above, exactly, together
 from icrl_gym.reproduction.mrps import boyan_chains, random_mrps
 from icrl_gym.reproduction.softmax_td import softmax, weighted_td
 from icrl_gym.reproduction.store import Store
+from icrl_gym.scoring.figures import COLOURS, MARKERS, STYLES
 
 GAMMA, TRACE, NUM_LAYERS, TOLERANCE = 0.9, 0.7, 8, 1e-11
 UPDATES = ("TD(0)", "TD(lambda)", "residual gradient", "average reward")

@@ -9,7 +9,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from icrl_gym.figures import COLOURS, MARKERS, STYLES
 from icrl_gym.reproduction import emergence
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table
 from icrl_gym.reproduction.pretraining import (
@@ -23,6 +22,7 @@ from icrl_gym.reproduction.pretraining import (
 )
 from icrl_gym.reproduction.state_network import Parameters, at_query, construction, values
 from icrl_gym.reproduction.store import Store
+from icrl_gym.scoring.figures import COLOURS, MARKERS, STYLES
 
 GAMMA, NUM_FEATURES = 0.9, 4
 SIZES = ((1, 30), (3, 30), (10, 30), (10, 300), (30, 300), (100, 300), (100, 1000))  # L, n

@@ -8,20 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from icrl_gym import collection, returns, scoring
-from icrl_gym.budget import prompt_budget
-from icrl_gym.evaluator import InContextEvaluator
-from icrl_gym.figures import COLOURS, MARKERS, STYLES
+from icrl_gym.context import collection
+from icrl_gym.evaluator.budget import prompt_budget
+from icrl_gym.evaluator.estimator import InContextEvaluator
+from icrl_gym.ground_truth import values as returns
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table
-from icrl_gym.reproduction.linear_limit import (
-    GaussianProcess,
-    chain_values,
-    gaussian_values,
-    relative_gap,
-    walked,
-)
+from icrl_gym.reproduction.linear_limit import GaussianProcess, chain_values, gaussian_values, relative_gap, walked
 from icrl_gym.reproduction.mrps import MRPBatch, boyan_chains, random_mrps
 from icrl_gym.reproduction.store import Store
+from icrl_gym.scoring import score as scoring
+from icrl_gym.scoring.figures import COLOURS, MARKERS, STYLES
 
 GAMMA, NUM_LAYERS = 0.9, 5
 SIZES = (0.4, 0.6, 0.8, 1.0)

@@ -8,7 +8,6 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.figure import Figure
 
-from icrl_gym.figures import COLOURS, MARKERS, STYLES
 from icrl_gym.reproduction import multitask_heads
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table
 from icrl_gym.reproduction.regression_flow import (
@@ -21,6 +20,7 @@ from icrl_gym.reproduction.regression_flow import (
     stored_path,
 )
 from icrl_gym.reproduction.store import Store
+from icrl_gym.scoring.figures import COLOURS, MARKERS, STYLES
 
 DURATION = 120.0  # of the flow; its slowest rate is about .15
 REACHED, CONSERVED = 1e-6, 1e-7

@@ -11,11 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from icrl_gym import paper
-from icrl_gym.figures import COLOURS, STYLES
+from icrl_gym.evaluator import paper
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome
 from icrl_gym.reproduction.mrps import MRPBatch, random_mrps
 from icrl_gym.reproduction.store import Store
+from icrl_gym.scoring.figures import COLOURS, STYLES
 
 MUTATIONS = ("no mask", "shift transposed", "gamma dropped", "old row shifted", "target row kept")
 TOLERANCE = 1e-12  # relative to the largest value so far

@@ -8,14 +8,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icrl_gym import paper
-from icrl_gym.figures import COLOURS, MARKERS
+from icrl_gym.evaluator import paper
 from icrl_gym.reproduction import linear_attention
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome
 from icrl_gym.reproduction.empirical import EmpiricalModel
 from icrl_gym.reproduction.mrps import MRPBatch, random_mrps
 from icrl_gym.reproduction.softmax_td import residuals, softmax, weighted_td
 from icrl_gym.reproduction.store import Store
+from icrl_gym.scoring.figures import COLOURS, MARKERS
 
 GAMMA, NUM_STATES, NUM_FEATURES, NUM_TRANSITIONS, NUM_LAYERS = 0.9, 8, 4, 40, 8
 TEMPERATURES = np.array([1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0])

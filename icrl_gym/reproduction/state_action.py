@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.figure import Figure
 
-from icrl_gym.evaluator import InContextEvaluator
-from icrl_gym.figures import COLOURS
+from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.evaluator.estimator import InContextEvaluator
 from icrl_gym.reproduction import linear_attention
 from icrl_gym.reproduction.claim import Claim, Finding, Outcome
 from icrl_gym.reproduction.convergence import SLOPE_TOLERANCE, slope_with_interval
@@ -18,7 +18,7 @@ from icrl_gym.reproduction.empirical import EmpiricalModel
 from icrl_gym.reproduction.judgement import above, exactly, together, within
 from icrl_gym.reproduction.mrps import MRPBatch
 from icrl_gym.reproduction.store import Store
-from icrl_gym.trajectory import Trajectory
+from icrl_gym.scoring.figures import COLOURS
 
 GAMMA, NUM_STATES, NUM_ACTIONS, NUM_FEATURES = 0.9, 5, 3, 4
 NUM_PAIRS = NUM_STATES * NUM_ACTIONS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from icrl_gym.atomic import replacing
+from icrl_gym.runs import replacing
 
 
 class Store:

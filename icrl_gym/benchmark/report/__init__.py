@@ -11,9 +11,9 @@ from icrl_gym.benchmark.report.assemble import choose, sections
 from icrl_gym.benchmark.report.folder import last_commit, observation_sizes, read_records, truth_budgets
 from icrl_gym.benchmark.report.hparams import write_hparams
 from icrl_gym.benchmark.report.page import html_page
-from icrl_gym.benchmark.report.table import Picture, Section, markdown, markdown_table
 from icrl_gym.configuration import ReportConfig
 from icrl_gym.runs import write_text
+from icrl_gym.scoring.document import Picture, Section, markdown, markdown_table
 
 __all__ = ["benchmark_tables", "run_sections", "write_pictures", "write_report"]
 

@@ -12,9 +12,9 @@ from icrl_gym.benchmark.report import figures, tables
 from icrl_gym.benchmark.report import results as res
 from icrl_gym.benchmark.report.folder import Budget
 from icrl_gym.benchmark.report.ratios import CLASSICAL, ratio_tables, short_ratio_table
-from icrl_gym.benchmark.report.table import MISSING, Picture, Section, Table, interval, number, text
 from icrl_gym.benchmark.report.words import off_policy_words, who_wins
 from icrl_gym.configuration import DEFAULT_ESTIMATOR
+from icrl_gym.scoring.document import MISSING, Picture, Section, Table, interval, number, text
 
 MAIN = (DEFAULT_ESTIMATOR, res.REFERENCE, *CLASSICAL)
 

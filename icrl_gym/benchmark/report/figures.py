@@ -15,12 +15,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icrl_gym.benchmark import aggregates as agg
 from icrl_gym.benchmark.cells import CRITIC
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import results as res
 from icrl_gym.benchmark.report.tables import WANTED_COVERAGE
-from icrl_gym.figures import GREY
+from icrl_gym.scoring import statistics as agg
+from icrl_gym.scoring.figures import GREY
 
 SUBJECT_COLOUR, REFERENCE_COLOUR, CRITIC_COLOUR = "#0072B2", "#56B4E9", "#000000"
 RIVAL_COLOURS = ("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8A6D00", "#7A7A7A")

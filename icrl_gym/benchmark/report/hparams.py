@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from icrl_gym.benchmark import aggregates as agg
 from icrl_gym.benchmark.cells import Setting
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import results as res
+from icrl_gym.scoring import statistics as agg
 from icrl_gym.tracking import open_writer
 
 

@@ -9,7 +9,7 @@ from html import escape
 
 import matplotlib
 
-from icrl_gym.benchmark.report.table import Picture, Section, Table, html_table, inline_html
+from icrl_gym.scoring.document import Picture, Section, Table, html_table, inline_html
 
 # The browser itself refuses to load anything: the page can only show what is in it.
 SECURITY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

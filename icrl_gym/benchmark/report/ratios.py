@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from icrl_gym.benchmark.cells import CRITIC, Task
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import results as res
-from icrl_gym.benchmark.report.table import MISSING, Entry, Table, interval, number, share, text
+from icrl_gym.scoring.document import MISSING, Entry, Table, interval, number, share, text
 
 CLASSICAL = ("lstd", "kbrl", "softmax_td", "nadaraya_watson")
 SELECTION = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1")  # what architectures may be chosen on

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from icrl_gym.benchmark.aggregates import Aggregate, geometric_mean, with_interval
 from icrl_gym.benchmark.cells import CRITIC, Setting, Task
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.suites import SUITES
+from icrl_gym.scoring.statistics import Aggregate, geometric_mean, with_interval
 
 METRIC = "rmse_over_std"
 SMALLEST_SPREAD = 2.0  # truths whose standard deviation is below this many noise floors say nothing about spread

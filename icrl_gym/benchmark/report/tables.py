@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from icrl_gym.benchmark import aggregates as agg
 from icrl_gym.benchmark.cells import CRITIC
 from icrl_gym.benchmark.policy_selection import PolicyMetrics, policy_metrics
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import results as res
-from icrl_gym.benchmark.report.table import MISSING, Entry, Table, interval, number, share, text
+from icrl_gym.scoring import statistics as agg
+from icrl_gym.scoring.document import MISSING, Entry, Table, interval, number, share, text
 
 GOOD_ERROR = 0.5  # RMSE / std: half the error of the best constant, the target of the optimality gap
 WANTED_COVERAGE = (0.85, 0.95)  # of intervals that promise 90 %

@@ -13,8 +13,8 @@ from icrl_gym.benchmark.cells import CRITIC, Task
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import results as res
 from icrl_gym.benchmark.report.ratios import hindsight
-from icrl_gym.benchmark.report.table import interval
 from icrl_gym.benchmark.report.tables import TOO_CLOSE, judge, ranking
+from icrl_gym.scoring.document import interval
 
 NUM_RESAMPLES = 2000
 HINDSIGHT_WORDS = "the best classical method and setting, picked for every cell in hindsight"

@@ -1,0 +1,1 @@
+"""Who acts, and where: environments, policies, and models of Stable-Baselines3."""

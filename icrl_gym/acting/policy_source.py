@@ -1,0 +1,109 @@
+"""From the text after ``--policy`` to a policy: the bundled demo, "random", an SB3 file, or somebody's own callable."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from icrl_gym.acting.demo_policy import load_demo_policy
+from icrl_gym.acting.environments import make_environment
+from icrl_gym.acting.sb3_models import load_sb3_model
+from icrl_gym.configuration import DEMO_ENVIRONMENT, EvaluateConfig
+
+OTHERS = '"random", the path of a Stable-Baselines3 model.zip, or "module:callable"'
+
+
+@dataclass(frozen=True, eq=False)
+class PolicySource:
+    """A policy, and the SB3 model that it comes from, if any.
+
+    Attributes:
+        policy: what `icrl_gym.acting.policies.as_policy` accepts.
+        model: an SB3 model, whose critic is a rival, or None.
+    """
+
+    policy: Any
+    model: Any = None
+
+    @property
+    def critic_name(self) -> str:
+        """What the model's critic is called in tables."""
+        return f"{type(self.model).__name__} critic"
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether the model's values depend on what it saw before."""
+        return hasattr(getattr(self.model, "policy", None), "lstm_actor")
+
+    @property
+    def training_steps(self) -> int | None:
+        """Environment steps that the model was trained on, or None if it does not say."""
+        return getattr(self.model, "num_timesteps", None) or None
+
+
+def find_policy(config: EvaluateConfig) -> PolicySource:
+    """The policy that ``config.policy`` names.
+
+    Raises:
+        ValueError: none of the known forms; a model that is not trusted or not SB3's; the demo policy elsewhere than in
+            CartPole-v1; a module or attribute that does not exist.
+        FileNotFoundError: no such model file.
+    """
+    name = config.policy
+    if config.vec_normalize is not None and not (name.endswith(".zip") or os.path.exists(name)):
+        raise ValueError(f"vec_normalize belongs to a Stable-Baselines3 model file; policy is {name!r}")
+    if name == "random":
+        return PolicySource("random")
+    if name == "demo":
+        if config.env.rpartition(":")[2] != DEMO_ENVIRONMENT:
+            raise ValueError(f'policy "demo" plays {DEMO_ENVIRONMENT} only; for {config.env!r} give --policy {OTHERS}')
+        return _of_model(load_demo_policy())
+    if name.endswith(".zip") or os.path.exists(name):
+        model = load_sb3_model(Path(name), algo=config.algo, trust=config.trust_model)
+        _attach_normalisation(model, config)
+        return _of_model(model)
+    if ":" in name:
+        return PolicySource(_imported(name))
+    raise ValueError(f'policy must be "demo", {OTHERS}; got {name!r}')
+
+
+def _of_model(model: Any) -> PolicySource:
+    return PolicySource(policy=model, model=model)
+
+
+def _attach_normalisation(model: Any, config: EvaluateConfig) -> None:
+    """Give the model the VecNormalize statistics that it was trained with; reached only if its file is trusted."""
+    if config.vec_normalize is None:
+        return
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    venv = DummyVecEnv([lambda: make_environment(config.env, config.environment_arguments(), config.wrapper)])
+    try:
+        statistics = VecNormalize.load(str(config.vec_normalize), venv)
+        statistics.training = False
+        model.set_env(statistics)
+    except OSError as error:
+        raise type(error)(f"vec_normalize {config.vec_normalize}: {error.strerror}") from error
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"vec_normalize {config.vec_normalize}: cannot be used: {reason}") from error
+
+
+def _imported(name: str) -> Any:
+    """The attribute "module:attribute", looked for in the working directory too."""
+    module_name, _, attribute = name.partition(":")
+    working_directory = os.getcwd()
+    sys.path.insert(0, working_directory)
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"policy {name!r} cannot be imported: {error}") from error
+    finally:
+        sys.path.remove(working_directory)
+    return found

@@ -1,0 +1,100 @@
+"""`Prompt`: the one place where gamma, terminated and truncated become discounts, links and masks.
+
+Columns are the N source states followed by the E true successors of stretches that did not terminate (truncated, or
+the log stops); those are destinations only. Everybody after this point reads discounts and links, nobody reads the
+flags.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from icrl_gym.context.features import FeatureMap
+from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.observations import Observations, take
+from icrl_gym.values import Estimand
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A context, ready for attention.
+
+    Attributes:
+        source_features: (N, D) features of S_0 .. S_{n-1}.
+        end_features: (E, D) features of the true successors of unterminated ends.
+        rewards: (N,).
+        discounts: (N,) gamma * (1 - terminated).
+        successors: (N,) int, the column (source k + 1, or N + e for an end) that holds S_k's successor; where the
+            discount is 0 the entry is k itself and is never read with weight.
+        trace_links: (N,) bool, True where row k + 1 continues row k, so that a trace may pass.
+        gamma: in [0, 1).
+        feature_map: fitted on the sources; `queries` uses it.
+        estimand: what values of this prompt estimate.
+        importance_ratios: (N,) pi / mu of the logged actions, or None where the policy itself acted.
+    """
+
+    source_features: np.ndarray
+    end_features: np.ndarray
+    rewards: np.ndarray
+    discounts: np.ndarray
+    successors: np.ndarray
+    trace_links: np.ndarray
+    gamma: float
+    feature_map: FeatureMap
+    estimand: Estimand
+    importance_ratios: np.ndarray | None = None
+
+    @classmethod
+    def from_trajectory(cls, trajectory: Trajectory, gamma: float, feature_map: FeatureMap | None = None) -> Prompt:
+        """Build the prompt of a log.
+
+        Args:
+            trajectory: n transitions.
+            gamma: discount in [0, 1).
+            feature_map: an already fitted map, or None to fit the space's default on the log's sources.
+
+        Raises:
+            ValueError: gamma is outside [0, 1).
+            TypeError: the observation space has no features.
+        """
+        gamma = check_gamma(gamma)
+        if feature_map is None:
+            feature_map = FeatureMap(trajectory.observation_space).fit(trajectory.observations)
+        n = len(trajectory)
+        open_ends = np.flatnonzero(trajectory.episode_ends & ~trajectory.terminated)
+        successors = np.arange(1, n + 1)
+        successors[trajectory.terminated] = np.flatnonzero(trajectory.terminated)
+        successors[open_ends] = n + np.arange(len(open_ends))
+        return cls(
+            source_features=feature_map(trajectory.observations),
+            end_features=feature_map(take(trajectory.next_observations, open_ends)),
+            rewards=trajectory.rewards,
+            discounts=gamma * (1.0 - trajectory.terminated),
+            successors=successors,
+            trace_links=~trajectory.episode_ends,
+            gamma=gamma,
+            feature_map=feature_map,
+            estimand=Estimand(trajectory.env_id, trajectory.policy, gamma),
+            importance_ratios=trajectory.importance_ratios,
+        )
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def effective_dimension(self) -> int:
+        """Varying coordinates in the context (features.py)."""
+        return self.feature_map.effective_dimension
+
+    def queries(self, observations: Observations) -> np.ndarray:
+        """Features (Q, D) of raw observations (Q,) + shape."""
+        return self.feature_map(observations)
+
+
+def check_gamma(gamma: float) -> float:
+    """Return gamma as a float in [0, 1), or raise ValueError."""
+    if not isinstance(gamma, (int, float, np.floating, np.integer)) or not 0.0 <= float(gamma) < 1.0:
+        raise ValueError(f"gamma must be a number in [0, 1), got {gamma!r}")
+    return float(gamma)

@@ -1,0 +1,178 @@
+"""What the gate reads: scale-free statistics of a prompt, and of queries, as evaluated by the first head.
+
+None of them changes when rewards are multiplied by c > 0 or features are permuted, shifted or scaled before
+standardisation, so values stay equivariant to the scale of rewards.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.network import CompiledPrompt
+from icrl_gym.evaluator.relevance import accumulate, lambda_return_errors
+from icrl_gym.evaluator.walks import TransitionModel
+
+STATISTICS = (
+    "log_transitions",
+    "log_one_minus_gamma",
+    "log_terminations",
+    "log_stretches",
+    "no_termination",
+    "share_terminated",  # of the stretches
+    "log_stretch_length",
+    "log_dimension",
+    "reward_variation",  # tanh(std / mean |r|)
+    "constant_reward",
+    "reward_sign",  # mean / mean |r|
+    "step_size",  # log mean squared step between neighbours, over twice the variance
+    "return_autocorrelation",
+    "spread",  # log std of the first head's values over |constant|
+    "level_shift",  # free level against the constant, in standard deviations of the values
+    "explained",  # log RMS of the first head's lambda-return errors over the constant's
+    "support",  # log mean mass of the first head's attention, in sources
+    "predictability",  # of the next step (`icrl_gym.evaluator.walks`); 0 without a model
+)
+QUERY_STATISTICS = ("disagreement", "level_shift", "distance_from_constant", "support", "adaptation", "imagination")
+_RETURN_TRACE = 0.9
+_SMALL = 1e-6
+
+
+def prompt_statistics(prompt: Prompt, first: CompiledPrompt, model: TransitionModel | None) -> np.ndarray:
+    """Statistics of one prompt in the order of `STATISTICS`, (S,) float64, all finite.
+
+    Args:
+        prompt: the context.
+        first: the context compiled under the first head.
+        model: of the context's closed loop, if there is one.
+    """
+    n = len(prompt)
+    terminated = int((prompt.discounts == 0).sum()) if prompt.gamma > 0 else 0
+    stretches = max(1, int((~prompt.trace_links).sum()))
+    rewards, magnitude = prompt.rewards, np.abs(prompt.rewards).mean()
+    x_ND, links_N = prompt.source_features, prompt.trace_links[:-1]
+    steps_M = np.square(np.diff(x_ND, axis=0)[links_N]).sum(axis=1)
+    values_N = source_values(first)
+    constant, spread = constant_of(first), values_N.std()
+    errors_N = lambda_return_errors(prompt, _RETURN_TRACE)
+    left_N = _lambda_errors(first, values_N)
+    mass_N = first.attention_CN[:n].sum(dim=1).double().cpu().numpy()
+    statistics = [
+        math.log(n),
+        math.log(1 - prompt.gamma),
+        math.log1p(terminated),
+        math.log(stretches),
+        float(terminated == 0),
+        terminated / stretches,
+        math.log(n / stretches),
+        math.log(prompt.effective_dimension),
+        math.tanh(_ratio(rewards.std(), magnitude)),
+        float(rewards.std() <= _SMALL * magnitude),
+        _ratio(rewards.mean(), magnitude),
+        _log_ratio(steps_M.mean() if len(steps_M) else 0.0, 2 * x_ND.var(axis=0).sum()),
+        _autocorrelation(errors_N, prompt.trace_links),
+        _log_ratio(spread, abs(constant)),
+        math.tanh(_ratio(first.level_shift, spread)),
+        _log_ratio(_rms(left_N), _rms(errors_N)),
+        _log_ratio(mass_N.mean() * max(first.setting.sink, 1.0), 1.0),
+        max(model.predictability, -1.0) if model is not None else 0.0,
+    ]
+    return np.array(statistics)
+
+
+def source_values(compiled: CompiledPrompt) -> np.ndarray:
+    """Values at the sources, (N,) float64."""
+    assert compiled.readout.columns_LCR is not None
+    return compiled.readout.columns_LCR[-1, : len(compiled.prompt), 0].double().cpu().numpy()
+
+
+def constant_of(compiled: CompiledPrompt) -> float:
+    return float(compiled.readout.constants_LR[-1, 0])
+
+
+def value_scale(compiled: CompiledPrompt) -> float:
+    """The unit of the prompt's values: their standard deviation, at least a thousandth of the constant; 0 for none."""
+    return float(np.hypot(source_values(compiled).std(), 1e-3 * constant_of(compiled)))
+
+
+@dataclass(frozen=True, eq=False)
+class QueryFacts:
+    """What the first head says of a prompt's queries.
+
+    Attributes:
+        values_Q: in units of reward.
+        mass_Q: attention in sources, sink apart.
+        constant, level_shift, scale: of the prompt, in units of reward.
+    """
+
+    values_Q: np.ndarray
+    mass_Q: np.ndarray
+    constant: float
+    level_shift: float
+    scale: float
+
+    @classmethod
+    def of(cls, first: CompiledPrompt, features_QD: np.ndarray) -> QueryFacts:
+        """Read off the first head's compiled context."""
+        attention_QN = first.attend(features_QD)
+        values_Q = first.values(attention_QN)[-1].double().cpu().numpy()
+        mass_Q = attention_QN.sum(dim=1).double().cpu().numpy() * max(first.setting.sink, 1.0)
+        return cls(values_Q, mass_Q, constant_of(first), first.level_shift, value_scale(first))
+
+
+def query_statistics(
+    facts: QueryFacts, by_head_HQ: np.ndarray, shares_H: np.ndarray, final_Q: np.ndarray
+) -> np.ndarray:
+    """Statistics of queries in the order of `QUERY_STATISTICS`, (Q, T), scale-free.
+
+    Args:
+        facts: of the first head.
+        by_head_HQ: values under each open head.
+        shares_H: of the open heads.
+        final_Q: the mixture's values; "imagination" is what walks and robust weights made of the plain mean.
+    """
+    scale = facts.scale or 1.0
+    mixed_Q = shares_H @ by_head_HQ
+    disagreement_Q = np.sqrt(np.abs(shares_H) @ np.square(by_head_HQ - mixed_Q))
+    columns = [
+        disagreement_Q / scale,
+        np.full(len(mixed_Q), abs(facts.level_shift) / scale),
+        np.abs(final_Q - facts.constant) / scale,
+        facts.mass_Q,
+        np.abs(final_Q - facts.values_Q) / scale,
+        np.abs(final_Q - mixed_Q) / scale,
+    ]
+    return np.log(np.clip(np.stack(columns, axis=1), 1e-4, 1e4))
+
+
+def _lambda_errors(compiled: CompiledPrompt, values_N: np.ndarray) -> np.ndarray:
+    """TD(lambda) errors of the first head's values on its own context, (N,)."""
+    prompt = compiled.prompt
+    assert compiled.readout.columns_LCR is not None
+    columns_C = compiled.readout.columns_LCR[-1, :, 0].double().cpu().numpy()
+    errors_N = prompt.rewards + prompt.discounts * columns_C[prompt.successors] - values_N
+    return accumulate(errors_N, prompt.discounts * _RETURN_TRACE * prompt.trace_links)
+
+
+def _autocorrelation(x_N: np.ndarray, links_N: np.ndarray) -> float:
+    x_N = x_N - x_N.mean()
+    inside = links_N[:-1]
+    return _ratio(float((x_N[:-1] * x_N[1:])[inside].mean()) if inside.any() else 0.0, float(np.square(x_N).mean()))
+
+
+def _rms(x_N: np.ndarray) -> float:
+    return float(np.sqrt(np.square(x_N).mean()))
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return float(numerator / denominator) if denominator > 0 else 0.0
+
+
+def _log_ratio(numerator: float, denominator: float) -> float:
+    """log of a ratio, cut to [1e-4, 1e4]; both zero counts as the least."""
+    if not denominator > 0:
+        return math.log(1e4) if numerator > 0 else math.log(1e-4)
+    return math.log(min(max(numerator / denominator, 1e-4), 1e4))

@@ -1,0 +1,1 @@
+"""True values: returns of simulator copies, and exact solves of transition tables."""

@@ -1,0 +1,341 @@
+"""Exact copies of a running simulator, behind one interface.
+
+A `Simulator` runs one episode and hands out `Checkpoint`s; a checkpoint makes any number of copies of the moment it was
+taken at. How a moment is held is a strategy:
+
+    deepcopy     every attribute of the environment and of its wrappers, copied
+    mujoco       the same, with the physics state copied by MuJoCo and the model shared
+    ale          the emulator's own save state, wrappers copied
+    replay       the seed and the actions since the reset, played again in a fresh environment (Box2D cannot be copied)
+    independent  nothing: no copy can be made
+
+`choose_strategy` takes the first that applies and passes a check: a copy that is given the same actions must see what
+the original sees. The check is needed: a plain ``copy.deepcopy`` of most MuJoCo, Box2D and Atari environments silently
+builds a new, freshly reset environment from the constructor's arguments.
+
+A copy is made for looking ahead: it carries no time limit and no wrapper that only watches, and it has its own random
+generator (a copied generator would give every copy the same noise).
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils import EzPickle
+
+from icrl_gym.acting.environments import TRANSPARENT_WRAPPERS, Wrapper, make_environment
+from icrl_gym.observations import Observations, map_leaves, named_leaves
+
+Factory = Callable[[], gymnasium.Env]
+_WARM_UP_STEPS = 6
+_CHECKED_STEPS = 8
+_PRIMING_FRAMES = 25  # after which an action asked for is all but certainly the one executed last
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """One moment of a running simulator.
+
+    Attributes:
+        restore: makes an exact copy of that moment, random generators included.
+        observation: what was seen at that moment.
+    """
+
+    restore: Factory
+    observation: Any
+
+    def branch(self, seed: np.random.SeedSequence) -> gymnasium.Env:
+        """A copy of that moment whose future noise comes from ``seed``."""
+        env = self.restore()
+        refresh_randomness(env, seed)
+        return env
+
+
+class Simulator:
+    """One environment that runs episodes and can be copied at any moment.
+
+    Args:
+        factory: makes the environment; called for every episode where the strategy is "replay" (an environment that
+            was reset before need not replay exactly), once otherwise.
+        strategy: a key of ``STRATEGIES``, or "independent".
+    """
+
+    def __init__(self, factory: Factory, strategy: str) -> None:
+        self.factory = factory
+        self.strategy = strategy
+        self.env = _strip(factory(), keep_time_limit=True)
+        self.seed: int | None = None
+        self.actions: list[Any] = []
+        self.observation: Any = None
+
+    def reset(self, seed: int) -> Any:
+        """Start an episode; returns the first observation."""
+        if self.strategy == "replay" and self.seed is not None:
+            self.env.close()
+            self.env = _strip(self.factory(), keep_time_limit=True)
+        self.seed, self.actions = seed, []
+        vars(self.env.unwrapped).pop("_last_action", None)
+        self.observation, _ = self.env.reset(seed=seed)
+        return self.observation
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool]:
+        """One step: observation, reward, terminated, truncated."""
+        self.actions.append(action)
+        self.observation, reward, terminated, truncated, _ = self.env.step(action)
+        return self.observation, float(reward), bool(terminated), bool(truncated)
+
+    def checkpoint(self) -> Checkpoint:
+        """Hold this moment.
+
+        Raises:
+            ValueError: the strategy is "independent".
+        """
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"no checkpoint: the simulator cannot be copied (strategy {self.strategy!r})")
+        return Checkpoint(STRATEGIES[self.strategy](self), map_leaves(np.array, self.observation))
+
+
+def environment_factory(
+    env_or_id: str | gymnasium.Env, env_kwargs: Mapping[str, Any] | None = None, wrapper: Wrapper | None = None
+) -> Factory:
+    """Something that makes any number of environments like the one described; an environment given is left alone."""
+    if isinstance(env_or_id, str):
+        return lambda: make_environment(env_or_id, env_kwargs, wrapper)
+    given = make_environment(env_or_id, env_kwargs, wrapper)
+
+    def another() -> gymnasium.Env:
+        try:
+            return _copy_stack(given)
+        except Exception:  # it holds something that cannot be copied: make it anew
+            return _copy_stack(given, new_base=True)
+
+    return another
+
+
+def choose_strategy(factory: Factory, seed: int = 0) -> str:
+    """The name of the first strategy whose copies reproduce the original, or "independent"."""
+    base = factory().unwrapped
+    is_emulator, is_mujoco = hasattr(base, "ale"), _is_mujoco(base)
+    applies = {"ale": is_emulator, "mujoco": is_mujoco, "deepcopy": not is_emulator and not is_mujoco, "replay": True}
+    candidates = [name for name in STRATEGIES if applies[name]]
+    for name in candidates:
+        try:
+            if _reproduces(factory, name, seed):
+                return name
+        except Exception:  # whatever a simulator raises when it is copied, it means: not this way
+            continue
+    return "independent"
+
+
+def refresh_randomness(env: gymnasium.Env, seed: np.random.SeedSequence) -> None:
+    """Give every random generator of the environment and of its wrappers a new state, in place."""
+    base: Any = env.unwrapped
+    _ = base.np_random  # an environment that was never seeded makes its generator now
+    for index, generator in enumerate(_random_generators(env)):
+        _reseed(generator, np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, index)))
+    if hasattr(base, "ale"):
+        _refresh_emulator(base, int(seed.generate_state(1)[0] % 2**31))
+
+
+def _refresh_emulator(base: Any, seed: int) -> None:
+    state = base.ale.cloneState(include_rng=False)
+    base.ale.setInt("random_seed", seed)
+    base.load_game()  # the seed is read when a game is loaded
+    _restore_emulator(base, state)
+
+
+def _reseed(generator: Any, seed: np.random.SeedSequence) -> None:
+    if isinstance(generator, np.random.Generator):
+        bits: Any = generator.bit_generator
+        bits.state = type(bits)(seed).state
+    else:
+        generator.seed(int(seed.generate_state(1)[0]))
+
+
+def _random_generators(env: gymnasium.Env) -> Iterator[Any]:
+    """Each generator once: attributes of every level, and attributes or items of those."""
+    kinds = (np.random.Generator, np.random.RandomState, random.Random)
+    seen: set[int] = set()
+    for level in _levels(env):
+        for value in list(vars(level).values()):
+            for part in (value, *_parts(value)):
+                if isinstance(part, kinds) and id(part) not in seen:
+                    seen.add(id(part))
+                    yield part
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, (gymnasium.Env, gymnasium.Space, EnvSpec, type)):
+        return []
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return list(vars(value).values()) if hasattr(value, "__dict__") else []
+
+
+def _levels(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
+    """The wrappers from the outside in, then the environment itself."""
+    while isinstance(env, gymnasium.Wrapper):
+        yield env
+        env = env.env
+    yield env
+
+
+def _strip(env: gymnasium.Env, *, keep_time_limit: bool = False) -> gymnasium.Env:
+    """Take the wrappers that only watch, and the time limit, out of a stack that belongs to us alone."""
+    if not isinstance(env, gymnasium.Wrapper):
+        return env
+    inner = _strip(env.env, keep_time_limit=keep_time_limit)
+    is_limit = isinstance(env, gymnasium.wrappers.TimeLimit)
+    if type(env).__name__ in TRANSPARENT_WRAPPERS and not (is_limit and keep_time_limit):
+        return inner
+    env.env = inner
+    return env
+
+
+def _is_mujoco(base: Any) -> bool:
+    return type(getattr(base, "data", None)).__name__ == "MjData" and hasattr(base, "model")
+
+
+def _copy_stack(env: gymnasium.Env, *, new_base: bool = False) -> gymnasium.Env:
+    """Copy an environment and its wrappers; spaces, specs and transition tables are shared.
+
+    ``new_base`` makes the innermost environment anew from its constructor's arguments, where its class knows how to.
+    """
+    levels = list(_levels(env))
+    memo: dict[int, Any] = {}
+    for level in levels:
+        memo |= {id(part): part for part in vars(level).values() if isinstance(part, (gymnasium.Space, EnvSpec))}
+    base: Any = levels[-1]
+    if isinstance(getattr(base, "P", None), dict):
+        memo[id(base.P)] = base.P  # the transition table of a tabular environment: large and never written to
+    if new_base:
+        memo[id(base)] = copy.deepcopy(base)
+    elif hasattr(base, "ale"):
+        _copy_emulator(base, memo)
+    else:
+        _copy_attributes(base, _with_physics(base, memo))
+    for wrapper in reversed(levels[:-1]):
+        _copy_attributes(wrapper, memo)
+    return memo[id(env)]
+
+
+def _copy_attributes(level: Any, memo: dict[int, Any]) -> None:
+    """Copy one level, its attributes and all; a class that says how it is copied (other than by EzPickle) is obeyed."""
+    kind = type(level)
+    own_rule = hasattr(kind, "__deepcopy__") or kind.__getstate__ not in (object.__getstate__, EzPickle.__getstate__)
+    if own_rule:
+        memo[id(level)] = copy.deepcopy(level, memo)
+        return
+    copied = memo[id(level)] = object.__new__(kind)
+    for name, value in vars(level).items():
+        copied.__dict__[name] = copy.deepcopy(value, memo)
+
+
+def _with_physics(base: Any, memo: dict[int, Any]) -> dict[int, Any]:
+    """MuJoCo copies its own data, of which deepcopy would copy the model too; the model is shared."""
+    if _is_mujoco(base):
+        memo[id(base.model)] = base.model
+        memo[id(base.data)] = copy.copy(base.data)
+    return memo
+
+
+def _copy_emulator(base: Any, memo: dict[int, Any]) -> None:
+    copied = memo[id(base)] = copy.deepcopy(base)  # a new emulator with the same game
+    memo[id(base.ale)] = copied.ale
+    for name, value in vars(base).items():
+        if name != "ale":
+            copied.__dict__[name] = copy.deepcopy(value, memo)
+    _restore_emulator(copied, base.ale.cloneState(include_rng=True))
+
+
+def _restore_emulator(base: Any, state: Any) -> None:
+    """Restore a save state. It lacks the action executed last, which a sticky emulator may repeat: play that first.
+
+    What was executed last is taken to be what was asked for last: wrong with probability p^frameskip, p that of a
+    repetition.
+    """
+    last_action = getattr(base, "_last_action", None)
+    if last_action is not None and base.ale.getFloat("repeat_action_probability") > 0:
+        for _ in range(_PRIMING_FRAMES):
+            base.ale.act(base._action_set[last_action])
+    base.ale.restoreState(state)
+
+
+def _save_copy(simulator: Simulator) -> Factory:
+    base: Any = simulator.env.unwrapped
+    if hasattr(base, "ale") and simulator.actions and not base.continuous:
+        base._last_action = int(simulator.actions[-1])
+    saved = _strip(_copy_stack(simulator.env))
+    return lambda: _copy_stack(saved)
+
+
+def _save_actions(simulator: Simulator) -> Factory:
+    factory, seed, actions = simulator.factory, simulator.seed, tuple(simulator.actions)
+
+    def restore() -> gymnasium.Env:
+        env = _strip(factory(), keep_time_limit=True)
+        env.reset(seed=seed)
+        for action in actions:
+            env.step(action)
+        return _strip(env)
+
+    return restore
+
+
+STRATEGIES: Mapping[str, Callable[[Simulator], Factory]] = {
+    "ale": _save_copy,
+    "mujoco": _save_copy,
+    "deepcopy": _save_copy,
+    "replay": _save_actions,
+}
+
+
+def _reproduces(factory: Factory, strategy: str, seed: int) -> bool:
+    """Whether two copies, each stepped before the original goes on, see what the original then sees."""
+    simulator = Simulator(factory, strategy)
+    actions = _sample_actions(simulator.env, seed)
+    simulator.reset(seed)
+    for action in actions[:_WARM_UP_STEPS]:
+        _, _, terminated, truncated = simulator.step(action)
+        if terminated or truncated:
+            simulator.reset(seed)
+    checkpoint = simulator.checkpoint()
+    rest = actions[_WARM_UP_STEPS:]
+    copies = [_outcomes(checkpoint.restore(), rest) for _ in range(2)]
+    original = _outcomes(simulator.env, rest)
+    return all(_same_outcomes(copied, original) for copied in copies)
+
+
+def _sample_actions(env: gymnasium.Env, seed: int) -> list[Any]:
+    space = copy.deepcopy(env.action_space)
+    space.seed(seed)
+    return [space.sample() for _ in range(_WARM_UP_STEPS + _CHECKED_STEPS)]
+
+
+def _outcomes(env: gymnasium.Env, actions: list[Any]) -> list[tuple[Observations, float, bool]]:
+    """What the actions lead to, up to a termination."""
+    outcomes = []
+    for action in actions:
+        observation, reward, terminated, _, _ = env.step(action)
+        outcomes.append((map_leaves(np.array, observation), float(reward), bool(terminated)))
+        if terminated:
+            break
+    return outcomes
+
+
+def _same_outcomes(first: list[Any], second: list[Any]) -> bool:
+    if [outcome[1:] for outcome in first] != [outcome[1:] for outcome in second]:
+        return False
+    leaves = [
+        zip(named_leaves(a[0], ""), named_leaves(b[0], ""), strict=True) for a, b in zip(first, second, strict=True)
+    ]
+    return all(np.array_equal(a, b) for pairs in leaves for (_, a), (_, b) in pairs)

@@ -1,0 +1,1 @@
+"""The main job, `icrl-gym evaluate`: one policy, its values in context, the truth and its critic."""

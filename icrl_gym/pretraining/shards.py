@@ -1,0 +1,222 @@
+"""Examples to train on: tasks of the prior with every head solved at the corners of what the gate may choose.
+
+Shard i is a pure function of (seed, i, heads): family, length and tasks are drawn from it. A shard is one npz file,
+written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from icrl_gym.context.features import FeatureMap
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.gate import UNPREDICTABLE
+from icrl_gym.evaluator.network import CompiledPrompt, Setting, compile_prompt, with_free_level
+from icrl_gym.evaluator.statistics import STATISTICS, QueryFacts, prompt_statistics
+from icrl_gym.evaluator.walks import TransitionModel, imagination_steps
+from icrl_gym.pretraining.prior import FAMILIES, TaskBatch, sample_tasks
+from icrl_gym.runs import replacing
+
+LENGTHS = {128: 0.15, 256: 0.35, 512: 0.35, 1024: 0.12, 2048: 0.03}  # of contexts, with their shares
+NUM_QUERIES = 64
+MOST_TASKS = 16  # of a shard; long contexts come in smaller shards
+PSEUDO_CORNERS = (0.0, 1.0)
+LEVEL_CORNERS = (0.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """B tasks, H heads, Q queries, S statistics; NumPy arrays.
+
+    Attributes:
+        statistics: (B, S) float32.
+        values: (B, H, 2, 2, Q) float32, in units of ``scale`` and relative to ``constant``, at the corners of
+            pseudo-terminations and free level.
+        imagined: like ``values``, imagined returns whose ends take these values; equal to them where nothing may be
+            imagined.
+        mass: (B, Q) float32, the first head's attention in sources.
+        level_shift: (B,) float32, in units of ``scale``.
+        truth, truth_stderr: (B, Q) float32, in the same units.
+        constant, scale: (B,) float64.
+        family: (B,) index into `icrl_gym.pretraining.prior.FAMILIES`.
+        length: (B,) transitions.
+    """
+
+    statistics: np.ndarray
+    values: np.ndarray
+    imagined: np.ndarray
+    mass: np.ndarray
+    level_shift: np.ndarray
+    truth: np.ndarray
+    truth_stderr: np.ndarray
+    constant: np.ndarray
+    scale: np.ndarray
+    family: np.ndarray
+    length: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def select(self, rows: np.ndarray) -> Examples:
+        """The examples of an index or a mask."""
+        return Examples(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    @classmethod
+    def join(cls, parts: Sequence[Examples]) -> Examples:
+        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+
+
+def make_shard(path: Path, seed: int, index: int, heads: tuple[Setting, ...]) -> None:
+    """Draw and solve shard ``index`` of stream ``seed``, unless it is there."""
+    if path.exists():
+        return
+    rng = np.random.default_rng((seed, index))
+    shares = np.array([family.weight for family in FAMILIES.values()])
+    family = str(rng.choice(list(FAMILIES), p=shares / shares.sum()))
+    length = int(rng.choice(list(LENGTHS), p=list(LENGTHS.values())))
+    batch = sample_tasks(
+        family,
+        num_tasks=max(4, min(MOST_TASKS, MOST_TASKS * 512 // length)),
+        num_transitions=length,
+        num_queries=NUM_QUERIES,
+        seed=(seed, index),
+    )
+    number = list(FAMILIES).index(family)
+    solved = [example for task in range(len(batch)) if (example := _solve(batch, task, heads, number)) is not None]
+    if not solved:
+        raise RuntimeError(f"shard {index} of seed {seed}: no task of {family!r} could be solved")
+    _save(path, Examples.join(solved))
+
+
+def load_shards(paths: Sequence[Path]) -> Examples:
+    """Read shards in the order given.
+
+    Raises:
+        ValueError: a shard is damaged.
+    """
+    return Examples.join([_load(path) for path in paths])
+
+
+def task_prompt(batch: TaskBatch, task: int) -> tuple[Prompt, np.ndarray]:
+    """Prompt and query features (Q, D) of one task of the prior."""
+    trajectory, queries = batch.trajectory(task), batch.queries[task].double().cpu().numpy()
+    gamma = float(batch.gamma[task])
+    feature_map = _Plain(trajectory.observation_space) if not batch.standardise else None
+    prompt = Prompt.from_trajectory(trajectory, gamma, feature_map)
+    return prompt, prompt.queries(queries)
+
+
+class _Plain(FeatureMap):
+    """One-hot columns of a lone categorical state: features already, one component."""
+
+    def __call__(self, observations: np.ndarray) -> np.ndarray:
+        return np.asarray(observations, dtype=np.float64)
+
+    @property
+    def effective_dimension(self) -> int:
+        return 1
+
+
+def _solve(batch: TaskBatch, task: int, heads: tuple[Setting, ...], family: int) -> Examples | None:
+    prompt, query_QD = task_prompt(batch, task)
+    truth_Q = (batch.values[task] + batch.values_second[task]).double().cpu().numpy() / 2
+    return solve_example(prompt, query_QD, truth_Q, batch.stderr[task].double().cpu().numpy(), heads, family)
+
+
+def solve_example(
+    prompt: Prompt,
+    query_QD: np.ndarray,
+    truth_Q: np.ndarray,
+    stderr_Q: np.ndarray,
+    heads: tuple[Setting, ...],
+    family: int = -1,
+) -> Examples | None:
+    """One example, or None where a head's values are not finite or the prompt has no scale.
+
+    Args:
+        prompt: the context.
+        query_QD: features of the queries.
+        truth_Q, stderr_Q: their values, in units of reward, and standard errors.
+        heads: settings; the first gives the statistics.
+        family: index into `icrl_gym.pretraining.prior.FAMILIES`, -1 for none.
+    """
+    first = compile_prompt(prompt, heads[0])
+    facts = QueryFacts.of(first, query_QD)
+    transitions = TransitionModel.fit(prompt)
+    statistics = prompt_statistics(prompt, first, transitions)
+    walks = None
+    if transitions is not None and transitions.predictability > UNPREDICTABLE:
+        walks = transitions.walk(query_QD, imagination_steps(prompt.gamma))
+    states_PD = query_QD if walks is None else np.concatenate([query_QD, walks.ends_QD])
+    equal = bool(statistics[STATISTICS.index("constant_reward")])
+    solved = np.stack([_corners(first, head, equal, states_PD) for head in heads])
+    corners = solved[..., : len(query_QD)]
+    imagined = corners if walks is None else walks.returns(prompt.rewards, solved[..., len(query_QD) :])
+    if not facts.scale > 0 or not (np.isfinite(corners).all() and np.isfinite(imagined).all()):
+        return None
+
+    def small(x: np.ndarray | float) -> np.ndarray:
+        return np.asarray(x, dtype=np.float32)[None]
+
+    return Examples(
+        statistics=small(statistics),
+        values=small((corners - facts.constant) / facts.scale),
+        imagined=small((imagined - facts.constant) / facts.scale),
+        mass=small(facts.mass_Q),
+        level_shift=small(facts.level_shift / facts.scale),
+        truth=small((truth_Q - facts.constant) / facts.scale),
+        truth_stderr=small(stderr_Q / facts.scale),
+        constant=np.array([facts.constant]),
+        scale=np.array([facts.scale]),
+        family=np.array([family]),
+        length=np.array([len(prompt)]),
+    )
+
+
+def _corners(first: CompiledPrompt, head: Setting, equal_rewards: bool, states_PD: np.ndarray) -> np.ndarray:
+    """Values (2, 2, P) at the corners of pseudo-terminations, which need equal rewards, and free level.
+
+    Args:
+        first: the prompt under the first head, which is not solved again.
+        head: what to solve.
+        equal_rewards: whether pseudo-terminations are allowed; without them their corner is a copy.
+        states_PD: features.
+    """
+    by_pseudo = []
+    for pseudo in PSEUDO_CORNERS:
+        if pseudo and not equal_rewards:
+            by_pseudo.append(by_pseudo[0])
+            continue
+        setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
+        compiled = first if setting == first.setting else compile_prompt(first.prompt, setting)
+        attention_PN = compiled.attend(states_PD)
+        levels = [with_free_level(compiled, level) for level in LEVEL_CORNERS]
+        by_pseudo.append([moved.values(attention_PN)[-1].double().cpu().numpy() for moved in levels])
+    return np.array(by_pseudo)
+
+
+def _save(path: Path, examples: Examples) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+        np.savez(file, **{field.name: getattr(examples, field.name) for field in fields(examples)})
+
+
+def _load(path: Path) -> Examples:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            return Examples(**{field.name: stored[field.name] for field in fields(Examples)})
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError) as error:
+        raise ValueError(f"the shard {path} is damaged; remove it, and it is made again") from error
+
+
+def as_tensors(examples: Examples) -> dict[str, torch.Tensor]:
+    """The arrays that training reads."""
+    names = ("statistics", "values", "imagined", "mass", "level_shift", "truth", "truth_stderr")
+    return {name: torch.as_tensor(getattr(examples, name)) for name in names}

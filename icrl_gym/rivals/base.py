@@ -1,0 +1,145 @@
+"""What all classical estimators share: the prompt, its constant, and the record they answer with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import numpy as np
+
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.observations import Observations, as_batch
+from icrl_gym.values import ValueEstimates
+
+
+class PromptEstimator(ABC):
+    """An estimator that sees a context as a `Prompt` and queries as feature vectors.
+
+    Attributes:
+        weighs_ratios: whether it weighs transitions by their importance ratios; one that does not refuses a log with
+            ratios.
+    """
+
+    weighs_ratios = False
+
+    def fit(self, trajectory: Trajectory, gamma: float) -> Self:
+        """Learn from a log; gamma in [0, 1). Returns self.
+
+        Raises:
+            TypeError: not a Trajectory, or observations without features.
+            ValueError: gamma out of range, or importance ratios that this method has no use for or that are all 0.
+        """
+        if not isinstance(trajectory, Trajectory):
+            raise TypeError(f"trajectory must be a Trajectory, got {type(trajectory).__name__}")
+        self._check_ratios(trajectory)
+        self.prompt_ = Prompt.from_trajectory(trajectory, gamma)
+        self._trajectory = trajectory
+        self._fit(self.prompt_)
+        return self
+
+    def predict(self, observations: Observations) -> ValueEstimates:
+        """Values of raw observations (Q,) + shape; no standard error unless the method has one.
+
+        Raises:
+            RuntimeError: called before `fit`.
+            TypeError, ValueError: the observations do not fit the observation space.
+        """
+        observations = as_batch(observations, self._fitted_log().observation_space, "observations")
+        features_QD = self.prompt_.queries(observations)
+        return ValueEstimates(
+            self._values(features_QD), observations, self.prompt_.estimand, stderr=self._stderr(features_QD)
+        )
+
+    def _fitted_log(self) -> Trajectory:
+        if not hasattr(self, "_trajectory"):
+            raise RuntimeError(f"{type(self).__name__} has no context yet: call fit(trajectory, gamma) first")
+        return self._trajectory
+
+    def _check_ratios(self, trajectory: Trajectory) -> None:
+        if trajectory.importance_ratios is None:
+            return
+        if not self.weighs_ratios:
+            raise ValueError(
+                f"{type(self).__name__} does not use importance_ratios: from this log it would estimate the values of "
+                "the behaviour, not of the target"
+            )
+        if not trajectory.importance_ratios.any():
+            raise ValueError("importance_ratios: every transition has ratio 0; at least one must count")
+
+    @abstractmethod
+    def _fit(self, prompt: Prompt) -> None: ...
+
+    @abstractmethod
+    def _values(self, features_QD: np.ndarray) -> np.ndarray: ...
+
+    def _stderr(self, features_QD: np.ndarray) -> np.ndarray | None:
+        del features_QD
+        return None
+
+
+def importance_ratios(prompt: Prompt) -> np.ndarray:
+    """pi / mu of the logged actions, (N,); 1 where the policy itself acted."""
+    return np.ones(len(prompt)) if prompt.importance_ratios is None else prompt.importance_ratios
+
+
+def prompt_constant(prompt: Prompt) -> float:
+    """The one value that balances the context's Bellman equations: sum of rewards / sum of (1 - discount), weighted by
+    the importance ratios."""
+    ratio_N = importance_ratios(prompt)
+    return float((ratio_N * prompt.rewards).sum() / (ratio_N * (1.0 - prompt.discounts)).sum())
+
+
+def all_features(prompt: Prompt) -> np.ndarray:
+    """Features of all columns, sources then ends, (C, D)."""
+    return np.concatenate([prompt.source_features, prompt.end_features])
+
+
+def traces(delta_N: np.ndarray, decay_N: np.ndarray) -> np.ndarray:
+    """e_k = delta_k + decay_k e_{k+1} along the first axis, (N,) or (N, R)."""
+    e = np.array(delta_N, dtype=np.float64)
+    for k in range(len(e) - 2, -1, -1):
+        if decay_N[k]:
+            e[k] += decay_N[k] * e[k + 1]
+    return e
+
+
+def trace_decays(prompt: Prompt, trace_decay: float) -> np.ndarray:
+    """discount_k lambda rho_{k+1}, the factor of e_{k+1} in `traces`, (N,); 0 where row k + 1 does not continue row k.
+
+    The ratio of a transition's own action is not in it: it is the weight of its equation (per-decision importance
+    sampling: Precup, Sutton, Singh 2000; for LSTD(lambda): Bertsekas & Yu 2009).
+    """
+    next_ratio_N = np.append(importance_ratios(prompt)[1:], 1.0)
+    return prompt.discounts * trace_decay * prompt.trace_links * next_ratio_N
+
+
+def returns(prompt: Prompt) -> np.ndarray:
+    """Discounted returns from every source, (N,); an end that did not terminate is worth the prompt's constant.
+
+    With importance ratios: per-decision weighted returns after the first action, with the prompt's constant as control
+    variate (Jiang & Li 2016); the first action's own ratio is the weight of the return.
+    """
+    constant = prompt_constant(prompt)
+    excess_N = prompt.rewards - (1.0 - prompt.discounts) * constant
+    return constant + traces(excess_N, trace_decays(prompt, 1.0))
+
+
+def scaled_distances(left_BD: np.ndarray, right_ND: np.ndarray, width: float) -> np.ndarray:
+    """Squared Euclidean distances divided by width^2, (B, N)."""
+    squares = (left_BD**2).sum(1)[:, None] + (right_ND**2).sum(1) - 2.0 * left_BD @ right_ND.T
+    return np.maximum(squares, 0.0) / width**2
+
+
+def check_positive(**options: float) -> None:
+    """Raise ValueError naming the first option that is not a positive finite number."""
+    for name, value in options.items():
+        if not np.isfinite(value) or value <= 0:
+            raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+
+
+def check_fraction(**options: float) -> None:
+    """Raise ValueError naming the first option outside [0, 1]."""
+    for name, value in options.items():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} must be in [0, 1], got {value!r}")

@@ -1,0 +1,300 @@
+"""Linear value functions v(x) = w^T phi(x) from one log.
+
+Notation: phi_k = phi(S_k), phi'_k the true successor's, discount_k = gamma (1 - terminated_k). Sources: Sutton & Barto,
+*Reinforcement Learning*, 2nd ed., ch. 9, 11, 12; Boyan 1999 (LSTD(lambda)); van Seijen et al. 2016 (true online TD);
+Sutton et al. 2009 (GTD2, TDC); Baird 1995 (residual gradient); [WBDZ24] for the linear transformer; Maei 2011 and
+Sutton & Barto 12.9 for the importance ratios rho_k, which weigh transition k's equation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.rivals.base import (
+    PromptEstimator,
+    all_features,
+    check_fraction,
+    check_positive,
+    importance_ratios,
+    prompt_constant,
+    trace_decays,
+    traces,
+)
+from icrl_gym.rivals.basis import Basis, BasisName
+
+
+class LinearEstimator(PromptEstimator):
+    """A weight vector on basis functions.
+
+    Args:
+        basis, num_centres, width: see `Basis`.
+        relative: estimate values relative to the prompt's constant, which regularisation then shrinks towards.
+    """
+
+    weighs_ratios = True
+
+    def __init__(
+        self, basis: BasisName = "radial", num_centres: int = 200, width: float = 2.0, relative: bool = True
+    ) -> None:
+        self.basis = Basis(basis, num_centres, width)
+        self.relative = relative
+
+    def _fit(self, prompt: Prompt) -> None:
+        columns_CF = self.basis.fit(prompt)(all_features(prompt))
+        self._constant = prompt_constant(prompt) if self.relative else 0.0
+        source_NF = columns_CF[: len(prompt)]
+        next_NF = prompt.discounts[:, None] * columns_CF[prompt.successors]
+        rewards_N = prompt.rewards - (1.0 - prompt.discounts) * self._constant
+        self.weights_ = self._weights(source_NF, next_NF, rewards_N, prompt)
+
+    def _values(self, features_QD: np.ndarray) -> np.ndarray:
+        return self._constant + self.basis(features_QD) @ self.weights_
+
+    def _weights(self, source_NF: np.ndarray, next_NF: np.ndarray, rewards_N: np.ndarray, prompt: Prompt) -> np.ndarray:
+        """w (F,) from phi (N, F), discount * phi' (N, F) and rewards (N,)."""
+        raise NotImplementedError
+
+
+class LSTD(LinearEstimator):
+    """LSTD(lambda) with ridge: (Z^T (Phi - discount Phi') + ridge N I) w = Z^T r, Z the eligibility traces of Phi.
+
+    With importance ratios the sums run over rho_k phi_k, and traces pass rho_{k+1} (Bertsekas & Yu 2009).
+
+    Args:
+        trace_decay: lambda in [0, 1].
+        ridge: per transition, > 0.
+    """
+
+    def __init__(
+        self,
+        trace_decay: float = 0.0,
+        ridge: float = 1e-3,
+        basis: BasisName = "radial",
+        num_centres: int = 200,
+        width: float = 2.0,
+        relative: bool = True,
+    ) -> None:
+        super().__init__(basis, num_centres, width, relative)
+        check_fraction(trace_decay=trace_decay)
+        check_positive(ridge=ridge)
+        self.trace_decay, self.ridge = trace_decay, ridge
+
+    def _weights(self, source_NF: np.ndarray, next_NF: np.ndarray, rewards_N: np.ndarray, prompt: Prompt) -> np.ndarray:
+        weighted_NF = importance_ratios(prompt)[:, None] * source_NF
+        errors_NF = traces(np.column_stack([source_NF - next_NF, rewards_N]), trace_decays(prompt, self.trace_decay))
+        matrix_FF = weighted_NF.T @ errors_NF[:, :-1] + self.ridge * len(prompt) * np.eye(source_NF.shape[1])
+        return np.linalg.solve(matrix_FF, weighted_NF.T @ errors_NF[:, -1])
+
+
+class BellmanResidual(LinearEstimator):
+    """Least squared TD error, the residual-gradient fixed point; noise biases it, since one successor is used twice."""
+
+    def __init__(
+        self,
+        ridge: float = 1e-3,
+        basis: BasisName = "radial",
+        num_centres: int = 200,
+        width: float = 2.0,
+        relative: bool = True,
+    ) -> None:
+        super().__init__(basis, num_centres, width, relative)
+        check_positive(ridge=ridge)
+        self.ridge = ridge
+
+    def _weights(self, source_NF: np.ndarray, next_NF: np.ndarray, rewards_N: np.ndarray, prompt: Prompt) -> np.ndarray:
+        difference_NF = source_NF - next_NF
+        weighted_NF = importance_ratios(prompt)[:, None] * difference_NF
+        matrix_FF = weighted_NF.T @ difference_NF + self.ridge * len(prompt) * np.eye(source_NF.shape[1])
+        return np.linalg.solve(matrix_FF, weighted_NF.T @ rewards_N)
+
+
+class SweepingEstimator(LinearEstimator):
+    """Stochastic updates in the order of the log, several passes over it.
+
+    Args:
+        step_size: of the first pass, divided by the mean squared norm of phi; it falls as 1 / sqrt(pass).
+        num_passes: over the log.
+    """
+
+    def __init__(
+        self,
+        step_size: float = 0.1,
+        num_passes: int = 50,
+        trace_decay: float = 0.0,
+        basis: BasisName = "radial",
+        num_centres: int = 200,
+        width: float = 2.0,
+        relative: bool = True,
+    ) -> None:
+        super().__init__(basis, num_centres, width, relative)
+        check_positive(step_size=step_size, num_passes=num_passes)
+        check_fraction(trace_decay=trace_decay)
+        self.step_size, self.num_passes, self.trace_decay = step_size, num_passes, trace_decay
+
+    def _weights(self, source_NF: np.ndarray, next_NF: np.ndarray, rewards_N: np.ndarray, prompt: Prompt) -> np.ndarray:
+        self._start(source_NF.shape[1])
+        scale = self.step_size / np.square(source_NF).sum(axis=1).mean()
+        decays_N = prompt.discounts * self.trace_decay * prompt.trace_links
+        ratio_N = importance_ratios(prompt)
+        weights = np.zeros(source_NF.shape[1])
+        for sweep in range(self.num_passes):
+            self._begin_pass(source_NF.shape[1])
+            step = scale / np.sqrt(1.0 + sweep)
+            for k in range(len(rewards_N)):
+                decay = decays_N[k - 1] if k else 0.0
+                weights = self._step(weights, source_NF[k], next_NF[k], rewards_N[k], step, decay, ratio_N[k])
+        return weights
+
+    def _start(self, size: int) -> None:
+        """Set up what lives through all passes."""
+
+    def _begin_pass(self, size: int) -> None:
+        """Set up what lives through one pass."""
+
+    def _step(
+        self,
+        weights: np.ndarray,
+        phi: np.ndarray,
+        next_phi: np.ndarray,
+        reward: float,
+        step: float,
+        decay: float,
+        ratio: float,
+    ) -> np.ndarray:
+        """New weights after one transition; ``next_phi`` is discount * phi', ``decay`` gamma lambda across the link,
+        ``ratio`` the importance ratio of its action.
+        """
+        raise NotImplementedError
+
+
+class TDLambda(SweepingEstimator):
+    """TD(lambda) with accumulating traces (Sutton & Barto 12.2, off-policy 12.9); trace_decay = 0 is TD(0)."""
+
+    def _begin_pass(self, size: int) -> None:
+        self._trace = np.zeros(size)
+
+    def _step(
+        self,
+        weights: np.ndarray,
+        phi: np.ndarray,
+        next_phi: np.ndarray,
+        reward: float,
+        step: float,
+        decay: float,
+        ratio: float,
+    ) -> np.ndarray:
+        self._trace = ratio * (decay * self._trace + phi)
+        delta = reward + weights @ next_phi - weights @ phi
+        return weights + step * delta * self._trace
+
+
+class TrueOnlineTDLambda(SweepingEstimator):
+    """True online TD(lambda) with dutch traces (Sutton & Barto 12.5)."""
+
+    weighs_ratios = False
+
+    def _begin_pass(self, size: int) -> None:
+        self._trace, self._old_value = np.zeros(size), 0.0
+
+    def _step(
+        self,
+        weights: np.ndarray,
+        phi: np.ndarray,
+        next_phi: np.ndarray,
+        reward: float,
+        step: float,
+        decay: float,
+        ratio: float,
+    ) -> np.ndarray:
+        value, next_value = weights @ phi, weights @ next_phi
+        if not decay:
+            self._old_value = value
+        self._trace = decay * self._trace + (1.0 - step * decay * (self._trace @ phi)) * phi
+        delta = reward + next_value - value
+        change = step * (delta + value - self._old_value) * self._trace - step * (value - self._old_value) * phi
+        self._old_value = self._next_old_value(weights, next_phi)
+        return weights + change
+
+    def _next_old_value(self, weights: np.ndarray, next_phi: np.ndarray) -> float:
+        # V_old is w^T phi' without the discount; next_phi carries it, and a terminal successor is worth 0.
+        return float(weights @ next_phi) / self._discount if self._discount else 0.0
+
+    def _weights(self, source_NF: np.ndarray, next_NF: np.ndarray, rewards_N: np.ndarray, prompt: Prompt) -> np.ndarray:
+        self._discount = prompt.gamma
+        return super()._weights(source_NF, next_NF, rewards_N, prompt)
+
+
+class GTD2(SweepingEstimator):
+    """Gradient TD (Sutton et al. 2009): w += step rho (phi - discount phi')(phi^T h),
+    h += step secondary (rho delta - phi^T h) phi.
+
+    Args:
+        secondary: ratio of the second step size to the first, > 0.
+    """
+
+    def __init__(
+        self,
+        step_size: float = 0.1,
+        num_passes: int = 50,
+        secondary: float = 1.0,
+        basis: BasisName = "radial",
+        num_centres: int = 200,
+        width: float = 2.0,
+        relative: bool = True,
+    ) -> None:
+        super().__init__(step_size, num_passes, 0.0, basis, num_centres, width, relative)
+        check_positive(secondary=secondary)
+        self.secondary = secondary
+
+    def _start(self, size: int) -> None:
+        self._helper = np.zeros(size)
+
+    def _step(
+        self,
+        weights: np.ndarray,
+        phi: np.ndarray,
+        next_phi: np.ndarray,
+        reward: float,
+        step: float,
+        decay: float,
+        ratio: float,
+    ) -> np.ndarray:
+        delta, correction = reward + weights @ next_phi - weights @ phi, phi @ self._helper
+        weights = weights + step * ratio * self._direction(delta, correction, phi, next_phi)
+        self._helper = self._helper + self.secondary * step * (ratio * delta - correction) * phi
+        return weights
+
+    def _direction(self, delta: float, correction: float, phi: np.ndarray, next_phi: np.ndarray) -> np.ndarray:
+        return (phi - next_phi) * correction
+
+
+class TDC(GTD2):
+    """TD with gradient correction (Sutton et al. 2009): w += step rho (delta phi - discount phi' (phi^T h))."""
+
+    def _direction(self, delta: float, correction: float, phi: np.ndarray, next_phi: np.ndarray) -> np.ndarray:
+        return delta * phi - next_phi * correction
+
+
+class LinearInContextTD(LinearEstimator):
+    """The linear-attention ancestor [WBDZ24]: L layers are L steps of batch TD(0) on the features themselves.
+
+    w <- w + (step / n) sum_k rho_k delta_k phi_k, from zero; its preconditioner C is step times the identity.
+
+    Args:
+        num_layers: depth.
+        step_size: divided by the mean squared norm of phi.
+    """
+
+    def __init__(self, num_layers: int = 30, step_size: float = 1.0, relative: bool = True) -> None:
+        super().__init__("linear", relative=relative)
+        check_positive(num_layers=num_layers, step_size=step_size)
+        self.num_layers, self.step_size = num_layers, step_size
+
+    def _weights(self, source_NF: np.ndarray, next_NF: np.ndarray, rewards_N: np.ndarray, prompt: Prompt) -> np.ndarray:
+        step = self.step_size / np.square(source_NF).sum(axis=1).mean() / len(prompt)
+        weights, ratio_N = np.zeros(source_NF.shape[1]), importance_ratios(prompt)
+        for _ in range(self.num_layers):
+            delta_N = rewards_N + next_NF @ weights - source_NF @ weights
+            weights = weights + step * source_NF.T @ (ratio_N * delta_N)
+        return weights

@@ -1,0 +1,261 @@
+"""Networks fitted to the log: what a practitioner would train when there is no simulator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from icrl_gym.acting.policies import ActingPolicy, as_policy
+from icrl_gym.context.features import FeatureMap
+from icrl_gym.context.off_policy import discrete_action_space
+from icrl_gym.context.pairs import as_pairs, known_successors, next_action_ratios
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.observations import Observations, as_batch, batch_size, infer_space
+from icrl_gym.rivals.base import PromptEstimator, all_features, check_positive, importance_ratios, prompt_constant
+from icrl_gym.values import Estimand, ValueEstimates
+
+
+class NetworkEstimator(PromptEstimator):
+    """A two-layer network regressed on targets that its own copy bootstraps.
+
+    Values are learned relative to the prompt's constant, in units of the targets' spread.
+
+    Args:
+        width: hidden units per layer.
+        num_steps: of Adam, on minibatches of ``batch_size``.
+        learning_rate: of Adam.
+        target_period: steps between renewals of the target copy.
+        seed: of the initial weights and the minibatches; the global generator is left alone.
+    """
+
+    weighs_ratios = True
+
+    def __init__(
+        self,
+        width: int = 64,
+        num_steps: int = 2000,
+        learning_rate: float = 1e-3,
+        target_period: int = 50,
+        batch_size: int = 128,
+        seed: int = 0,
+    ) -> None:
+        check_positive(
+            width=width, num_steps=num_steps, learning_rate=learning_rate, target_period=target_period,
+            batch_size=batch_size,
+        )  # fmt: skip
+        self.width, self.num_steps, self.learning_rate = width, num_steps, learning_rate
+        self.target_period, self.batch_size, self.seed = target_period, batch_size, seed
+
+    def _standardise(self, prompt: Prompt) -> Tensor:
+        """Fix the constant and the scale; the rewards (N,) in their terms."""
+        self._constant = prompt_constant(prompt)
+        centred_N = prompt.rewards - (1.0 - prompt.discounts) * self._constant
+        self._scale = float(np.std(centred_N)) / (1.0 - prompt.gamma) ** 0.5 or 1.0
+        return _tensor(centred_N / self._scale)
+
+    def _train(self, inputs_MD: Tensor, targets: Callable[[nn.Module], Tensor], weights_M: np.ndarray) -> nn.Module:
+        """Least squares on ``targets(copy)`` (M,), weighted; the copy is renewed every ``target_period`` steps."""
+        relative_M = _tensor(weights_M / weights_M.mean())
+        network = nn.Sequential(
+            nn.Linear(inputs_MD.shape[1], self.width), nn.Tanh(),
+            nn.Linear(self.width, self.width), nn.Tanh(), nn.Linear(self.width, 1),
+        )  # fmt: skip
+        optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
+        for step in range(self.num_steps):
+            if step % self.target_period == 0:
+                with torch.no_grad():
+                    targets_M = targets(copy.deepcopy(network))
+            picked = torch.randint(len(inputs_MD), (self.batch_size,))
+            error = network(inputs_MD[picked])[:, 0] - targets_M[picked]
+            loss = (relative_M[picked] * error.square()).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        return network
+
+    def _read(self, network: nn.Module, inputs_BD: np.ndarray) -> np.ndarray:
+        """The network's answers in reward units, (B,)."""
+        with torch.no_grad():
+            raw = network(_tensor(inputs_BD))[:, 0]
+        return self._constant + self._scale * raw.double().numpy()
+
+
+class FittedValueNetwork(NetworkEstimator):
+    """Fitted value iteration for a fixed policy: targets r + discount v_target(S').
+
+    Importance ratios weigh the squared errors. Arguments: see `NetworkEstimator`.
+    """
+
+    def _fit(self, prompt: Prompt) -> None:
+        columns_CD = _tensor(all_features(prompt))
+        next_ND = columns_CD[torch.as_tensor(prompt.successors)]
+        rewards_N, discounts_N = self._standardise(prompt), _tensor(prompt.discounts)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self._network = self._train(
+                columns_CD[: len(prompt)],
+                lambda copied: rewards_N + discounts_N * copied(next_ND)[:, 0],
+                importance_ratios(prompt),
+            )
+
+    def _values(self, features_QD: np.ndarray) -> np.ndarray:
+        return self._read(self._network, features_QD)
+
+
+class FittedQEvaluation(NetworkEstimator):
+    """Fitted Q evaluation (Le, Voloshin & Yue 2019): targets r + discount E_pi q_target(S', .) on pairs (S, A).
+
+    With ``policy`` given the log may be of any behaviour, and needs no importance ratios. Without it the next logged
+    action stands for the expectation (weighted by its ratio, where there are ratios), a stretch's last transition is
+    used only if it terminated, and state values are a second network's regression on q of the logged pairs.
+
+    Args:
+        width, num_steps, learning_rate, target_period, batch_size, seed: see `NetworkEstimator`.
+        policy: the target pi, anything `icrl_gym.collect` takes. Discrete actions that it states probabilities of are
+            summed over; of others ``num_samples`` are drawn per state.
+        action_space: of the environment; needed for ``policy="random"``. Default: that of ``policy``, else inferred
+            from the log.
+        num_samples: actions drawn per state.
+    """
+
+    def __init__(
+        self,
+        width: int = 64,
+        num_steps: int = 2000,
+        learning_rate: float = 1e-3,
+        target_period: int = 50,
+        batch_size: int = 128,
+        seed: int = 0,
+        policy: Any = None,
+        action_space: spaces.Space | None = None,
+        num_samples: int = 8,
+    ) -> None:
+        super().__init__(width, num_steps, learning_rate, target_period, batch_size, seed)
+        check_positive(num_samples=num_samples)
+        self.policy, self.action_space, self.num_samples = policy, action_space, num_samples
+
+    def predict(self, observations: Observations) -> ValueEstimates:
+        """State values E_pi q(s, .) of raw observations (Q,) + shape.
+
+        Raises:
+            RuntimeError: called before `fit`.
+            TypeError, ValueError: the observations do not fit the observation space.
+        """
+        if self.policy is None:
+            return super().predict(observations)
+        observations = as_batch(observations, self._fitted_log().observation_space, "observations")
+        features_QD = self.prompt_.queries(observations)
+        inputs_QMD, probability_QM = self._expectation(observations, features_QD)
+        num_queries, num_actions, _ = inputs_QMD.shape
+        q_QM = self._read(self._network, inputs_QMD.reshape(num_queries * num_actions, -1)).reshape(
+            probability_QM.shape
+        )
+        return ValueEstimates((probability_QM * q_QM).sum(axis=1), observations, self._estimand())
+
+    def predict_q(self, observations: Observations, actions: Any) -> ValueEstimates:
+        """Action values of raw observations (Q,) + shape and actions (Q,) + shape; the estimates' observations are the
+        pairs, and their estimand is that of the process of pairs.
+
+        Raises:
+            RuntimeError: called before `fit`.
+            TypeError, ValueError: observations or actions do not fit, or their numbers differ.
+        """
+        pair_space = spaces.Tuple((self._fitted_log().observation_space, self._actions.space))
+        observations, actions = as_pairs(observations, actions, pair_space)
+        inputs_QD = np.concatenate([self.prompt_.queries(observations), self._actions(actions)], axis=1)
+        estimand = self._estimand()
+        name = None if estimand.env is None else f"{estimand.env} (state-action pairs)"
+        return ValueEstimates(
+            self._read(self._network, inputs_QD), (observations, actions), replace(estimand, env=name)
+        )
+
+    def _fit(self, prompt: Prompt) -> None:
+        log = self._trajectory
+        space = self._space_of_actions()
+        self._actions = FeatureMap(space).fit(log.actions)
+        self._acting = self._target(space)
+        columns_CD = all_features(prompt)
+        pairs_ND = np.concatenate([prompt.source_features, self._actions(log.actions)], axis=1)
+        if self._acting is None:
+            weight_N = next_action_ratios(log) * known_successors(log)
+            if not weight_N.any():
+                raise ValueError(
+                    "policy: is needed, as the log has no transition whose next action is known and counts"
+                )
+            next_actions_ND = self._actions(np.concatenate([log.actions[1:], log.actions[-1:]]))
+            next_NMD = np.concatenate([columns_CD[prompt.successors], next_actions_ND], axis=1)[:, None]
+            probability_NM = np.ones((len(log), 1))
+        else:
+            next_NMD, probability_NM = self._expectation(log.next_observations, columns_CD[prompt.successors])
+            weight_N = np.ones(len(log))
+        rewards_N, discounts_N = self._standardise(prompt), _tensor(prompt.discounts)
+        expectation = _tensor(next_NMD), _tensor(probability_NM)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self._network = self._train(
+                _tensor(pairs_ND), lambda copied: rewards_N + discounts_N * _expected(copied, *expectation), weight_N
+            )
+            if self._acting is None:
+                with torch.no_grad():
+                    q_N = self._network(_tensor(pairs_ND))[:, 0]
+                states_ND = _tensor(prompt.source_features)
+                self._state_network = self._train(states_ND, lambda _: q_N, importance_ratios(prompt))
+
+    def _values(self, features_QD: np.ndarray) -> np.ndarray:
+        return self._read(self._state_network, features_QD)
+
+    def _estimand(self) -> Estimand:
+        if self._acting is None:
+            return self.prompt_.estimand
+        return replace(self.prompt_.estimand, policy=self._acting.identity)
+
+    def _space_of_actions(self) -> spaces.Space:
+        if self.action_space is not None:
+            return self.action_space
+        stated = getattr(self.policy, "action_space", None)
+        if stated is not None:
+            return stated
+        if isinstance(self.policy, (str, np.ndarray, list)):
+            return discrete_action_space(None, self.policy)
+        return infer_space(self._trajectory.actions)
+
+    def _target(self, space: spaces.Space) -> ActingPolicy | None:
+        if self.policy is None:
+            return None
+        log = self._trajectory
+        acting = as_policy(self.policy, space, log.observation_space, seed=self.seed)
+        if log.importance_ratios is not None and log.policy not in (None, acting.identity):
+            raise ValueError(f"policy is {acting.identity!r}, but the log's ratios are those of {log.policy!r}")
+        return acting
+
+    def _expectation(self, observations: Observations, features_BD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs (B, M, D) of the target's actions in these states, and their probabilities (B, M)."""
+        assert self._acting is not None
+        batch, space = batch_size(observations), self._actions.space
+        try:
+            probability_BM = self._acting.action_probabilities(observations)
+            assert isinstance(space, spaces.Discrete)
+            actions = np.tile(np.arange(space.start, space.start + space.n), batch)
+        except ValueError:  # continuous actions, or a policy that only acts
+            drawn = [self._acting.act(observations) for _ in range(self.num_samples)]
+            actions = np.stack(drawn, axis=1).reshape(batch * self.num_samples, *np.shape(drawn[0])[1:])
+            probability_BM = np.full((batch, self.num_samples), 1.0 / self.num_samples)
+        repeated = np.repeat(features_BD, probability_BM.shape[1], axis=0)
+        inputs = np.concatenate([repeated, self._actions(actions)], axis=1)
+        return inputs.reshape(*probability_BM.shape, -1), probability_BM
+
+
+def _expected(network: nn.Module, inputs_NMD: Tensor, probability_NM: Tensor) -> Tensor:
+    """E q over the target's actions, (N,)."""
+    return (probability_NM * network(inputs_NMD)[..., 0]).sum(dim=1)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.as_tensor(np.asarray(array), dtype=torch.float32)

@@ -1,0 +1,1 @@
+"""How near estimates come to the truth: scores, statistics with intervals, tables and figures."""

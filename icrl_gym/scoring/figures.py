@@ -1,0 +1,185 @@
+"""The figures of an evaluation, as matplotlib `Figure` objects that never touch pyplot.
+
+Colours are Okabe and Ito's eight that colour-blind readers can tell apart; lines differ in style as well. Values are in
+units of the environment's reward throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from icrl_gym.scoring.score import score
+from icrl_gym.values import ValueEstimates
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D")
+GREY = "#777777"
+FINEST_GRID = 600  # rows or columns of a map that are shown one by one; more are smoothed into pixels
+VALUE_LABEL = "value (units of reward)"
+
+
+def estimates_against_truth(
+    truth: ValueEstimates, estimates: Mapping[str, ValueEstimates], level: float = 0.9
+) -> Figure:
+    """One panel per estimator with common axes: a point per query, the diagonal, and intervals where there are any.
+
+    Args:
+        truth: values at Q queries; its intervals are the horizontal bars.
+        estimates: name -> values at the same queries; their intervals are the vertical bars.
+        level: of the intervals, in (0, 1).
+
+    Raises:
+        ValueError: no estimates, or one that `score` refuses.
+    """
+    if not estimates:
+        raise ValueError("estimates must name at least one set of values, got none")
+    figure = Figure(figsize=(1.0 + 4.0 * len(estimates), 4.4), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(estimates), sharex=True, sharey=True, squeeze=False)[0]
+    centres = [truth.values, *(estimate.values for estimate in estimates.values())]
+    low, high = _padded(np.concatenate(centres))
+    for panel, (name, estimate), colour, marker in zip(panels, estimates.items(), cycle(COLOURS), cycle(MARKERS)):
+        panel.plot([low, high], [low, high], color=GREY, linewidth=1, label="estimate = truth", zorder=1)
+        across, along = _half_widths(truth, level), _half_widths(estimate, level)
+        kind = "" if along is None else f", {level:.0%} interval"
+        panel.errorbar(
+            truth.values, estimate.values, yerr=along, xerr=across, fmt=marker, color=colour, ecolor=colour,
+            markersize=4, markeredgewidth=0, alpha=0.75, elinewidth=0.8, label=f"{name}{kind}",
+        )  # fmt: skip
+        panel.set(xlim=(low, high), ylim=(low, high), xlabel=f"true {VALUE_LABEL}", aspect="equal")
+        panel.set_title(f"{name}: RMSE {score(estimate, truth).rmse:.3g}")
+        panel.legend(loc="upper left", fontsize="small")
+        panel.grid(alpha=0.25)
+    panels[0].set_ylabel(f"estimated {VALUE_LABEL}")
+    return figure
+
+
+def error_by_layer(
+    by_layer: Mapping[str, np.ndarray],
+    truth: ValueEstimates,
+    references: Mapping[str, float] | None = None,
+    noise_floor: float = 0.0,
+) -> Figure:
+    """RMSE of the read-out after each layer, against horizontal lines such as the critic's RMSE.
+
+    Args:
+        by_layer: name -> (L, Q) values after layers 1..L at the truth's Q queries; one row alone (an equilibrium, which
+            has no layers) is drawn as a horizontal line.
+        truth: values at the Q queries.
+        references: name -> RMSE.
+        noise_floor: RMSE that a perfect estimate is expected to show against this truth; drawn if it is not zero.
+    """
+    figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    looks = zip(cycle(COLOURS), cycle(STYLES))
+    top = 0.0
+    for (name, rows), (colour, style) in zip(by_layer.items(), looks, strict=False):
+        errors = np.sqrt(np.mean((np.asarray(rows) - truth.values) ** 2, axis=1))
+        top = max(top, float(errors.max()))
+        if len(errors) == 1:
+            axes.axhline(errors[0], color=colour, linestyle=style, label=f"{name}: {errors[0]:.3g}")
+        else:
+            layers = np.arange(1, len(errors) + 1)
+            axes.plot(layers, errors, color=colour, marker="o", markersize=3, label=f"{name}: {errors[-1]:.3g}")
+    for (name, error), (colour, style) in zip((references or {}).items(), looks, strict=False):
+        top = max(top, error)
+        axes.axhline(error, color=colour, linestyle=style, linewidth=1.2, label=f"{name}: {error:.3g}")
+    if noise_floor > 0:
+        axes.axhline(noise_floor, color=GREY, linewidth=0.9, label=f"noise floor of the truth: {noise_floor:.3g}")
+    axes.set(xlabel="layer", ylabel="RMSE (units of reward)", ylim=(0, 1.08 * top if top > 0 else 1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title("Error of the read-out after each layer")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def attention_map(
+    weights: np.ndarray, query_values: np.ndarray, source_values: np.ndarray, label: str = "attention weight"
+) -> Figure:
+    """Which transitions of the context each query looks at, both in the order of their estimated values.
+
+    Args:
+        weights: (Q, n); signed weights get a diverging colour map.
+        query_values: (Q,) estimated values, which order the rows.
+        source_values: (n,) estimated values at the states that the transitions start in, which order the columns.
+        label: what a weight is, with its unit.
+    """
+    figure = Figure(figsize=(8.2, 4.4), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    ordered = weights[np.ix_(np.argsort(query_values, kind="stable"), np.argsort(source_values, kind="stable"))]
+    limit = float(np.quantile(np.abs(ordered), 0.995)) or float(np.abs(ordered).max()) or 1.0
+    signed = bool((ordered < 0).any())
+    norm = TwoSlopeNorm(0.0, -limit, limit) if signed else Normalize(0.0, limit)
+    image = axes.imshow(
+        ordered, aspect="auto", cmap="PuOr" if signed else "cividis", norm=norm,
+        interpolation="nearest" if max(ordered.shape) <= FINEST_GRID else "auto",
+    )  # fmt: skip
+    figure.colorbar(image, ax=axes, label=label, extend="both" if signed else "max")
+    axes.set(xlabel="transition of the context, lowest value first", ylabel="query, lowest value first")
+    axes.set_title("Which transitions each query looks at")
+    return figure
+
+
+def value_along_episode(
+    estimates: Mapping[str, ValueEstimates],
+    realised: np.ndarray | None = None,
+    level: float = 0.9,
+    ending: str | None = None,
+) -> Figure:
+    """Values at successive states of one episode, with intervals where there are any.
+
+    Args:
+        estimates: name -> values at the T states of the episode, in order of time.
+        realised: (T,) the discounted return that this episode went on to collect from each state, or None.
+        level: of the intervals, in (0, 1).
+        ending: how the episode ended, for the title.
+
+    Raises:
+        ValueError: no estimates.
+    """
+    if not estimates:
+        raise ValueError("estimates must name at least one set of values, got none")
+    figure = Figure(figsize=(7.2, 4.2), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for (name, estimate), colour, style in zip(estimates.items(), cycle(COLOURS), cycle(STYLES)):
+        _draw_band(axes, name, estimate, level, colour, style)
+    if realised is not None:
+        axes.plot(realised, color="black", linewidth=1, linestyle=":", label="return of this one episode")
+    axes.set(xlabel="step of the episode", ylabel=VALUE_LABEL)
+    axes.set_title("Value along one episode" + (f" ({ending})" if ending else ""))
+    axes.margins(x=0.01)
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def _draw_band(axes: Axes, name: str, estimate: ValueEstimates, level: float, colour: str, style: Any) -> None:
+    steps = np.arange(len(estimate))
+    axes.plot(steps, estimate.values, color=colour, linestyle=style, label=name, marker="." if len(steps) < 2 else None)
+    if estimate.stderr is not None:
+        low, high = estimate.interval(level)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, label=f"{name}, {level:.0%} interval")
+
+
+def _half_widths(estimate: ValueEstimates, level: float) -> np.ndarray | None:
+    """(2, Q) distances to the interval's ends, or None without intervals."""
+    if estimate.stderr is None:
+        return None
+    low, high = estimate.interval(level)
+    return np.stack([estimate.values - low, high - estimate.values])
+
+
+def _padded(values: np.ndarray) -> tuple[float, float]:
+    """Limits around all values with a margin, never empty."""
+    low, high = float(values.min()), float(values.max())
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
