@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -11,16 +11,11 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 
 from icrl_gym.context.recorder import Recorder, batch_of_one, reset_mask
 from icrl_gym.observations import Observations, stack
+from icrl_gym.tracking import ScalarWriter
+from icrl_gym.values import check_gamma
 
 INFO_KEY = "in_context_value"
 LIVE_TAG = "in_context/value"
-
-
-class ScalarWriter(Protocol):
-    """What is needed of a TensorBoard writer."""
-
-    def add_scalar(self, tag: str, value: float, step: int, /) -> Any:
-        """Write one number."""
 
 
 class _LiveEvaluation:
@@ -31,11 +26,9 @@ class _LiveEvaluation:
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1 step, got {every}")
-        if not 0.0 <= gamma < 1.0:
-            raise ValueError(f"gamma must be in [0, 1), got {gamma}")
         self.recorder = recorder
         self._evaluator = evaluator
-        self._gamma = gamma
+        self._gamma = check_gamma(gamma)
         self._every = every
         self._writer = writer
         self._num_steps = 0

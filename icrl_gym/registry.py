@@ -37,7 +37,7 @@ class Estimator(Protocol):
 
 
 @dataclass(frozen=True)
-class Entry:
+class Registration:
     """One estimator of the table.
 
     Attributes:
@@ -54,42 +54,44 @@ _STEPS = {"step_size": (0.03, 0.1, 0.3), "num_passes": (10, 50)}
 _RIDGES = {"ridge": (1e-4, 1e-3, 1e-2), "width": (1.0, 2.0)}
 _constructed = partial(InContextEvaluator.from_pretrained, "constructed")
 
-_BUILT_IN: dict[str, Entry] = {
-    "generalist": Entry(partial(InContextEvaluator.from_pretrained, "generalist")),
-    "constructed": Entry(_constructed, {"bandwidth": (0.8, 1.6, 2.4), "forgetting": (1e-5, 1e-4, 1e-3)}),
-    "softmax_td": Entry(
+_BUILT_IN: dict[str, Registration] = {
+    "generalist": Registration(partial(InContextEvaluator.from_pretrained, "generalist")),
+    "constructed": Registration(_constructed, {"bandwidth": (0.8, 1.6, 2.4), "forgetting": (1e-5, 1e-4, 1e-3)}),
+    "softmax_td": Registration(
         partial(_constructed, num_layers=8), {"bandwidth": (0.4, 0.9, 1.6), "trace_decay": (0.9, 0.95, 0.98)}
     ),
-    "theorem_1": Entry(partial(_constructed, plain=True), {"num_layers": (8, 24, 100)}),
-    "td": Entry(classical.TDLambda, _STEPS),
-    "td_lambda": Entry(partial(classical.TDLambda, trace_decay=0.9), {**_STEPS, "trace_decay": (0.5, 0.9, 0.98)}),
-    "true_online_td": Entry(
+    "theorem_1": Registration(partial(_constructed, plain=True), {"num_layers": (8, 24, 100)}),
+    "td": Registration(classical.TDLambda, _STEPS),
+    "td_lambda": Registration(
+        partial(classical.TDLambda, trace_decay=0.9), {**_STEPS, "trace_decay": (0.5, 0.9, 0.98)}
+    ),
+    "true_online_td": Registration(
         partial(classical.TrueOnlineTDLambda, trace_decay=0.9), {**_STEPS, "trace_decay": (0.5, 0.9, 0.98)}
     ),
-    "gtd2": Entry(classical.GTD2, _STEPS),
-    "tdc": Entry(classical.TDC, _STEPS),
-    "lstd": Entry(classical.LSTD, {**_RIDGES, "trace_decay": (0.0, 0.5, 0.9)}),
-    "bellman_residual": Entry(classical.BellmanResidual, _RIDGES),
-    "certainty_equivalence": Entry(classical.CertaintyEquivalence),
-    "kbrl": Entry(classical.KernelBasedRL, {"width": _WIDTHS}),
-    "nadaraya_watson": Entry(classical.NadarayaWatson, {"width": _WIDTHS}),
-    "nearest_neighbours": Entry(classical.NearestNeighbours, {"num_neighbours": (4, 16, 64)}),
-    "gptd": Entry(classical.GaussianProcessTD, {"width": (0.8, 1.6), "noise": (0.01, 0.1, 1.0)}),
-    "fitted_value_network": Entry(
+    "gtd2": Registration(classical.GTD2, _STEPS),
+    "tdc": Registration(classical.TDC, _STEPS),
+    "lstd": Registration(classical.LSTD, {**_RIDGES, "trace_decay": (0.0, 0.5, 0.9)}),
+    "bellman_residual": Registration(classical.BellmanResidual, _RIDGES),
+    "certainty_equivalence": Registration(classical.CertaintyEquivalence),
+    "kbrl": Registration(classical.KernelBasedRL, {"width": _WIDTHS}),
+    "nadaraya_watson": Registration(classical.NadarayaWatson, {"width": _WIDTHS}),
+    "nearest_neighbours": Registration(classical.NearestNeighbours, {"num_neighbours": (4, 16, 64)}),
+    "gptd": Registration(classical.GaussianProcessTD, {"width": (0.8, 1.6), "noise": (0.01, 0.1, 1.0)}),
+    "fitted_value_network": Registration(
         classical.FittedValueNetwork, {"num_steps": (500, 2000), "learning_rate": (3e-4, 1e-3)}
     ),
-    "fqe": Entry(classical.FittedQEvaluation, {"num_steps": (500, 2000), "learning_rate": (3e-4, 1e-3)}),
-    "linear_in_context_td": Entry(classical.LinearInContextTD, {"num_layers": (10, 30, 100)}),
+    "fqe": Registration(classical.FittedQEvaluation, {"num_steps": (500, 2000), "learning_rate": (3e-4, 1e-3)}),
+    "linear_in_context_td": Registration(classical.LinearInContextTD, {"num_layers": (10, 30, 100)}),
 }
 
 
 @cache
-def _entries() -> Mapping[str, Entry]:
+def _entries() -> Mapping[str, Registration]:
     others = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     taken = sorted(set(others) & set(_BUILT_IN))
     if taken:
         raise ValueError(f"entry points of group {ENTRY_POINT_GROUP} take names that are in use: {taken}")
-    added = {name: Entry(_loading(point)) for name, point in others.items()}
+    added = {name: Registration(_loading(point)) for name, point in others.items()}
     return MappingProxyType({**_BUILT_IN, **added})
 
 
@@ -122,7 +124,7 @@ def tuning_grid(name: str) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
-def _entry(name: str) -> Entry:
+def _entry(name: str) -> Registration:
     if name not in _entries():
         raise ValueError(f"estimator must be one of {sorted(_entries())}, got {name!r}")
     return _entries()[name]

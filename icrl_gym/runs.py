@@ -12,17 +12,20 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from icrl_gym import __version__
 
 DEFAULT_ROOT = Path("runs")
 UNFINISHED = ".unfinished-"  # prefix of a folder whose run is still going, or was killed
+Progress = Callable[[str, int, int], None]  # which part of the work, how much of it is done, how much there is
 PACKAGES = ("gymnasium", "torch", "numpy", "scipy", "stable-baselines3", "sb3-contrib", "tensorboard")
 
 
@@ -133,6 +136,37 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]])
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
+
+
+def write_archive(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays and a JSON header into one compressed ``.npz`` file without pickle, atomically.
+
+    The header stands among the arrays under the name "header", which no array may have.
+    """
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, header=np.array(json.dumps(header)), **arrays)
+
+
+def read_archive(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header and the arrays that `write_archive` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, or a damaged one; the message names it.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        header = json.loads(str(arrays.pop("header")))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zip, zlib, npy and JSON each fail in their own ways
+        raise ValueError(
+            f"{path} is not an archive of arrays that can be read: {error or type(error).__name__}"
+        ) from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is not an archive of arrays that can be read: its header is no JSON object")
+    return header, arrays
 
 
 @contextmanager

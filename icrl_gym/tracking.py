@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+class ScalarWriter(Protocol):
+    """The one method of a TensorBoard writer that logging of numbers needs."""
+
+    def add_scalar(self, tag: str, value: float, step: int, /) -> Any:
+        """Write one number under ``tag`` at ``step``."""
+
+
 class EventWriter(Protocol):
     """Scalars, figures and hyperparameters of one run; a context manager that closes itself."""
 

@@ -17,6 +17,13 @@ import numpy as np
 from icrl_gym.observations import Observations
 
 
+def check_gamma(gamma: float) -> float:
+    """Return gamma as a float in [0, 1), or raise ValueError."""
+    if not isinstance(gamma, (int, float, np.floating, np.integer)) or not 0.0 <= float(gamma) < 1.0:
+        raise ValueError(f"gamma must be in [0, 1), got {gamma!r}")
+    return float(gamma)
+
+
 @dataclass(frozen=True)
 class Estimand:
     """Which quantity a result estimates: V(s) = E[sum_t gamma^t reward_scale R_t | s, policy], infinite horizon.

@@ -22,7 +22,7 @@ import tyro
 from icrl_gym.acting.demo_policy import load_demo_policy
 from icrl_gym.acting.policies import as_policy
 from icrl_gym.ground_truth.rollouts import continue_in_lockstep
-from icrl_gym.ground_truth.simulators import Checkpoint, Simulator, choose_strategy, environment_factory
+from icrl_gym.ground_truth.simulators import SavedState, Simulator, choose_strategy, environment_factory
 from icrl_gym.observations import stack
 
 
@@ -40,24 +40,24 @@ class Config:
     """Threads of torch."""
 
 
-def start(env_id: str) -> Checkpoint:
+def start(env_id: str) -> SavedState:
     """The start of an episode, ready to be copied."""
     factory = environment_factory(env_id)
     simulator = Simulator(factory, choose_strategy(factory))
     simulator.reset(seed=0)
-    return simulator.checkpoint()
+    return simulator.save()
 
 
-def copies(checkpoint: Checkpoint, number: int, seed: int) -> list[gymnasium.Env]:
+def copies(saved: SavedState, number: int, seed: int) -> list[gymnasium.Env]:
     """Copies with noise of their own."""
-    return [checkpoint.branch(part) for part in np.random.SeedSequence(seed).spawn(number)]
+    return [saved.branch(part) for part in np.random.SeedSequence(seed).spawn(number)]
 
 
-def one_at_a_time(checkpoint: Checkpoint, predict: Callable[[Any], Any], horizon: int, least_steps: int) -> float:
+def one_at_a_time(saved: SavedState, predict: Callable[[Any], Any], horizon: int, least_steps: int) -> float:
     """Environment steps per second of the plain loop."""
     num_steps, seconds, seed = 0, 0.0, 0
     while num_steps < least_steps:
-        env, observation, seed = copies(checkpoint, 1, seed)[0], checkpoint.observation, seed + 1
+        env, observation, seed = copies(saved, 1, seed)[0], saved.observation, seed + 1
         began = time.perf_counter()
         for _ in range(horizon):
             observation, _, terminated, _, _ = env.step(predict(observation))
@@ -68,10 +68,10 @@ def one_at_a_time(checkpoint: Checkpoint, predict: Callable[[Any], Any], horizon
     return num_steps / seconds
 
 
-def in_lockstep(checkpoint: Checkpoint, policy: Any, number: int, horizon: int, seed: int) -> float:
+def in_lockstep(saved: SavedState, policy: Any, number: int, horizon: int, seed: int) -> float:
     """Environment steps per second of copies that advance together."""
-    envs = copies(checkpoint, number, seed)
-    observations = stack([checkpoint.observation] * number)
+    envs = copies(saved, number, seed)
+    observations = stack([saved.observation] * number)
     began = time.perf_counter()
     outcomes = continue_in_lockstep(envs, observations, policy, policy.initial_state(number), 0.99, horizon)
     return outcomes.num_steps / (time.perf_counter() - began)
@@ -79,19 +79,15 @@ def in_lockstep(checkpoint: Checkpoint, policy: Any, number: int, horizon: int, 
 
 def measure(name: str, env_id: str, model: Any, config: Config) -> None:
     """Print one case."""
-    checkpoint = start(env_id)
+    saved = start(env_id)
     env = gymnasium.make(env_id)
     policy = as_policy("random" if model is None else model, env.action_space, env.observation_space, seed=0)
     env.action_space.seed(0)
     predict = (lambda _: env.action_space.sample()) if model is None else (lambda seen: model.predict(seen)[0])
-    single = np.median(
-        [one_at_a_time(checkpoint, predict, config.horizon, 1000) for _ in range(config.num_repetitions)]
-    )
+    single = np.median([one_at_a_time(saved, predict, config.horizon, 1000) for _ in range(config.num_repetitions)])
     print(f"{name}: one at a time {single:,.0f} steps/s")
     for number in config.num_copies:
-        rates = [
-            in_lockstep(checkpoint, policy, number, config.horizon, seed) for seed in range(config.num_repetitions)
-        ]
+        rates = [in_lockstep(saved, policy, number, config.horizon, seed) for seed in range(config.num_repetitions)]
         print(
             f"  {number:5d} in lockstep {np.median(rates):>10,.0f} steps/s  x {np.median(rates) / single:.1f}",
             flush=True,

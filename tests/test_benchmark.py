@@ -127,7 +127,7 @@ def test_the_example_of_the_documentation_runs(tmp_path, chain_only, monkeypatch
     example = page.split("```python\n")[1].split("```")[0]
     names: dict = {}
     exec(example, names)
-    monkeypatch.setattr(registry, "_entries", lambda: {"mean_return": registry.Entry(names["MeanReturn"])})
+    monkeypatch.setattr(registry, "_entries", lambda: {"mean_return": registry.Registration(names["MeanReturn"])})
     records = runner.run_benchmark(config(tmp_path, estimators=("mean_return",), seeds=(0,)))
     assert [record.error for record in records] == [None]
     assert records[0].scores["explained_variance"] == pytest.approx(0.0, abs=1e-9)  # a constant explains nothing

@@ -95,7 +95,7 @@ def test_a_failing_estimator_is_a_recorded_failure_and_the_sweep_goes_on(
         def predict(self, observations):
             return replace(self.good.predict(observations), values=fault(observations))
 
-    entries = {"lstd": registry._BUILT_IN["lstd"], "faulty": registry.Entry(Faulty)}
+    entries = {"lstd": registry._BUILT_IN["lstd"], "faulty": registry.Registration(Faulty)}
     monkeypatch.setattr(registry, "_entries", lambda: entries)
     records = runner.run_benchmark(config(tmp_path, estimators=("faulty", "lstd")))
     failed = [r for r in records if r.cell.setting.estimator == "faulty"]
@@ -145,7 +145,7 @@ def test_failed_cells_stay_finished_until_they_are_asked_for_again(tmp_path, cha
             raise RuntimeError("out of luck")
 
     good = registry._BUILT_IN["lstd"]
-    entries = {"lstd": good, "faulty": registry.Entry(Raising)}
+    entries = {"lstd": good, "faulty": registry.Registration(Raising)}
     monkeypatch.setattr(registry, "_entries", lambda: entries)
     options = {"estimators": ("lstd", "faulty"), "seeds": (0,)}
     fine, failed = runner.run_benchmark(config(tmp_path, **options))
@@ -169,7 +169,7 @@ def test_estimates_at_the_start_states_are_checked_too(tmp_path, chain_only, mon
             return replace(estimate, values=np.full(len(estimate), np.inf)) if asked else estimate
 
     monkeypatch.setattr(
-        registry, "_entries", lambda: {"lstd": registry._BUILT_IN["lstd"], "once": registry.Entry(GoodOnce)}
+        registry, "_entries", lambda: {"lstd": registry._BUILT_IN["lstd"], "once": registry.Registration(GoodOnce)}
     )
     (record,) = runner.run_benchmark(config(tmp_path, estimators=("once",), seeds=(0,)))
     assert record.error == "ValueError: values[0] is not finite"
@@ -187,7 +187,7 @@ def test_the_overhead_is_what_jobs_take_beyond_their_estimators(tmp_path, chain_
             time.sleep(0.1)
             return self.good.predict(observations)
 
-    entries = {"lstd": registry._BUILT_IN["lstd"], "sleeping": registry.Entry(Sleeping)}
+    entries = {"lstd": registry._BUILT_IN["lstd"], "sleeping": registry.Registration(Sleeping)}
     monkeypatch.setattr(registry, "_entries", lambda: entries)
     options = {"estimators": ("sleeping", "lstd"), "seeds": (0, 1)}
     cost = runner.run_missing(config(tmp_path, **options))

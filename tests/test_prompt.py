@@ -37,5 +37,20 @@ def test_both_flags_set_means_terminated():
 
 @pytest.mark.parametrize("gamma", [1.0, -0.1, np.nan, "0.9", None, 1.5])
 def test_gamma_outside_its_range_is_refused(gamma):
-    with pytest.raises(ValueError, match=r"gamma must be a number in \[0, 1\), got"):
+    with pytest.raises(ValueError, match=r"gamma must be in \[0, 1\), got"):
         Prompt.from_trajectory(trajectory([0] * 5, [0] * 5), gamma)
+
+
+def test_the_constant_makes_the_bellman_errors_sum_to_zero():
+    log = trajectory([0, 1, 0, 0, 0], [0, 0, 0, 1, 0])
+    prompt = Prompt.from_trajectory(log, gamma=0.9)
+    assert prompt.constant == pytest.approx(5 / 1.4)  # five rewards of 1, discounts .9 but for one 0
+    weighted = Prompt.from_trajectory(log.with_importance_ratios([2, 0, 1, 1, 1], "target"), gamma=0.9)
+    assert weighted.constant == pytest.approx(5 / 0.5)  # the row that terminated no longer counts
+
+
+def test_the_kernel_width_is_the_bandwidth_in_four_dimensions():
+    states = np.random.default_rng(0).normal(size=(6, 4))
+    log = Trajectory(states[:-1], np.zeros(5), np.ones(5), states[1:], [False] * 5, [False] * 5)
+    assert Prompt.from_trajectory(log, gamma=0.9).kernel_width(0.3) == pytest.approx(0.3)
+    assert Prompt.from_trajectory(trajectory([0] * 5, [0] * 5), gamma=0.9).kernel_width(0.3) == pytest.approx(0.15)

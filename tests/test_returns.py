@@ -181,7 +181,7 @@ def test_lockstep_equals_one_at_a_time(env_id):
     seeds = np.random.SeedSequence(4).spawn(12)
 
     def envs():
-        return [checkpoint.branch(seed) for checkpoint, seed in zip(queries.checkpoints, seeds, strict=True)]
+        return [saved.branch(seed) for saved, seed in zip(queries.saved_states, seeds, strict=True)]
 
     together = continue_in_lockstep(envs(), queries.observations, actor, None, 0.99, 300)
     singly = [
@@ -207,7 +207,7 @@ def test_copies_of_a_noiseless_simulator_return_what_the_episode_itself_returned
     assert strategy in truth.notes[0]
     np.testing.assert_allclose(truth.stderr, 0.0, atol=1e-12)
     queries, _ = queries_of(env_id, policy, 5, seed=2)
-    copies = [checkpoint.restore() for checkpoint in queries.checkpoints]
+    copies = [saved.restore() for saved in queries.saved_states]
     ahead = continue_in_lockstep(copies, queries.observations, queries.runs.policy, None, 0.97, 227)
     realised = realised_outcomes(queries, 0.97, 227)
     terminated = ahead.tail_weights == 0
@@ -282,7 +282,7 @@ def test_observations_are_kept_although_the_environment_overwrites_them(policy):
     policy = CountingPolicy() if policy == "counting" else policy
     queries, _ = queries_of(OneBuffer((5, 9)), policy, 20)
     np.testing.assert_array_equal(queries.observations[:, 0], queries.times)
-    np.testing.assert_array_equal([checkpoint.observation[0] for checkpoint in queries.checkpoints], queries.times)
+    np.testing.assert_array_equal([saved.observation[0] for saved in queries.saved_states], queries.times)
     for time, history in zip(queries.times, queries.histories, strict=False):
         np.testing.assert_array_equal(history[:, 0], np.arange(time + 1))
 

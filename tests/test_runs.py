@@ -8,6 +8,7 @@ import subprocess
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import icrl_gym
@@ -172,3 +173,43 @@ def test_the_commit_is_that_of_the_checkout_which_tracks_the_package(checkout):
 def test_outside_a_checkout_there_is_no_commit(tmp_path):
     (tmp_path / "__init__.py").touch()
     assert runs.source_commit(tmp_path) is None
+
+
+def test_an_archive_gives_back_its_header_and_its_arrays(tmp_path):
+    path = tmp_path / "archive.npz"
+    header, arrays = {"name": "Toy-v0", "none": None, "sizes": [1, 2]}, {"a['key'][0]": np.eye(2), "b": np.arange(3)}
+    runs.write_archive(path, header, arrays)
+    assert list(tmp_path.iterdir()) == [path]
+    read_header, read_arrays = runs.read_archive(path)
+    assert read_header == header
+    assert list(read_arrays) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read_arrays[name], array)
+        assert read_arrays[name].dtype == array.dtype
+
+
+def test_an_archive_without_pickle_holds_no_objects(tmp_path):
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        runs.write_archive(tmp_path / "archive.npz", {}, {"a": np.array([{}])})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["text", "cut", "no header", "header of a list", "one bare array"])
+def test_a_damaged_archive_is_named(tmp_path, damage):
+    path = tmp_path / "archive.npz"
+    runs.write_archive(path, {}, {"a": np.arange(1000.0)})
+    whole = path.read_bytes()
+    if damage in ("text", "cut"):
+        path.write_bytes(b"no zip" if damage == "text" else whole[: len(whole) // 2])
+    elif damage == "one bare array":
+        with open(path, "wb") as file:
+            np.save(file, np.arange(3))
+    else:
+        np.savez(path, a=np.arange(3), **({} if damage == "no header" else {"header": np.array("[1]")}))
+    with pytest.raises(ValueError, match=r"archive\.npz is not an archive of arrays that can be read"):
+        runs.read_archive(path)
+
+
+def test_a_missing_archive_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        runs.read_archive(tmp_path / "nowhere.npz")

@@ -61,11 +61,11 @@ def observations_after(env, actions):
 def test_a_copy_reproduces_what_the_original_sees(env_id, strategy):
     simulator = running(env_id)
     assert simulator.strategy == strategy
-    checkpoint = simulator.checkpoint()
+    saved = simulator.save()
     actions = actions_of(simulator.env, 25, seed=9)
-    first = observations_after(checkpoint.restore(), actions)
+    first = observations_after(saved.restore(), actions)
     original = observations_after(simulator.env, actions)
-    second = observations_after(checkpoint.restore(), actions)
+    second = observations_after(saved.restore(), actions)
     np.testing.assert_array_equal(first, original)
     np.testing.assert_array_equal(second, original)
 
@@ -73,19 +73,17 @@ def test_a_copy_reproduces_what_the_original_sees(env_id, strategy):
 @pytest.mark.parametrize("env_id", ["FrozenLake-v1", "LunarLander-v3", "minigrid:MiniGrid-Dynamic-Obstacles-8x8-v0",
                                     "ale_py:ALE/Pong-v5"])  # fmt: skip
 def test_copies_of_a_stochastic_simulator_have_noise_of_their_own(env_id):
-    checkpoint = running(env_id, num_steps=3).checkpoint()
-    env = checkpoint.restore()
+    saved = running(env_id, num_steps=3).save()
+    env = saved.restore()
     engine_on = [2] * 30 if "Lunar" in env_id else [1 + (k // 5) % 2 for k in range(30)]
 
     def future(seed):
-        return observations_after(checkpoint.branch(np.random.SeedSequence(seed)), engine_on)
+        return observations_after(saved.branch(np.random.SeedSequence(seed)), engine_on)
 
     np.testing.assert_array_equal(future(1), future(1))
     others = [future(seed) for seed in (2, 3)]
     assert any(len(other) != len(future(1)) or (other != future(1)).any() for other in others)
-    shared = [
-        observations_after(checkpoint.restore(), engine_on) for _ in range(3)
-    ]  # the partner: exact copies share it
+    shared = [observations_after(saved.restore(), engine_on) for _ in range(3)]  # the partner: exact copies share it
     assert all(np.array_equal(shared[0], one) for one in shared)
     env.close()
 
@@ -105,7 +103,7 @@ def test_wrappers_are_copied_with_their_state():
         return FrameStackObservation(TransformReward(gymnasium.make("Pendulum-v1"), lambda reward: 2 * reward), 4)
 
     simulator = running(stack(), num_steps=7)
-    restored = simulator.checkpoint().restore()
+    restored = simulator.save().restore()
     actions = actions_of(simulator.env, 3, seed=1)
     np.testing.assert_array_equal(observations_after(restored, actions), observations_after(simulator.env, actions))
     assert type(restored).__name__ == "FrameStackObservation"
@@ -113,7 +111,7 @@ def test_wrappers_are_copied_with_their_state():
 
 def test_copies_run_past_the_time_limit_and_the_original_does_not():
     simulator = running(TimeLimit(gymnasium.make("Pendulum-v1").unwrapped, 8), num_steps=5)
-    branch = simulator.checkpoint().branch(np.random.SeedSequence(0))
+    branch = simulator.save().branch(np.random.SeedSequence(0))
     assert not any(branch.step(np.zeros(1))[3] for _ in range(20))
     assert [simulator.step(np.zeros(1))[3] for _ in range(3)] == [False, False, True]
 
@@ -146,8 +144,8 @@ class Nested(gymnasium.Env):
 
 
 def test_a_generator_held_by_a_part_is_refreshed_too():
-    checkpoint = running(Nested()).checkpoint()
-    draws = [checkpoint.branch(np.random.SeedSequence(seed)).step(0)[0][0] for seed in (0, 0, 1)]
+    saved = running(Nested()).save()
+    draws = [saved.branch(np.random.SeedSequence(seed)).step(0)[0][0] for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -174,4 +172,4 @@ def test_what_cannot_be_copied_is_said_to_be_independent():
     simulator = Simulator(Unrepeatable, "independent")
     simulator.reset(0)
     with pytest.raises(ValueError, match="cannot be copied"):
-        simulator.checkpoint()
+        simulator.save()

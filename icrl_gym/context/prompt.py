@@ -7,6 +7,7 @@ flags.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from icrl_gym.context.features import FeatureMap
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.observations import Observations, take
-from icrl_gym.values import Estimand
+from icrl_gym.values import Estimand, check_gamma
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +86,23 @@ class Prompt:
 
     @property
     def effective_dimension(self) -> int:
-        """Varying coordinates in the context (features.py)."""
+        """Number of coordinates that vary in the context (features.py)."""
         return self.feature_map.effective_dimension
+
+    def kernel_width(self, bandwidth: float) -> float:
+        """Width of a Gaussian kernel in feature units: ``bandwidth * sqrt(effective_dimension / 4)``, with the
+        bandwidth in standard deviations of the context.
+        """
+        return bandwidth * math.sqrt(self.effective_dimension / 4)
+
+    @property
+    def constant(self) -> float:
+        """The one value that balances the context's Bellman equations: sum R / sum (1 - discount), both sums weighted
+        by the importance ratios where there are any.
+        """
+        ratio_N = np.ones(len(self)) if self.importance_ratios is None else self.importance_ratios
+        return float((ratio_N * self.rewards).sum() / (ratio_N * (1.0 - self.discounts)).sum())
 
     def queries(self, observations: Observations) -> np.ndarray:
         """Features (Q, D) of raw observations (Q,) + shape."""
         return self.feature_map(observations)
-
-
-def check_gamma(gamma: float) -> float:
-    """Return gamma as a float in [0, 1), or raise ValueError."""
-    if not isinstance(gamma, (int, float, np.floating, np.integer)) or not 0.0 <= float(gamma) < 1.0:
-        raise ValueError(f"gamma must be a number in [0, 1), got {gamma!r}")
-    return float(gamma)

@@ -8,7 +8,6 @@ stored one after another.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -31,7 +30,7 @@ from icrl_gym.observations import (
     rows_equal,
     take,
 )
-from icrl_gym.runs import replacing
+from icrl_gym.runs import read_archive, write_archive
 
 SCHEMA_VERSION = 1
 RATIOS_SCHEMA_VERSION = 2  # of files that hold importance ratios, which a reader must not overlook
@@ -235,13 +234,12 @@ class Trajectory:
             "observation_space": space_to_json(self.observation_space),
             "space_inferred": self._space_inferred,
         }
-        arrays: dict[str, Any] = {"header": np.array(json.dumps(header))}
+        arrays: dict[str, np.ndarray] = {}
         for name in _ARRAYS:
             arrays |= dict(named_leaves(getattr(self, name), name))
-        if not on_policy:
+        if self.importance_ratios is not None:
             arrays["importance_ratios"] = self.importance_ratios
-        with replacing(path) as unfinished, open(unfinished, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        write_archive(path, header, arrays)
         return path
 
     @classmethod
@@ -256,9 +254,7 @@ class Trajectory:
         if not path.is_file():
             raise FileNotFoundError(f"there is no trajectory file {path}")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            header = json.loads(str(arrays.pop("header")))
+            header, arrays = read_archive(path)
             version = header["schema_version"]
             if version not in (SCHEMA_VERSION, RATIOS_SCHEMA_VERSION):
                 raise ValueError(

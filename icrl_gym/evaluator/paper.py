@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from icrl_gym.context.prompt import check_gamma
 from icrl_gym.observations import check_finite
+from icrl_gym.values import check_gamma
 
 Form = Literal["tsm", "dual_head"]
 

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 from icrl_gym.acting.policies import ActingPolicy
-from icrl_gym.ground_truth.simulators import Checkpoint, Factory, Simulator
+from icrl_gym.ground_truth.simulators import Factory, SavedState, Simulator
 from icrl_gym.observations import Observations, map_leaves, stack
 
 MAX_DRAWN_STEPS = 2_000  # per episode of the query draw, for environments that have no time limit or a very long one
@@ -22,7 +22,7 @@ class Queries:
 
     Attributes:
         observations: the Q raw observations.
-        checkpoints: the Q moments; empty where the simulator cannot be copied.
+        saved_states: the simulator's state at each query; empty where the simulator cannot be copied.
         policy_state: the policy's state before it acts at each query (batch Q), or None.
         histories: for recurrent policies, the observations from each episode's start up to the query, (T_q,) + shape
             each; else empty.
@@ -33,7 +33,7 @@ class Queries:
     """
 
     observations: Observations
-    checkpoints: tuple[Checkpoint, ...]
+    saved_states: tuple[SavedState, ...]
     policy_state: Any
     histories: tuple[Observations, ...]
     episodes: np.ndarray
@@ -46,7 +46,7 @@ class Queries:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcomes:
+class Continuations:
     """What N continuations came to.
 
     Attributes:
@@ -139,7 +139,7 @@ class _Reservoir:
         self.generator = generator
         self.can_copy = strategy != "independent"
         self.num_offered = 0
-        self.slots: list[tuple[int, int, Any, Any, Any]] = []  # episode, time, observation, checkpoint, policy state
+        self.slots: list[tuple[int, int, Any, Any, Any]] = []  # episode, time, observation, saved state, policy state
 
     def offer(self, runs: Runs, time: int) -> None:
         """Offer the present moment of every live episode."""
@@ -148,9 +148,9 @@ class _Reservoir:
             if slot is None:
                 continue
             simulator = runs.simulators[index]
-            checkpoint = simulator.checkpoint() if self.can_copy else None
+            saved = simulator.save() if self.can_copy else None
             state = runs.policy.take_state(runs.state, np.array([row]))
-            self.slots[slot] = (index, time, _frozen(simulator.observation), checkpoint, state)
+            self.slots[slot] = (index, time, _frozen(simulator.observation), saved, state)
 
     def _slot(self) -> int | None:
         self.num_offered += 1
@@ -164,11 +164,11 @@ class _Reservoir:
         """The moments held, in the order of episode and time."""
         self.slots.sort(key=lambda slot: slot[:2])
         recurrent = runs.policy.recurrent
-        episodes, times, observations, checkpoints, states = zip(*self.slots, strict=True)
+        episodes, times, observations, saved_states, states = zip(*self.slots, strict=True)
         histories = [stack(runs.observations[e][: t + 1]) for e, t in zip(episodes, times, strict=True) if recurrent]
         return Queries(
             stack(list(observations)),
-            tuple(checkpoints) if self.can_copy else (),
+            tuple(saved_states) if self.can_copy else (),
             join_states(runs.policy, list(states)),
             tuple(histories),
             np.array(episodes),
@@ -198,7 +198,7 @@ def continue_in_lockstep(
     gamma: float,
     horizon: int,
     on_step: Callable[[int], None] | None = None,
-) -> Outcomes:
+) -> Continuations:
     """Run every environment on from where it is until it terminates, ``horizon`` steps at most.
 
     Args:
@@ -231,10 +231,10 @@ def continue_in_lockstep(
             policy_state = policy.take_state(policy_state, going)
     tail_weights = np.zeros(len(envs))
     tail_weights[live] = gamma**horizon
-    return Outcomes(returns, tail_weights, int(limited.sum()), num_steps)
+    return Continuations(returns, tail_weights, int(limited.sum()), num_steps)
 
 
-def realised_outcomes(queries: Queries, gamma: float, horizon: int) -> Outcomes:
+def realised_outcomes(queries: Queries, gamma: float, horizon: int) -> Continuations:
     """One return per query: that of the very episode it was drawn from, run on beyond its time limit.
 
     For simulators that cannot be copied. Steps on the episodes' own environments.
@@ -257,4 +257,4 @@ def realised_outcomes(queries: Queries, gamma: float, horizon: int) -> Outcomes:
     discounts = [gamma ** np.arange(len(part) + 1) for part in rewards]
     remaining = np.array([discount[-1] for discount in discounts])
     within = np.array([part @ discount[:-1] for part, discount in zip(rewards, discounts, strict=True)])
-    return Outcomes(within + remaining * returns[queries.episodes], remaining * weights[queries.episodes])
+    return Continuations(within + remaining * returns[queries.episodes], remaining * weights[queries.episodes])

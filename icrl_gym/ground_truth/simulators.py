@@ -1,7 +1,7 @@
 """Exact copies of a running simulator, behind one interface.
 
-A `Simulator` runs one episode and hands out `Checkpoint`s; a checkpoint makes any number of copies of the moment it was
-taken at. How a moment is held is a strategy:
+A `Simulator` runs one episode and hands out `SavedState`s, each of which makes any number of copies of the moment it
+was saved at. How a moment is held is a strategy:
 
     deepcopy     every attribute of the environment and of its wrappers, copied
     mujoco       the same, with the physics state copied by MuJoCo and the model shared
@@ -40,8 +40,8 @@ _PRIMING_FRAMES = 25  # after which an action asked for is all but certainly the
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """One moment of a running simulator.
+class SavedState:
+    """The state of a running simulator at one moment.
 
     Attributes:
         restore: makes an exact copy of that moment, random generators included.
@@ -91,15 +91,15 @@ class Simulator:
         self.observation, reward, terminated, truncated, _ = self.env.step(action)
         return self.observation, float(reward), bool(terminated), bool(truncated)
 
-    def checkpoint(self) -> Checkpoint:
-        """Hold this moment.
+    def save(self) -> SavedState:
+        """The state at this moment.
 
         Raises:
             ValueError: the strategy is "independent".
         """
         if self.strategy not in STRATEGIES:
-            raise ValueError(f"no checkpoint: the simulator cannot be copied (strategy {self.strategy!r})")
-        return Checkpoint(STRATEGIES[self.strategy](self), map_leaves(np.array, self.observation))
+            raise ValueError(f"no saved state: the simulator cannot be copied (strategy {self.strategy!r})")
+        return SavedState(STRATEGIES[self.strategy](self), map_leaves(np.array, self.observation))
 
 
 def environment_factory(
@@ -308,9 +308,9 @@ def _reproduces(factory: Factory, strategy: str, seed: int) -> bool:
         _, _, terminated, truncated = simulator.step(action)
         if terminated or truncated:
             simulator.reset(seed)
-    checkpoint = simulator.checkpoint()
+    saved = simulator.save()
     rest = actions[_WARM_UP_STEPS:]
-    copies = [_outcomes(checkpoint.restore(), rest) for _ in range(2)]
+    copies = [_outcomes(saved.restore(), rest) for _ in range(2)]
     original = _outcomes(simulator.env, rest)
     return all(_same_outcomes(copied, original) for copied in copies)
 

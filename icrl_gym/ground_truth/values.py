@@ -16,7 +16,7 @@ from icrl_gym.acting.environments import Wrapper, environment_identity, make_env
 from icrl_gym.acting.policies import ActingPolicy, as_policy
 from icrl_gym.ground_truth.rollouts import (
     MAX_DRAWN_STEPS,
-    Outcomes,
+    Continuations,
     Queries,
     continue_in_lockstep,
     draw_queries,
@@ -25,7 +25,7 @@ from icrl_gym.ground_truth.rollouts import (
 from icrl_gym.ground_truth.simulators import choose_strategy, environment_factory
 from icrl_gym.ground_truth.transitions import TransitionTable
 from icrl_gym.observations import Observations, take
-from icrl_gym.values import Estimand, ValueEstimates
+from icrl_gym.values import Estimand, ValueEstimates, check_gamma
 
 Progress = Callable[[int, int], None]
 
@@ -146,15 +146,10 @@ def rollout_horizon(gamma: float, tolerance: float) -> int:
     Raises:
         ValueError: ``gamma`` is not in [0, 1), or ``tolerance`` is not in (0, 1).
     """
-    _check_gamma(gamma)
+    check_gamma(gamma)
     if not 0.0 < tolerance < 1.0:
         raise ValueError(f"tolerance must be in (0, 1), got {tolerance}")
     return 1 if gamma == 0.0 else max(1, math.ceil(math.log(tolerance) / math.log(gamma) - 1e-9))
-
-
-def _check_gamma(gamma: float) -> None:
-    if not 0.0 <= gamma < 1.0:
-        raise ValueError(f"gamma must be in [0, 1), got {gamma}")
 
 
 def _check_sizes(**sizes: tuple[int, int]) -> None:
@@ -172,7 +167,7 @@ def _roll_out(
     seed: np.random.SeedSequence,
     max_copies: int,
     progress: Progress | None,
-) -> Outcomes:
+) -> Continuations:
     """Continue every query by ``num_rollouts`` copies, at most ``max_copies`` at a time; query-major."""
     seeds = seed.spawn(len(queries) * num_rollouts)
     owners = np.repeat(np.arange(len(queries)), num_rollouts)
@@ -185,12 +180,12 @@ def _roll_out(
             if progress is not None:
                 progress(before + done, len(starts) * horizon)
 
-        envs = [queries.checkpoints[q].branch(s) for q, s in zip(owners[mine], seeds[mine], strict=True)]
+        envs = [queries.saved_states[q].branch(s) for q, s in zip(owners[mine], seeds[mine], strict=True)]
         state = policy.take_state(queries.policy_state, owners[mine])
         seen = take(queries.observations, owners[mine])
         parts.append(continue_in_lockstep(envs, seen, policy, state, gamma, horizon, on_step))
         on_step(horizon)
-    return Outcomes(
+    return Continuations(
         np.concatenate([part.returns for part in parts]),
         np.concatenate([part.tail_weights for part in parts]),
         sum(part.num_own_limits for part in parts),
@@ -198,7 +193,7 @@ def _roll_out(
     )
 
 
-def _average(outcomes: Outcomes, num_rollouts: int) -> tuple[np.ndarray, np.ndarray]:
+def _average(outcomes: Continuations, num_rollouts: int) -> tuple[np.ndarray, np.ndarray]:
     """Values and standard errors, (Q,) each; beyond the horizon lies mean(V), which solves its own equation."""
     mean_value = outcomes.returns.mean() / (1.0 - outcomes.tail_weights.mean())
     totals = (outcomes.returns + outcomes.tail_weights * mean_value).reshape(-1, num_rollouts)
@@ -208,7 +203,9 @@ def _average(outcomes: Outcomes, num_rollouts: int) -> tuple[np.ndarray, np.ndar
     return totals.mean(axis=1), totals.std(axis=1, ddof=1) / np.sqrt(num_rollouts)
 
 
-def _notes(queries: Queries, outcomes: Outcomes, strategy: str, num_rollouts: int, horizon: int) -> tuple[str, ...]:
+def _notes(
+    queries: Queries, outcomes: Continuations, strategy: str, num_rollouts: int, horizon: int
+) -> tuple[str, ...]:
     if strategy == "independent":
         notes = ["the simulator cannot be copied: each value is the one return of its own episode, +- their spread"]
     else:
@@ -242,7 +239,7 @@ def exact_values(
     Raises:
         ValueError: no transition table, a wrapper that changes it, a policy without probabilities, gamma out of range.
     """
-    _check_gamma(gamma)
+    check_gamma(gamma)
     env = make_environment(env)
     table = TransitionTable.from_environment(env)
     actor = as_policy(policy, env.action_space, env.observation_space, deterministic=deterministic, seed=0)

@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 
 from icrl_gym.context.prompt import Prompt
+from icrl_gym.context.returns import decayed_sums
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.observations import Observations, as_batch
 from icrl_gym.values import ValueEstimates
@@ -83,11 +84,9 @@ def importance_ratios(prompt: Prompt) -> np.ndarray:
     return np.ones(len(prompt)) if prompt.importance_ratios is None else prompt.importance_ratios
 
 
-def prompt_constant(prompt: Prompt) -> float:
-    """The one value that balances the context's Bellman equations: sum of rewards / sum of (1 - discount), weighted by
-    the importance ratios."""
-    ratio_N = importance_ratios(prompt)
-    return float((ratio_N * prompt.rewards).sum() / (ratio_N * (1.0 - prompt.discounts)).sum())
+def excess_rewards(prompt: Prompt) -> np.ndarray:
+    """Rewards of the process whose values are relative to the prompt's constant, (N,)."""
+    return prompt.rewards - (1.0 - prompt.discounts) * prompt.constant
 
 
 def all_features(prompt: Prompt) -> np.ndarray:
@@ -95,17 +94,8 @@ def all_features(prompt: Prompt) -> np.ndarray:
     return np.concatenate([prompt.source_features, prompt.end_features])
 
 
-def traces(delta_N: np.ndarray, decay_N: np.ndarray) -> np.ndarray:
-    """e_k = delta_k + decay_k e_{k+1} along the first axis, (N,) or (N, R)."""
-    e = np.array(delta_N, dtype=np.float64)
-    for k in range(len(e) - 2, -1, -1):
-        if decay_N[k]:
-            e[k] += decay_N[k] * e[k + 1]
-    return e
-
-
 def trace_decays(prompt: Prompt, trace_decay: float) -> np.ndarray:
-    """discount_k lambda rho_{k+1}, the factor of e_{k+1} in `traces`, (N,); 0 where row k + 1 does not continue row k.
+    """Factors discount_k lambda rho_{k+1} of `decayed_sums`, (N,); 0 where row k + 1 does not continue row k.
 
     The ratio of a transition's own action is not in it: it is the weight of its equation (per-decision importance
     sampling: Precup, Sutton, Singh 2000; for LSTD(lambda): Bertsekas & Yu 2009).
@@ -120,9 +110,7 @@ def returns(prompt: Prompt) -> np.ndarray:
     With importance ratios: per-decision weighted returns after the first action, with the prompt's constant as control
     variate (Jiang & Li 2016); the first action's own ratio is the weight of the return.
     """
-    constant = prompt_constant(prompt)
-    excess_N = prompt.rewards - (1.0 - prompt.discounts) * constant
-    return constant + traces(excess_N, trace_decays(prompt, 1.0))
+    return prompt.constant + decayed_sums(excess_rewards(prompt), trace_decays(prompt, 1.0))
 
 
 def scaled_distances(left_BD: np.ndarray, right_ND: np.ndarray, width: float) -> np.ndarray:

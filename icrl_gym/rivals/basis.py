@@ -32,7 +32,7 @@ class Basis:
         distinct = prompt.source_features[np.sort(np.unique(prompt.source_features, axis=0, return_index=True)[1])]
         picked = np.linspace(0, len(distinct) - 1, min(self.num_centres, len(distinct))).round().astype(int)
         self._centres_FD = distinct[picked]
-        self._width = self.width * np.sqrt(prompt.effective_dimension / 4)
+        self._width = prompt.kernel_width(self.width)
         return self
 
     def __call__(self, features_BD: np.ndarray) -> np.ndarray:

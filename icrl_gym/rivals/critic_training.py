@@ -24,6 +24,7 @@ import numpy as np
 from icrl_gym.acting.environments import make_environment
 from icrl_gym.acting.sb3_models import ALGORITHMS, algorithm_class
 from icrl_gym.runs import replacing
+from icrl_gym.values import check_gamma
 
 CARD_VERSION = 1
 
@@ -60,8 +61,7 @@ class Recipe:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}")
         if not self.snapshots or any(b <= a for a, b in zip((0, *self.snapshots), self.snapshots, strict=False)):
             raise ValueError(f"snapshots must be positive and increasing, got {self.snapshots}")
-        if not 0.0 <= self.gamma < 1.0:
-            raise ValueError(f"gamma must be in [0, 1), got {self.gamma}")
+        check_gamma(self.gamma)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from icrl_gym.rivals.base import (
     all_features,
     check_fraction,
     check_positive,
+    excess_rewards,
     importance_ratios,
-    prompt_constant,
     returns,
     scaled_distances,
 )
@@ -31,8 +31,7 @@ class KernelEstimator(PromptEstimator):
         self.width = width
 
     def _distances(self, features_BD: np.ndarray) -> np.ndarray:
-        width = self.width * np.sqrt(self.prompt_.effective_dimension / 4)
-        return scaled_distances(features_BD, self.prompt_.source_features, width)
+        return scaled_distances(features_BD, self.prompt_.source_features, self.prompt_.kernel_width(self.width))
 
     def _weights(self, features_BD: np.ndarray) -> np.ndarray:
         """Normalised weights of the sources, Gaussian times importance ratio, (B, N)."""
@@ -132,11 +131,9 @@ class GaussianProcessTD(KernelEstimator):
         difference_NC[rows, rows] = 1.0
         np.add.at(difference_NC, (rows, prompt.successors), -prompt.discounts)
         noise_NN = self._noise(prompt)
-        width = self.width * np.sqrt(prompt.effective_dimension / 4)
-        self._width, self._columns_CD = width, columns_CD
-        kernel_CC = np.exp(-scaled_distances(columns_CD, columns_CD, width) / 2)
-        self._constant = prompt_constant(prompt)
-        target_N = prompt.rewards - (1.0 - prompt.discounts) * self._constant
+        self._width, self._columns_CD = prompt.kernel_width(self.width), columns_CD
+        kernel_CC = self._cross(columns_CD)
+        target_N = excess_rewards(prompt)
         covariance_NN = difference_NC @ kernel_CC @ difference_NC.T + self.noise * noise_NN
         self._factor = linalg.cho_factor(covariance_NN, lower=True)
         self._difference_NC = difference_NC
@@ -155,7 +152,7 @@ class GaussianProcessTD(KernelEstimator):
         return np.exp(-scaled_distances(features_QD, self._columns_CD, self._width) / 2)
 
     def _values(self, features_QD: np.ndarray) -> np.ndarray:
-        return self._constant + self._cross(features_QD) @ self._dual_C
+        return self.prompt_.constant + self._cross(features_QD) @ self._dual_C
 
     def _stderr(self, features_QD: np.ndarray) -> np.ndarray:
         cross_NQ = self._difference_NC @ self._cross(features_QD).T

@@ -11,15 +11,14 @@ from __future__ import annotations
 import numpy as np
 
 from icrl_gym.context.prompt import Prompt
+from icrl_gym.context.returns import decayed_sums
 from icrl_gym.rivals.base import (
     PromptEstimator,
     all_features,
     check_fraction,
     check_positive,
     importance_ratios,
-    prompt_constant,
     trace_decays,
-    traces,
 )
 from icrl_gym.rivals.basis import Basis, BasisName
 
@@ -42,7 +41,7 @@ class LinearEstimator(PromptEstimator):
 
     def _fit(self, prompt: Prompt) -> None:
         columns_CF = self.basis.fit(prompt)(all_features(prompt))
-        self._constant = prompt_constant(prompt) if self.relative else 0.0
+        self._constant = prompt.constant if self.relative else 0.0
         source_NF = columns_CF[: len(prompt)]
         next_NF = prompt.discounts[:, None] * columns_CF[prompt.successors]
         rewards_N = prompt.rewards - (1.0 - prompt.discounts) * self._constant
@@ -82,7 +81,8 @@ class LSTD(LinearEstimator):
 
     def _weights(self, source_NF: np.ndarray, next_NF: np.ndarray, rewards_N: np.ndarray, prompt: Prompt) -> np.ndarray:
         weighted_NF = importance_ratios(prompt)[:, None] * source_NF
-        errors_NF = traces(np.column_stack([source_NF - next_NF, rewards_N]), trace_decays(prompt, self.trace_decay))
+        one_step_NF = np.column_stack([source_NF - next_NF, rewards_N])
+        errors_NF = decayed_sums(one_step_NF, trace_decays(prompt, self.trace_decay))
         matrix_FF = weighted_NF.T @ errors_NF[:, :-1] + self.ridge * len(prompt) * np.eye(source_NF.shape[1])
         return np.linalg.solve(matrix_FF, weighted_NF.T @ errors_NF[:, -1])
 

@@ -18,7 +18,7 @@ from icrl_gym.context.off_policy import discrete_action_space
 from icrl_gym.context.pairs import as_pairs, known_successors, next_action_ratios
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.observations import Observations, as_batch, batch_size, infer_space
-from icrl_gym.rivals.base import PromptEstimator, all_features, check_positive, importance_ratios, prompt_constant
+from icrl_gym.rivals.base import PromptEstimator, all_features, check_positive, excess_rewards, importance_ratios
 from icrl_gym.values import Estimand, ValueEstimates
 
 
@@ -54,9 +54,8 @@ class NetworkEstimator(PromptEstimator):
         self.target_period, self.batch_size, self.seed = target_period, batch_size, seed
 
     def _standardise(self, prompt: Prompt) -> Tensor:
-        """Fix the constant and the scale; the rewards (N,) in their terms."""
-        self._constant = prompt_constant(prompt)
-        centred_N = prompt.rewards - (1.0 - prompt.discounts) * self._constant
+        """Fix the scale; the rewards (N,) relative to the constant, in its units."""
+        centred_N = excess_rewards(prompt)
         self._scale = float(np.std(centred_N)) / (1.0 - prompt.gamma) ** 0.5 or 1.0
         return _tensor(centred_N / self._scale)
 
@@ -84,7 +83,7 @@ class NetworkEstimator(PromptEstimator):
         """The network's answers in reward units, (B,)."""
         with torch.no_grad():
             raw = network(_tensor(inputs_BD))[:, 0]
-        return self._constant + self._scale * raw.double().numpy()
+        return self.prompt_.constant + self._scale * raw.double().numpy()
 
 
 class FittedValueNetwork(NetworkEstimator):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from icrl_gym.context.prompt import Prompt
-from icrl_gym.rivals.base import PromptEstimator, all_features, importance_ratios, prompt_constant
+from icrl_gym.rivals.base import PromptEstimator, all_features, importance_ratios
 
 
 class CertaintyEquivalence(PromptEstimator):
@@ -21,7 +21,6 @@ class CertaintyEquivalence(PromptEstimator):
         self._states_SD, state_C = np.unique(columns_CD, axis=0, return_inverse=True)
         state_C = state_C.reshape(-1)
         num_states, source_N = len(self._states_SD), state_C[: len(prompt)]
-        constant = prompt_constant(prompt)
         ratio_N = importance_ratios(prompt)
         counts_S = np.bincount(source_N, ratio_N, minlength=num_states)
         rewards_S = np.bincount(source_N, ratio_N * prompt.rewards, minlength=num_states)
@@ -30,13 +29,12 @@ class CertaintyEquivalence(PromptEstimator):
         left = counts_S > 0
         transition_SS[left] /= counts_S[left, None]
         rewards_S[left] /= counts_S[left]
-        rewards_S[~left] = constant
+        rewards_S[~left] = prompt.constant
         self._values_S = np.linalg.solve(np.eye(num_states) - transition_SS, rewards_S)
-        self._constant = constant
 
     def _values(self, features_QD: np.ndarray) -> np.ndarray:
         joined = np.concatenate([self._states_SD, features_QD])
         _, inverse = np.unique(joined, axis=0, return_inverse=True)
         inverse = inverse.reshape(-1)
         table = {int(group): value for group, value in zip(inverse, self._values_S, strict=False)}
-        return np.array([table.get(int(group), self._constant) for group in inverse[len(self._states_SD) :]])
+        return np.array([table.get(int(group), self.prompt_.constant) for group in inverse[len(self._states_SD) :]])
