@@ -12,6 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3 import PPO
 
+from icrl_gym.acting.environments import environment_spec
 from icrl_gym.acting.policies import ActingPolicy
 from icrl_gym.context.collection import collect
 from icrl_gym.context.recorder import Recorder
@@ -139,16 +140,15 @@ def test_the_same_seed_gives_the_same_bytes_and_another_gives_others():
 
 
 def test_a_time_limit_ends_an_episode_and_the_logs_end_does_not():
-    trajectory = collect("Pendulum-v1", "random", 25, env_kwargs={"max_episode_steps": 10})
+    trajectory = collect(gymnasium.make("Pendulum-v1", max_episode_steps=10), "random", 25)
     assert np.flatnonzero(trajectory.truncated).tolist() == [9, 19]
     assert np.flatnonzero(trajectory.episode_ends).tolist() == [9, 19, 24]
     assert trajectory.env_id == "Pendulum-v1"
 
 
 def test_arguments_and_wrappers_reach_the_environment():
-    trajectory = collect(
-        "minigrid:MiniGrid-Empty-5x5-v0", "random", 5, wrapper="minigrid.wrappers:ImgObsWrapper", env_kwargs={"size": 6}
-    )
+    spec = environment_spec("minigrid:MiniGrid-Empty-5x5-v0", {"size": 6}, "minigrid.wrappers:ImgObsWrapper")
+    trajectory = collect(spec, "random", 5)
     assert trajectory.observations.shape == (5, 7, 7, 3)
     assert trajectory.env_id == 'MiniGrid-Empty-5x5-v0 {"size": 6} + ImgObsWrapper'
 
@@ -261,11 +261,6 @@ def test_a_policy_of_other_actions_is_refused_before_a_step_is_taken():
     model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu")
     with pytest.raises(ValueError, match=r"action space Discrete\(2\) does not fit the environment's Box"):
         collect("Pendulum-v1", model, 5)
-
-
-def test_vectors_take_no_arguments_of_single_environments():
-    with pytest.raises(ValueError, match="need an id or a single environment, got a VectorEnv"):
-        collect(SyncVectorEnv([Counting]), by_time, 5, env_kwargs={"nested": True})
 
 
 def test_spaces_without_arrays_are_refused():

@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces, wrappers
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.monitor import Monitor
 
-from icrl_gym.acting.environments import environment_identity, make_environment, strip_time_limit
+from icrl_gym.acting.environments import environment_identity, environment_spec, make_environment, strip_time_limit
 from icrl_gym.context.wrappers import RecordTrajectory
 
 
@@ -29,16 +31,18 @@ def double(reward):
     return 2 * reward
 
 
+SCALED = f"{__name__}:scaled"
+
+
 # --- making ---------------------------------------------------------------------------------------------------------
 
 
 def test_ids_arguments_and_wrappers_make_an_environment():
-    assert make_environment("FrozenLake-v1", {"map_name": "8x8"}).observation_space.n == 64
-    env = make_environment("minigrid:MiniGrid-Empty-5x5-v0", wrapper="minigrid.wrappers:ImgObsWrapper")
+    assert make("FrozenLake-v1", map_name="8x8").observation_space.n == 64
+    env = make("minigrid:MiniGrid-Empty-5x5-v0", wrapper="minigrid.wrappers:ImgObsWrapper")
     assert env.observation_space.shape == (7, 7, 3)
     made = gymnasium.make("CartPole-v1")
     assert make_environment(made) is made
-    assert isinstance(make_environment(made, wrapper=scaled), wrappers.TransformReward)
 
 
 @pytest.mark.parametrize(
@@ -69,30 +73,82 @@ def test_a_module_that_breaks_on_import_is_not_called_missing(monkeypatch, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((3,), TypeError, "env must be an environment id or a gymnasium.Env, got int"),
         (("CartPole-v1", {"nonsense": 1}), TypeError, "nonsense"),
         (("CartPole-v1", None, "minigrid.wrappers"), ValueError, "must be written 'module:Class'"),
         (("CartPole-v1", None, "minigrid.wrappers:Nothing"), ValueError, "cannot be imported"),
         (("CartPole-v1", None, "nothing_here:Nothing"), ValueError, "cannot be imported"),
-        (("CartPole-v1", None, lambda env: 3), TypeError, "must return a gymnasium.Env, got int"),
-        (("CartPole-v1", None, 3), TypeError, "wrapper must be a callable"),
+        (("CartPole-v1", None, f"{__name__}:three"), TypeError, "must return a gymnasium.Env, got int"),
     ],
 )
 def test_arguments_that_make_no_environment_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
-        make_environment(*arguments)
+        make_environment(environment_spec(*arguments))
 
 
-def test_arguments_for_an_environment_that_exists_are_refused():
-    with pytest.raises(ValueError, match=r"env_kwargs .* need an environment id"):
-        make_environment(gymnasium.make("CartPole-v1"), {"sutton_barto_reward": True})
+def three(env: gymnasium.Env) -> int:
+    return 3
+
+
+def test_what_is_neither_id_nor_environment_nor_specification_is_refused():
+    with pytest.raises(TypeError, match=r"env must be an environment id, a gymnasium.Env or an EnvSpec, got int"):
+        make_environment(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*out of date.*")
+def test_an_id_without_a_version_is_the_latest_one_and_an_old_version_is_taken_with_a_warning():
+    assert environment_spec("CartPole").id == "CartPole-v1"
+    assert environment_spec("CartPole-v0").id == "CartPole-v0"
+    with pytest.warns(DeprecationWarning, match="CartPole-v0 is out of date"):
+        environment_spec("CartPole-v0")
+
+
+def test_a_specification_says_how_long_episodes_are():
+    limits = [environment_spec("CartPole-v1", {"max_episode_steps": steps}).max_episode_steps for steps in (7, -1)]
+    assert limits == [7, None]
+    assert environment_spec("CartPole-v1").max_episode_steps == 500
+    assert make("CartPole-v1", max_episode_steps=7).spec.max_episode_steps == 7
+    assert not any(isinstance(env, wrappers.TimeLimit) for env in stack_of(make("CartPole-v1", max_episode_steps=-1)))
+
+
+def stack_of(env: gymnasium.Env) -> list[gymnasium.Env]:
+    return [env, *stack_of(env.env)] if isinstance(env, gymnasium.Wrapper) else [env]
+
+
+def test_the_specification_of_a_wrapped_environment_makes_it_again():
+    env = wrappers.ClipReward(wrappers.FlattenObservation(make("Pendulum-v1", g=5.0)), -1.0, 1.0)
+    again = make_environment(env.spec)
+    assert environment_identity(again) == environment_identity(env)
+    assert [type(level) for level in stack_of(again)] == [type(level) for level in stack_of(env)]
+
+
+def wrapped_from_the_start(**arguments) -> gymnasium.Env:
+    return wrappers.FlattenObservation(Unregistered(**arguments))
+
+
+def test_wrappers_that_the_constructor_adds_are_not_added_twice():
+    spec = EnvSpec("Wrapped-v0", entry_point=wrapped_from_the_start, disable_env_checker=True, order_enforce=False)
+    env = make_environment(spec)
+    clipped = make_environment(wrappers.ClipReward(env, -1.0, 1.0).spec)
+    assert [type(level) for level in stack_of(clipped)] == [
+        wrappers.ClipReward,
+        wrappers.FlattenObservation,
+        Unregistered,
+    ]
+    outer = make_environment(
+        replace(spec, additional_wrappers=environment_spec("CartPole-v1", None, SCALED).additional_wrappers)
+    )
+    assert [type(level) for level in stack_of(outer)] == [
+        wrappers.TransformReward,
+        wrappers.FlattenObservation,
+        Unregistered,
+    ]
 
 
 # --- identity -------------------------------------------------------------------------------------------------------
 
 
-def make(env_id: str, wrapper=None, **arguments) -> gymnasium.Env:
-    return make_environment(env_id, arguments, wrapper)
+def make(env_id: str, wrapper: str | None = None, **arguments) -> gymnasium.Env:
+    return make_environment(environment_spec(env_id, arguments, wrapper))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +171,7 @@ def make(env_id: str, wrapper=None, **arguments) -> gymnasium.Env:
             wrappers.ClipReward(wrappers.FlattenObservation(make("Pendulum-v1", g=5.0)), -1.0, 1.0),
             'Pendulum-v1 {"g": 5.0} + FlattenObservation + ClipReward {"max_reward": 1.0, "min_reward": -1.0}',
         ),
-        (make("CartPole-v1", scaled), 'CartPole-v1 + TransformReward {"func": "test_environments.double"}'),
+        (make("CartPole-v1", SCALED), 'CartPole-v1 + TransformReward {"func": "test_environments.double"}'),
         (Unregistered(), "test_environments.Unregistered"),
     ],
 )
@@ -217,8 +273,9 @@ def test_a_name_taken_by_a_module_in_memory_can_be_used(monkeypatch):
 def test_a_named_wrapper_is_imported_before_the_environment_is_made():
     # minigrid registers its environments on import, and the wrapper's module imports it.
     code = (
-        "from icrl_gym.acting.environments import make_environment;"
-        "env = make_environment('MiniGrid-Empty-5x5-v0', wrapper='minigrid.wrappers:ImgObsWrapper');"
+        "from icrl_gym.acting.environments import environment_spec, make_environment;"
+        "spec = environment_spec('MiniGrid-Empty-5x5-v0', wrapper='minigrid.wrappers:ImgObsWrapper');"
+        "env = make_environment(spec);"
         "print(env.observation_space.shape)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,15 +7,23 @@ import difflib
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import load_env_creator
+from gymnasium.envs.registration import (
+    EnvSpec,
+    WrapperSpec,
+    find_highest_version,
+    get_env_id,
+    load_env_creator,
+    parse_env_id,
+)
 from gymnasium.vector import VectorEnv
 
-Wrapper = Callable[[gymnasium.Env], gymnasium.Env] | str
+EnvironmentLike = str | gymnasium.Env | EnvSpec  # an id, an environment, or a specification of one
 
 # Wrappers that pass observations, actions and rewards through unchanged; they are no part of an environment's identity.
 TRANSPARENT_WRAPPERS = frozenset(
@@ -33,52 +41,76 @@ _NEUTRAL_ARGUMENTS = frozenset(
 )
 
 
-def make_environment(
-    env_or_id: str | gymnasium.Env,
-    env_kwargs: Mapping[str, Any] | None = None,
-    wrapper: Wrapper | None = None,
-) -> gymnasium.Env:
-    """Make an environment from its id, or take one that exists, and put a wrapper around it.
+def make_environment(env: EnvironmentLike) -> gymnasium.Env:
+    """Make an environment from its id or its specification, or take one that exists.
 
     Args:
-        env_or_id: an id, also of the form "module:Env-v0" (the module is imported first), or an environment.
-        env_kwargs: keyword arguments of the environment; only with an id.
-        wrapper: a callable from environment to environment, or its name "module:Class", as in
-            "minigrid.wrappers:ImgObsWrapper".
+        env: an id, also of the form "module:Env-v0" (the module is imported first); a specification, whose additional
+            wrappers are put around; or an environment, which is returned as it is.
 
     Raises:
-        ValueError: unknown id (the nearest names are listed), unknown module or wrapper, or ``env_kwargs`` beside an
-            environment that exists already.
-        TypeError: neither an id nor an environment; arguments that the environment does not know; a wrapper that does
-            not return an environment.
+        ValueError: unknown id (the nearest names are listed), unknown module, or a wrapper that cannot be made again.
+        TypeError: none of the three; arguments that the environment does not know; a wrapper that does not return an
+            environment.
     """
-    if isinstance(wrapper, str):  # first, since importing a package such as minigrid registers its environments
-        wrapper = _import_wrapper(wrapper)
-    if isinstance(env_or_id, str):
-        env = _make_from_id(env_or_id, dict(env_kwargs or {}))
-    elif not isinstance(env_or_id, gymnasium.Env):
-        raise TypeError(f"env must be an environment id or a gymnasium.Env, got {type(env_or_id).__name__}")
-    elif env_kwargs:
-        raise ValueError(
-            f"env_kwargs {dict(env_kwargs)} need an environment id, got an environment that exists already"
-        )
-    else:
-        env = env_or_id
-    return env if wrapper is None else _wrapped(env, wrapper)
+    if isinstance(env, gymnasium.Env):
+        return env
+    if isinstance(env, str):
+        env = environment_spec(env)
+    if not isinstance(env, EnvSpec):
+        raise TypeError(f"env must be an environment id, a gymnasium.Env or an EnvSpec, got {type(env).__name__}")
+    made = gymnasium.make(replace(env, additional_wrappers=()))
+    own = made.spec.additional_wrappers if made.spec is not None else ()  # the environment's constructor put them there
+    outer = env.additional_wrappers
+    for wrapper in outer[len(own) :] if outer[: len(own)] == own else outer:
+        made = _wrapped(made, wrapper)
+    return made
 
 
-def _make_from_id(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env:
-    module, separator, _ = env_id.rpartition(":")
+def environment_spec(env_id: str, env_kwargs: Mapping[str, Any] | None = None, wrapper: str | None = None) -> EnvSpec:
+    """The specification of an environment that is described in words, as on the command line.
+
+    Args:
+        env_id: an id, also of the form "module:Env-v0".
+        env_kwargs: keyword arguments for ``gymnasium.make``: the environment's own, and ``max_episode_steps`` (-1 for
+            none).
+        wrapper: "module:Class", as in "minigrid.wrappers:ImgObsWrapper", put around the outside.
+
+    Raises:
+        ValueError: unknown id (the nearest names are listed), unknown module or wrapper.
+    """
+    added = () if wrapper is None else (_wrapper_spec(wrapper),)  # first, as importing a package registers its ids
+    registered = _registered(env_id)
+    arguments = dict(env_kwargs or {})
+    stated = {name: arguments.pop(name, None) for name in ("max_episode_steps", "disable_env_checker")}
+    return replace(
+        registered,
+        kwargs={**registered.kwargs, **arguments},
+        additional_wrappers=(*registered.additional_wrappers, *added),
+        **{name: None if value == -1 else value for name, value in stated.items() if value is not None},
+    )
+
+
+def _registered(env_id: str) -> EnvSpec:
+    """What the registry holds under an id; an id without a version means the latest, as in ``gymnasium.make``."""
+    module, separator, name = env_id.rpartition(":")
     if separator:
         _import_registrations(module, env_id)
     try:
-        return gymnasium.make(env_id, **env_kwargs)
+        namespace, plain, version = parse_env_id(name)
+        latest = find_highest_version(namespace, plain)
+        if version is None and latest is not None:
+            name = get_env_id(namespace, plain, latest)
+        found = gymnasium.spec(name)
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
         raise ValueError(f"unknown environment id {env_id!r}; {_suggestion(env_id)}") from error
     except gymnasium.error.Error as error:
         if "Malformed environment ID" not in str(error):
             raise
         raise ValueError(f"malformed environment id {env_id!r}; {_suggestion(env_id)}") from error
+    if version is not None and latest is not None and latest > version:
+        gymnasium.logger.deprecation(f"The environment {name} is out of date; its latest version is v{latest}.")
+    return found
 
 
 def _import_registrations(module: str, env_id: str) -> None:
@@ -99,23 +131,26 @@ def _suggestion(env_id: str) -> str:
     return "no similar name is known; ids of other packages are written module:Env-v0"
 
 
-def _wrapped(env: gymnasium.Env, wrapper: Callable[[gymnasium.Env], gymnasium.Env]) -> gymnasium.Env:
-    if not callable(wrapper):
-        raise TypeError(f"wrapper must be a callable or 'module:Class', got {wrapper!r}")
-    wrapped = wrapper(env)
+def _wrapped(env: gymnasium.Env, wrapper: WrapperSpec) -> gymnasium.Env:
+    if wrapper.kwargs is None:
+        raise ValueError(f"wrapper {wrapper.name!r} did not record its arguments and cannot be made again")
+    creator: Any = load_env_creator(wrapper.entry_point)
+    wrapped = creator(env, **wrapper.kwargs)
     if not isinstance(wrapped, gymnasium.Env):
-        raise TypeError(f"wrapper {wrapper!r} must return a gymnasium.Env, got {type(wrapped).__name__}")
+        raise TypeError(f"wrapper {wrapper.entry_point!r} must return a gymnasium.Env, got {type(wrapped).__name__}")
     return wrapped
 
 
-def _import_wrapper(name: str) -> Callable[[gymnasium.Env], gymnasium.Env]:
+def _wrapper_spec(name: str) -> WrapperSpec:
+    """The wrapper "module:Class" with no further arguments; the module is imported."""
     module, separator, attribute = name.partition(":")
     if not separator:
         raise ValueError(f"wrapper must be written 'module:Class', got {name!r}")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"wrapper {name!r} cannot be imported: {error}") from error
+    return WrapperSpec(attribute, name, {})
 
 
 def environment_identity(env: gymnasium.Env | VectorEnv) -> str:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gymnasium.envs.registration import EnvSpec
+
 from icrl_gym.acting.demo_policy import load_demo_policy
 from icrl_gym.acting.environments import make_environment
 from icrl_gym.acting.sb3_models import load_sb3_model
-from icrl_gym.configuration import DEMO_ENVIRONMENT, EvaluateConfig
+from icrl_gym.configuration import DEMO_ENVIRONMENT
 
 OTHERS = '"random", the path of a Stable-Baselines3 model.zip, or "module:callable"'
 
@@ -45,26 +47,41 @@ class PolicySource:
         return getattr(self.model, "num_timesteps", None) or None
 
 
-def find_policy(config: EvaluateConfig) -> PolicySource:
-    """The policy that ``config.policy`` names.
+def find_policy(
+    name: str,
+    env: EnvSpec,
+    *,
+    trust: bool = False,
+    algo: str = "auto",
+    vec_normalize: Path | None = None,
+) -> PolicySource:
+    """The policy of a name.
+
+    Args:
+        name: "demo", "random", the path of a Stable-Baselines3 model.zip, or "module:callable".
+        env: where it acts.
+        trust: unpickle a model's file, which can run any code; for files that you trust.
+        algo: class of the model, such as "PPO"; "auto" finds it out.
+        vec_normalize: VecNormalize statistics saved beside the model (pickled too), or None.
 
     Raises:
         ValueError: none of the known forms; a model that is not trusted or not SB3's; the demo policy elsewhere than in
             CartPole-v1; a module or attribute that does not exist.
         FileNotFoundError: no such model file.
     """
-    name = config.policy
-    if config.vec_normalize is not None and not (name.endswith(".zip") or os.path.exists(name)):
+    is_file = name.endswith(".zip") or os.path.exists(name)
+    if vec_normalize is not None and not is_file:
         raise ValueError(f"vec_normalize belongs to a Stable-Baselines3 model file; policy is {name!r}")
     if name == "random":
         return PolicySource("random")
     if name == "demo":
-        if config.env.rpartition(":")[2] != DEMO_ENVIRONMENT:
-            raise ValueError(f'policy "demo" plays {DEMO_ENVIRONMENT} only; for {config.env!r} give --policy {OTHERS}')
+        if env.id != DEMO_ENVIRONMENT:
+            raise ValueError(f'policy "demo" plays {DEMO_ENVIRONMENT} only; for {env.id!r} give --policy {OTHERS}')
         return _of_model(load_demo_policy())
-    if name.endswith(".zip") or os.path.exists(name):
-        model = load_sb3_model(Path(name), algo=config.algo, trust=config.trust_model)
-        _attach_normalisation(model, config)
+    if is_file:
+        model = load_sb3_model(Path(name), algo=algo, trust=trust)
+        if vec_normalize is not None:
+            _attach_normalisation(model, vec_normalize, env)
         return _of_model(model)
     if ":" in name:
         return PolicySource(_imported(name))
@@ -75,22 +92,20 @@ def _of_model(model: Any) -> PolicySource:
     return PolicySource(policy=model, model=model)
 
 
-def _attach_normalisation(model: Any, config: EvaluateConfig) -> None:
+def _attach_normalisation(model: Any, path: Path, env: EnvSpec) -> None:
     """Give the model the VecNormalize statistics that it was trained with; reached only if its file is trusted."""
-    if config.vec_normalize is None:
-        return
     from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-    venv = DummyVecEnv([lambda: make_environment(config.env, config.environment_arguments(), config.wrapper)])
+    venv = DummyVecEnv([lambda: make_environment(env)])
     try:
-        statistics = VecNormalize.load(str(config.vec_normalize), venv)
+        statistics = VecNormalize.load(str(path), venv)
         statistics.training = False
         model.set_env(statistics)
     except OSError as error:
-        raise type(error)(f"vec_normalize {config.vec_normalize}: {error.strerror}") from error
+        raise type(error)(f"vec_normalize {path}: {error.strerror}") from error
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"vec_normalize {config.vec_normalize}: cannot be used: {reason}") from error
+        raise ValueError(f"vec_normalize {path}: cannot be used: {reason}") from error
 
 
 def _imported(name: str) -> Any:

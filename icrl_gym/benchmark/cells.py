@@ -7,6 +7,10 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from gymnasium.envs.registration import EnvSpec
+
+from icrl_gym.acting.environments import environment_spec
+
 _FIRST_FIELDS = {"env", "policy", "gamma", "wrapper", "env_kwargs", "truth"}  # of Task, in every id
 
 CRITIC = "critic"  # the estimator name that stands for the policy's own SB3 critic
@@ -40,6 +44,15 @@ class Task:
     extra: str = ""
     behaviour: str | None = None
     features: str | None = None
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The environment with its arguments and its wrapper.
+
+        Raises:
+            ValueError: unknown id or wrapper.
+        """
+        return environment_spec(self.env, dict(self.env_kwargs), self.wrapper)
 
     @property
     def target(self) -> Task:

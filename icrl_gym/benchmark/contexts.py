@@ -43,7 +43,7 @@ def task_context(task: Task, policy: Any, length: int, seed: int, critics: Path)
     Raises:
         ValueError: the behaviour cannot be made, or the policies cannot state the probabilities of their actions.
     """
-    with closing(make_environment(task.env, dict(task.env_kwargs), task.wrapper)) as env:
+    with closing(make_environment(task.spec)) as env:
         if task.behaviour is None:
             log = collect(env, policy, length, seed)
         else:

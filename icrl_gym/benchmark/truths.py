@@ -102,7 +102,7 @@ def _bytes(observations: Observations, row: int) -> tuple[bytes, ...]:
 
 
 def _environment(task: Task) -> closing[gymnasium.Env]:
-    return closing(make_environment(task.env, dict(task.env_kwargs), task.wrapper))
+    return closing(make_environment(task.spec))
 
 
 def _simulated(config: BenchmarkConfig, task: Task, policy: Any) -> ValueEstimates:
@@ -116,6 +116,4 @@ def _simulated_start(config: BenchmarkConfig, task: Task, policy: Any) -> ValueE
 
 
 def _monte_carlo(task: Task, policy: Any, **options: Any) -> ValueEstimates:
-    return monte_carlo_values(
-        task.env, policy, gamma=task.gamma, env_kwargs=dict(task.env_kwargs), wrapper=task.wrapper, **options
-    )
+    return monte_carlo_values(task.spec, policy, gamma=task.gamma, **options)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from icrl_gym.acting.environments import Wrapper, make_environment
+from icrl_gym.acting.environments import EnvironmentLike, make_environment
 from icrl_gym.acting.policies import ActingPolicy, as_policy
 from icrl_gym.context.recorder import Recorder, batch_of_one
 from icrl_gym.context.trajectory import Trajectory
@@ -37,14 +37,12 @@ class BatchOfOne:
 
 
 def collect(
-    env: str | gymnasium.Env | VectorEnv,
+    env: EnvironmentLike | VectorEnv,
     policy: Any,
     num_transitions: int,
     seed: int | np.random.Generator | None = 0,
     *,
     deterministic: bool = False,
-    env_kwargs: Mapping[str, Any] | None = None,
-    wrapper: Wrapper | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trajectory:
     """Run a policy until there are exactly ``num_transitions`` transitions.
@@ -54,13 +52,11 @@ def collect(
     dropped. An environment that was passed in is left where the run stopped; one made here is closed.
 
     Args:
-        env: an id, an environment or a vector environment.
+        env: an id, a specification, an environment or a vector environment.
         policy: anything that `icrl_gym.acting.policies.as_policy` accepts.
         num_transitions: at least 1, over all environments of a vector.
         seed: an integer, a generator that integers are drawn from, or None for fresh entropy.
         deterministic: SB3 models and tables take their most likely action.
-        env_kwargs: keyword arguments, with an id only.
-        wrapper: put around one environment, a callable or "module:Class".
         progress: called as ``progress(transitions so far, num_transitions)`` after every step.
 
     Raises:
@@ -69,12 +65,7 @@ def collect(
     """
     if not isinstance(num_transitions, (int, np.integer)) or num_transitions < 1:
         raise ValueError(f"num_transitions must be an integer of at least 1, got {num_transitions!r}")
-    if isinstance(env, VectorEnv):
-        if env_kwargs or wrapper is not None:
-            raise ValueError("env_kwargs and wrapper need an id or a single environment, got a VectorEnv")
-        made: gymnasium.Env | VectorEnv = env
-    else:
-        made = make_environment(env, env_kwargs, wrapper)
+    made = env if isinstance(env, VectorEnv) else make_environment(env)
     try:
         streams = made if isinstance(made, VectorEnv) else BatchOfOne(made)
         spaces_of_one = streams.single_action_space, streams.single_observation_space
@@ -85,7 +76,7 @@ def collect(
         _run(streams, actor, recorder, int(num_transitions), env_seed, progress)
         return recorder.trajectory(first=int(num_transitions))
     finally:
-        if isinstance(env, str):
+        if made is not env:
             made.close()
 
 

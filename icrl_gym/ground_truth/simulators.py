@@ -30,7 +30,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import EzPickle
 
-from icrl_gym.acting.environments import TRANSPARENT_WRAPPERS, Wrapper, make_environment
+from icrl_gym.acting.environments import TRANSPARENT_WRAPPERS, EnvironmentLike, make_environment
 from icrl_gym.observations import Observations, map_leaves, named_leaves
 
 Factory = Callable[[], gymnasium.Env]
@@ -102,19 +102,16 @@ class Simulator:
         return SavedState(STRATEGIES[self.strategy](self), map_leaves(np.array, self.observation))
 
 
-def environment_factory(
-    env_or_id: str | gymnasium.Env, env_kwargs: Mapping[str, Any] | None = None, wrapper: Wrapper | None = None
-) -> Factory:
-    """Something that makes any number of environments like the one described; an environment given is left alone."""
-    if isinstance(env_or_id, str):
-        return lambda: make_environment(env_or_id, env_kwargs, wrapper)
-    given = make_environment(env_or_id, env_kwargs, wrapper)
+def environment_factory(env: EnvironmentLike) -> Factory:
+    """A function that makes any number of environments like the one described; an environment given is left alone."""
+    if not isinstance(env, gymnasium.Env):
+        return lambda: make_environment(env)
 
     def another() -> gymnasium.Env:
         try:
-            return _copy_stack(given)
+            return _copy_stack(env)
         except Exception:  # it holds something that cannot be copied: make it anew
-            return _copy_stack(given, new_base=True)
+            return _copy_stack(env, new_base=True)
 
     return another
 

@@ -6,13 +6,13 @@ V^pi(s) = E[sum_t gamma^t R_{t+1} | s], infinite horizon: termination ends the s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 
-from icrl_gym.acting.environments import Wrapper, environment_identity, make_environment
+from icrl_gym.acting.environments import EnvironmentLike, environment_identity, make_environment
 from icrl_gym.acting.policies import ActingPolicy, as_policy
 from icrl_gym.ground_truth.rollouts import (
     MAX_DRAWN_STEPS,
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 
 def monte_carlo_values(
-    env_or_id: str | gymnasium.Env,
+    env: EnvironmentLike,
     policy: Any,
     *,
     num_queries: int = 64,
@@ -42,8 +42,6 @@ def monte_carlo_values(
     deterministic: bool = False,
     tolerance: float = 1e-3,
     max_copies: int = 1024,
-    env_kwargs: Mapping[str, Any] | None = None,
-    wrapper: Wrapper | None = None,
     progress: Progress | None = None,
 ) -> ValueEstimates:
     """Values of a policy at states that it visits, by averaging returns from exact copies of the simulator.
@@ -54,7 +52,7 @@ def monte_carlo_values(
     mean(V), mean(V) being that of the queries, and a note says how many.
 
     Args:
-        env_or_id: an id, or an environment (which is copied, never stepped).
+        env: an id, a specification, or an environment (which is copied, never stepped).
         policy: anything `as_policy` accepts.
         num_queries: Q.
         num_rollouts: copies per query, at least 2.
@@ -64,8 +62,6 @@ def monte_carlo_values(
         deterministic: let SB3 models and tables take their most likely action.
         tolerance: weight below which the future is cut, in (0, 1).
         max_copies: how many copies exist at once.
-        env_kwargs: keyword arguments of the environment; only with an id.
-        wrapper: a callable or "module:Class" put around the environment.
         progress: called as ``progress(done, total)``.
 
     Returns:
@@ -80,8 +76,8 @@ def monte_carlo_values(
     if states not in ("visited", "start"):
         raise ValueError(f'states must be "visited" or "start", got {states!r}')
     horizon = rollout_horizon(gamma, tolerance)
-    env = make_environment(env_or_id, env_kwargs, wrapper)
-    factory = environment_factory(env_or_id, env_kwargs, wrapper)
+    factory = environment_factory(env)
+    env = make_environment(env)
     draw_seed, copy_seed, policy_seed, check_seed = _seeds(seed)
     actor = _actor(policy, env, deterministic, policy_seed)
     strategy = choose_strategy(factory, _integer(check_seed))
@@ -97,14 +93,12 @@ def monte_carlo_values(
 
 
 def query_histories(
-    env_or_id: str | gymnasium.Env,
+    env: EnvironmentLike,
     policy: Any,
     *,
     num_queries: int = 64,
     seed: int = 0,
     deterministic: bool = False,
-    env_kwargs: Mapping[str, Any] | None = None,
-    wrapper: Wrapper | None = None,
 ) -> tuple[Observations, ...]:
     """What a recurrent policy had seen when it came to each query.
 
@@ -117,8 +111,8 @@ def query_histories(
     Raises:
         ValueError: the policy is not recurrent.
     """
-    env = make_environment(env_or_id, env_kwargs, wrapper)
-    factory = environment_factory(env_or_id, env_kwargs, wrapper)
+    factory = environment_factory(env)
+    env = make_environment(env)
     draw_seed, _, policy_seed, _ = _seeds(seed)
     actor = _actor(policy, env, deterministic, policy_seed)
     if not actor.recurrent:
@@ -222,7 +216,7 @@ def _notes(
 
 
 def exact_values(
-    env: str | gymnasium.Env, policy: Any, gamma: float = 0.99, *, deterministic: bool = False
+    env: EnvironmentLike, policy: Any, gamma: float = 0.99, *, deterministic: bool = False
 ) -> ValueEstimates:
     """Values of every non-terminal state in the order of the ids, by solving (I - gamma P_pi) v = r_pi.
 
@@ -231,7 +225,7 @@ def exact_values(
     state ids or, where the environment shows something else, what it shows in those states.
 
     Args:
-        env: an id or an environment.
+        env: an id, a specification or an environment.
         policy: "random", an (S, A) table, an SB3 model, or an object with ``action_probabilities``.
         gamma: discount in [0, 1).
         deterministic: let SB3 models and tables take their most likely action.

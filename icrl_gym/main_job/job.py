@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import Env
+from gymnasium.envs.registration import EnvSpec
 
-from icrl_gym.acting.environments import make_environment
+from icrl_gym.acting.environments import environment_spec, make_environment
 from icrl_gym.acting.policies import ActingPolicy, as_policy
 from icrl_gym.acting.policy_source import PolicySource, find_policy
 from icrl_gym.configuration import DEFAULT_GAMMA, EvaluateConfig
@@ -53,14 +54,17 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
     """
     config.check()
     estimator = _estimator(config)
-    source = find_policy(config)
-    with closing(make_environment(config.env, config.environment_arguments(), config.wrapper)) as env:
+    spec = environment_spec(config.env, config.environment_arguments(), config.wrapper)
+    source = find_policy(
+        config.policy, spec, trust=config.trust_model, algo=config.algo, vec_normalize=config.vec_normalize
+    )
+    with closing(make_environment(spec)) as env:
         exact, reason = _exact_truth_applies(config, env, _acting(config, source, env))
     with run_folder(config.run_dir, config.env) as folder:
         write_json(folder.path / "config.json", dataclasses.asdict(config))
         write_json(folder.path / "versions.json", versions())
         with open_writer(folder.path if config.tensorboard else None) as writer:
-            job = _Job(config, source, estimator, exact, reason, progress or _silent)
+            job = _Job(config, spec, source, estimator, exact, reason, progress or _silent)
             evaluation = job.run(folder.final)
             save_tables(evaluation, folder.path)
             if config.tensorboard:
@@ -104,6 +108,7 @@ class _Job:
     """The steps of one run, in order of data flow."""
 
     config: EvaluateConfig
+    spec: EnvSpec
     source: PolicySource
     estimator: Estimator
     exact: bool
@@ -137,20 +142,18 @@ class _Job:
     def context(self) -> Trajectory:
         config = self.config
         return collect(
-            config.env, self.source.policy, config.context_length, config.seed, deterministic=config.deterministic,
-            env_kwargs=config.environment_arguments(), wrapper=config.wrapper,
+            self.spec, self.source.policy, config.context_length, config.seed, deterministic=config.deterministic,
             progress=lambda done, total: self.progress("collecting the context", done, total),
         )  # fmt: skip
 
     def truth(self) -> ValueEstimates:
         config = self.config
         if self.exact:
-            with closing(make_environment(config.env, config.environment_arguments(), config.wrapper)) as env:
+            with closing(make_environment(self.spec)) as env:
                 return exact_values(env, _acting(config, self.source, env), self.gamma)
         return monte_carlo_values(
-            config.env, self.source.policy, num_queries=config.num_queries, num_rollouts=config.num_rollouts,
+            self.spec, self.source.policy, num_queries=config.num_queries, num_rollouts=config.num_rollouts,
             gamma=self.gamma, seed=config.seed, deterministic=config.deterministic,
-            env_kwargs=config.environment_arguments(), wrapper=config.wrapper,
             progress=lambda done, total: self.progress("measuring the truth", done, total),
         )  # fmt: skip
 
@@ -159,8 +162,8 @@ class _Job:
         memory: tuple[Any, ...] = ()
         if self.source.recurrent:
             histories = query_histories(
-                config.env, self.source.policy, num_queries=config.num_queries, seed=config.seed,
-                deterministic=config.deterministic, env_kwargs=config.environment_arguments(), wrapper=config.wrapper,
+                self.spec, self.source.policy, num_queries=config.num_queries, seed=config.seed,
+                deterministic=config.deterministic,
             )  # fmt: skip
             memory = recurrent_critic_states(self.source.model, histories), np.zeros(len(truth), dtype=bool)
         values = sb3_critic_values(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib
 import importlib.metadata
 import json
 import re
@@ -18,10 +17,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
-from icrl_gym.acting.environments import make_environment
+from icrl_gym.acting.environments import environment_spec, make_environment
 from icrl_gym.acting.sb3_models import ALGORITHMS, algorithm_class
 from icrl_gym.runs import replacing
 from icrl_gym.values import check_gamma
@@ -62,6 +61,11 @@ class Recipe:
         if not self.snapshots or any(b <= a for a, b in zip((0, *self.snapshots), self.snapshots, strict=False)):
             raise ValueError(f"snapshots must be positive and increasing, got {self.snapshots}")
         check_gamma(self.gamma)
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The environment with its arguments and its wrapper."""
+        return environment_spec(self.env, self.env_kwargs, self.wrapper)
 
 
 @dataclass(frozen=True)
@@ -222,13 +226,6 @@ def find_run(snapshot: str) -> tuple[Recipe, int]:
     raise ValueError(f"snapshot: no recipe makes {snapshot!r}")
 
 
-def make_recipe_environment(recipe: Recipe) -> gymnasium.Env:
-    """One environment of a recipe, wrapper applied."""
-    if recipe.wrapper is not None:
-        importlib.import_module(recipe.wrapper.partition(":")[0])  # which also registers its package's environments
-    return make_environment(recipe.env, recipe.env_kwargs, recipe.wrapper)
-
-
 def run_folder(recipe: Recipe, seed: int, out: Path) -> Path:
     """Where the snapshots of one training run go."""
     return out / recipe.env.replace("/", "-") / f"{recipe.algorithm.lower()}-seed{seed}"
@@ -280,7 +277,7 @@ def _continue_training(
     from stable_baselines3.common.env_util import make_vec_env
 
     def vec_env(env_seed: int) -> Any:
-        return make_vec_env(lambda: make_recipe_environment(recipe), n_envs=recipe.num_envs, seed=env_seed)
+        return make_vec_env(lambda: make_environment(recipe.spec), n_envs=recipe.num_envs, seed=env_seed)
 
     start = max((steps for steps in done if steps < due[0]), default=0)
     env, evaluation_env = vec_env(seed), vec_env(seed + 10_000)
