@@ -287,17 +287,59 @@ def test_observations_are_kept_although_the_environment_overwrites_them(policy):
         np.testing.assert_array_equal(history[:, 0], np.arange(time + 1))
 
 
-class LimitsItself(Clock):
+class EndsItself(Clock):
+    """Truncates after 5 steps by itself, and has nothing to show after that."""
+
     def step(self, action):
+        if self.time >= 5:
+            raise IndexError("no data beyond step 5")
         observation, reward, terminated, _, info = super().step(action)
         return observation, reward, terminated, self.time >= 5, info
 
 
-def test_a_limit_of_the_environments_own_is_passed_and_told():
-    truth = monte_carlo_values(LimitsItself(), "random", num_queries=4, num_rollouts=3, gamma=0.9)
+@pytest.mark.parametrize("time_limit", [None, 5, 3])
+@pytest.mark.parametrize("holds_a_lock", [False, True])
+def test_an_environment_that_truncates_by_itself_is_not_stepped_beyond_and_its_border_bootstraps(
+    time_limit, holds_a_lock
+):
+    env = EndsItself(holds_a_lock=holds_a_lock)
+    env = env if time_limit is None else TimeLimit(env, time_limit)
+    truth = monte_carlo_values(env, "random", num_queries=30, num_rollouts=2, gamma=0.9)
+    # A reward of 1 a step for ever; the same process with a time limit in place of its own border has these values too.
     np.testing.assert_allclose(truth.values, 10.0, rtol=1e-12)
-    assert truth.observations.max() < 5
-    assert any("12 copies ran past a limit that the environment itself imposes" in note for note in truth.notes)
+    assert truth.observations.max() < (time_limit or 5)
+    total = 30 if holds_a_lock else 60
+    assert ("cannot be copied" in truth.notes[0]) == holds_a_lock
+    assert truth.notes[1:] == (
+        f"{total} of {total} copies stopped after t steps where the environment itself truncates; "
+        "each got the tail gamma^t mean(V)",
+    )
+
+
+class PaysAtFirst(EndsItself):
+    def reward(self, action):
+        return float(self.time < 2)
+
+
+def test_the_value_of_a_border_is_the_mean_over_the_queries():
+    truth = monte_carlo_values(PaysAtFirst(), "random", num_queries=40, num_rollouts=2, gamma=0.9)
+    times = truth.observations[:, 0].astype(int)
+    within = np.array([1.9, 1.0, 0.0, 0.0, 0.0])[times]
+    expected = within + 0.9 ** (5 - times) * truth.values.mean()
+    np.testing.assert_allclose(truth.values, expected, rtol=1e-12)
+    assert set(times) == set(range(5))
+
+
+def test_a_termination_at_the_border_ends_the_return():
+    class Both(EndsItself):
+        def step(self, action):
+            observation, reward, _, truncated, info = super().step(action)
+            return observation, reward, truncated, truncated, info
+
+    truth = monte_carlo_values(Both(), "random", num_queries=20, num_rollouts=2, gamma=0.9)
+    left = 5 - truth.observations[:, 0].astype(float)
+    np.testing.assert_allclose(truth.values, (1 - 0.9**left) / 0.1, rtol=1e-12)
+    assert len(truth.notes) == 1
 
 
 def test_no_tail_where_every_copy_terminates():

@@ -116,6 +116,25 @@ def test_copies_run_past_the_time_limit_and_the_original_does_not():
     assert [simulator.step(np.zeros(1))[3] for _ in range(3)] == [False, False, True]
 
 
+@pytest.mark.parametrize("own_limit", [5, 6, 7])
+def test_the_time_limit_and_the_environments_own_truncation_are_told_apart(own_limit):
+    class LimitsItself(Nested):
+        def reset(self, *, seed=None, options=None):
+            self.time = 0
+            return super().reset(seed=seed)
+
+        def step(self, action):
+            self.time += 1
+            observation, reward, terminated, _, info = super().step(action)
+            return observation, reward, terminated, self.time == own_limit, info
+
+    simulator = Simulator(lambda: TransformReward(TimeLimit(LimitsItself(), 6), float), "independent")
+    simulator.reset(0)
+    while not simulator.step(0)[3]:
+        assert not simulator.stopped_by_time_limit
+    assert simulator.stopped_by_time_limit == (own_limit > 6)
+
+
 def test_an_environment_that_is_handed_over_is_left_alone():
     env = gymnasium.make("Pendulum-v1")
     env.reset(seed=0)

@@ -52,14 +52,19 @@ class Continuations:
     Attributes:
         returns: (N,) discounted returns, float64.
         tail_weights: (N,) gamma^k, the weight of what lies beyond the last step; 0 where the episode terminated.
-        num_own_limits: how many ran past a truncation (time limits are stripped, so it was the environment's own).
+        at_border: (N,) bool, stopped where the environment itself truncated the episode (time limits are stripped).
         num_steps: environment steps taken in all.
     """
 
     returns: np.ndarray
     tail_weights: np.ndarray
-    num_own_limits: int = 0
+    at_border: np.ndarray
     num_steps: int = 0
+
+    @property
+    def at_horizon(self) -> np.ndarray:
+        """(N,) bool, still alive when the horizon was reached."""
+        return (self.tail_weights > 0) & ~self.at_border
 
 
 class Runs:
@@ -72,6 +77,7 @@ class Runs:
         self.observations: list[list[Any]] = [[_frozen(observation)] for observation in first]
         self.rewards: list[list[float]] = [[] for _ in simulators]
         self.terminated = np.zeros(len(simulators), dtype=bool)
+        self.at_border = np.zeros(len(simulators), dtype=bool)  # truncated by the environment, not by a time limit
         self.live = np.arange(len(simulators))
         self.state = policy.initial_state(len(simulators))  # of the live ones
         self.final_states: dict[int, Any] = {}  # of those that stopped without terminating
@@ -84,13 +90,15 @@ class Runs:
         actions, self.state = self.policy.act_recurrent(batch, self.state, starts)
         going = np.ones(len(self.live), dtype=bool)
         for row, (index, action) in enumerate(zip(self.live.tolist(), actions, strict=True)):
-            observation, reward, terminated, truncated = self.simulators[index].step(action)
+            simulator = self.simulators[index]
+            observation, reward, terminated, truncated = simulator.step(action)
             if self.keep_observations:
                 self.observations[index].append(_frozen(observation))
             else:
                 self.observations[index][-1] = observation
             self.rewards[index].append(reward)
             self.terminated[index] = terminated
+            self.at_border[index] = truncated and not terminated and not simulator.stopped_by_time_limit
             going[row] = not (terminated or truncated)
         self.retire(~going)
 
@@ -199,7 +207,9 @@ def continue_in_lockstep(
     horizon: int,
     on_step: Callable[[int], None] | None = None,
 ) -> Continuations:
-    """Run every environment on from where it is until it terminates, ``horizon`` steps at most.
+    """Run every environment on from where it is until its episode ends, ``horizon`` steps at most.
+
+    An environment that truncates by itself is not stepped any more: nothing is said of what would follow.
 
     Args:
         envs: N environments, already started, without time limits.
@@ -211,27 +221,28 @@ def continue_in_lockstep(
         on_step: called with the number of steps done.
     """
     running, live = list(envs), np.arange(len(envs))
-    returns, limited, num_steps = np.zeros(len(envs)), np.zeros(len(envs), dtype=bool), 0
+    returns, tail_weights = np.zeros(len(envs)), np.zeros(len(envs))
+    at_border, num_steps = np.zeros(len(envs), dtype=bool), 0
     for time in range(horizon):
         starts = np.zeros(len(live), dtype=bool)
         actions, policy_state = policy.act_recurrent(observations, policy_state, starts)
         steps = [env.step(action) for env, action in zip(running, actions, strict=True)]
         num_steps += len(steps)
         returns[live] += gamma**time * np.array([step[1] for step in steps], dtype=np.float64)
-        limited[live] |= np.array([bool(step[3]) for step in steps])
-        going = np.array([not step[2] for step in steps])
+        going = np.array([not (step[2] or step[3]) for step in steps])
+        stopped = live[[bool(step[3] and not step[2]) for step in steps]]
+        at_border[stopped], tail_weights[stopped] = True, gamma ** (time + 1)
         live = live[going]
         if on_step is not None:
             on_step(time + 1)
         if not len(live):
             break
-        observations = stack([step[0] for step in steps if not step[2]])
+        observations = stack([step[0] for step, goes in zip(steps, going, strict=True) if goes])
         if not going.all():
             running = [env for env, goes in zip(running, going, strict=True) if goes]
             policy_state = policy.take_state(policy_state, going)
-    tail_weights = np.zeros(len(envs))
     tail_weights[live] = gamma**horizon
-    return Continuations(returns, tail_weights, int(limited.sum()), num_steps)
+    return Continuations(returns, tail_weights, at_border, num_steps)
 
 
 def realised_outcomes(queries: Queries, gamma: float, horizon: int) -> Continuations:
@@ -240,21 +251,22 @@ def realised_outcomes(queries: Queries, gamma: float, horizon: int) -> Continuat
     For simulators that cannot be copied. Steps on the episodes' own environments.
     """
     runs = queries.runs
-    stopped = [index for index in range(len(runs.simulators)) if not runs.terminated[index]]
-    returns, weights = np.zeros(len(runs.simulators)), np.zeros(len(runs.simulators))
+    returns, weights, at_border = np.zeros(len(runs.simulators)), runs.at_border.astype(float), runs.at_border.copy()
+    stopped = np.flatnonzero(~(runs.terminated | at_border)).tolist()
     if stopped:
         beyond = continue_in_lockstep(
-            [runs.simulators[index].env for index in stopped],
+            [runs.simulators[index].lift_time_limit() for index in stopped],
             stack([runs.observations[index][-1] for index in stopped]),
             runs.policy,
             join_states(runs.policy, [runs.final_states[index] for index in stopped]),
             gamma,
             horizon,
         )
-        returns[stopped], weights[stopped] = beyond.returns, beyond.tail_weights
+        returns[stopped], weights[stopped], at_border[stopped] = beyond.returns, beyond.tail_weights, beyond.at_border
     pairs = list(zip(queries.episodes, queries.times, strict=True))
     rewards = [np.array(runs.rewards[episode][time:]) for episode, time in pairs]
     discounts = [gamma ** np.arange(len(part) + 1) for part in rewards]
     remaining = np.array([discount[-1] for discount in discounts])
     within = np.array([part @ discount[:-1] for part, discount in zip(rewards, discounts, strict=True)])
-    return Continuations(within + remaining * returns[queries.episodes], remaining * weights[queries.episodes])
+    episodes = queries.episodes
+    return Continuations(within + remaining * returns[episodes], remaining * weights[episodes], at_border[episodes])

@@ -91,6 +91,17 @@ class Simulator:
         self.observation, reward, terminated, truncated, _ = self.env.step(action)
         return self.observation, float(reward), bool(terminated), bool(truncated)
 
+    @property
+    def stopped_by_time_limit(self) -> bool:
+        """Whether a `TimeLimit` alone has run out, so that the environment below it can go on."""
+        limits: list[Any] = [level for level in _levels(self.env) if isinstance(level, gymnasium.wrappers.TimeLimit)]
+        return any(limit._elapsed_steps >= limit._max_episode_steps and not limit.env.truncated for limit in limits)
+
+    def lift_time_limit(self) -> gymnasium.Env:
+        """The running environment, from now on without `TimeLimit`."""
+        self.env = _strip(self.env)
+        return self.env
+
     def save(self) -> SavedState:
         """The state at this moment.
 
@@ -186,13 +197,27 @@ def _levels(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
     yield env
 
 
+class _BelowTimeLimit(gymnasium.Wrapper):
+    """Stands right below a `TimeLimit` and remembers whether the last step was truncated without it."""
+
+    truncated = False
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        result = self.env.step(action)
+        self.truncated = bool(result[3])
+        return result
+
+
 def _strip(env: gymnasium.Env, *, keep_time_limit: bool = False) -> gymnasium.Env:
     """Take the wrappers that only watch, and the time limit, out of a stack that belongs to us alone."""
     if not isinstance(env, gymnasium.Wrapper):
         return env
     inner = _strip(env.env, keep_time_limit=keep_time_limit)
-    is_limit = isinstance(env, gymnasium.wrappers.TimeLimit)
-    if type(env).__name__ in TRANSPARENT_WRAPPERS and not (is_limit and keep_time_limit):
+    if isinstance(env, gymnasium.wrappers.TimeLimit) and keep_time_limit:
+        env.env = _BelowTimeLimit(inner)
+        return env
+    watches = isinstance(env, (gymnasium.wrappers.TimeLimit, _BelowTimeLimit))
+    if watches or type(env).__name__ in TRANSPARENT_WRAPPERS:
         return inner
     env.env = inner
     return env
@@ -308,7 +333,7 @@ def _reproduces(factory: Factory, strategy: str, seed: int) -> bool:
     saved = simulator.save()
     rest = actions[_WARM_UP_STEPS:]
     copies = [_outcomes(saved.restore(), rest) for _ in range(2)]
-    original = _outcomes(simulator.env, rest)
+    original = _outcomes(simulator.lift_time_limit(), rest)
     return all(_same_outcomes(copied, original) for copied in copies)
 
 
@@ -318,13 +343,13 @@ def _sample_actions(env: gymnasium.Env, seed: int) -> list[Any]:
     return [space.sample() for _ in range(_WARM_UP_STEPS + _CHECKED_STEPS)]
 
 
-def _outcomes(env: gymnasium.Env, actions: list[Any]) -> list[tuple[Observations, float, bool]]:
-    """What the actions lead to, up to a termination."""
+def _outcomes(env: gymnasium.Env, actions: list[Any]) -> list[tuple[Observations, float, bool, bool]]:
+    """Observation, reward, terminated and truncated of each action, up to the end of the episode."""
     outcomes = []
     for action in actions:
-        observation, reward, terminated, _, _ = env.step(action)
-        outcomes.append((map_leaves(np.array, observation), float(reward), bool(terminated)))
-        if terminated:
+        observation, reward, terminated, truncated, _ = env.step(action)
+        outcomes.append((map_leaves(np.array, observation), float(reward), bool(terminated), bool(truncated)))
+        if terminated or truncated:
             break
     return outcomes
 

@@ -51,6 +51,11 @@ def monte_carlo_values(
     its own noise, go on until they terminate or gamma^H <= ``tolerance``; one still alive then gets the tail gamma^H
     mean(V), mean(V) being that of the queries, and a note says how many.
 
+    An environment that truncates by itself, without Gymnasium's `TimeLimit`, is not stepped beyond: it may have nothing
+    more to give. A copy that stops so after t steps gets the tail gamma^t mean(V), and a note says how many did. This
+    is so for ``max_steps`` in MiniGrid; states close to such a limit have values drawn towards the mean, which is also
+    what can be known of them.
+
     Args:
         env: an id, a specification, or an environment (which is copied, never stepped).
         policy: anything `as_policy` accepts.
@@ -182,7 +187,7 @@ def _roll_out(
     return Continuations(
         np.concatenate([part.returns for part in parts]),
         np.concatenate([part.tail_weights for part in parts]),
-        sum(part.num_own_limits for part in parts),
+        np.concatenate([part.at_border for part in parts]),
         sum(part.num_steps for part in parts),
     )
 
@@ -204,12 +209,14 @@ def _notes(
         notes = ["the simulator cannot be copied: each value is the one return of its own episode, +- their spread"]
     else:
         notes = [f"{num_rollouts} simulator copies per query ({strategy}), horizon {horizon}"]
-    num_alive = int((outcomes.tail_weights > 0).sum())
+    total, num_alive, num_stopped = len(outcomes.returns), outcomes.at_horizon.sum(), outcomes.at_border.sum()
     if num_alive:
-        total = len(outcomes.returns)
         notes.append(f"{num_alive} of {total} copies were alive at the horizon; each got the tail gamma^H mean(V)")
-    if outcomes.num_own_limits:
-        notes.append(f"{outcomes.num_own_limits} copies ran past a limit that the environment itself imposes")
+    if num_stopped:
+        notes.append(
+            f"{num_stopped} of {total} copies stopped after t steps where the environment itself truncates; "
+            "each got the tail gamma^t mean(V)"
+        )
     if queries.num_cut:
         notes.append(f"{queries.num_cut} episodes of the query draw were cut at {MAX_DRAWN_STEPS} steps")
     return tuple(notes)
