@@ -217,6 +217,57 @@ def test_gaussian_process_td_has_standard_errors_that_grow_off_the_support():
     assert estimate.stderr[2] > 2 * estimate.stderr[0] > 0
 
 
+def test_gaussian_process_td_gives_the_standard_error_of_the_conditioned_gaussian():
+    trajectory, _ = linked_log(n=30)
+    estimator = classical.GaussianProcessTD(width=0.7, noise=0.2).fit(trajectory, GAMMA)
+    prompt, queries = estimator.prompt_, np.array([0, 3, 77])
+    columns = np.concatenate([prompt.source_features, prompt.end_features, prompt.queries(queries)])
+    squares = ((columns[:, None] - columns) ** 2).sum(axis=2)
+    prior = np.exp(-squares / (2 * prompt.kernel_width(0.7) ** 2))
+    observed = np.zeros((30, len(columns)))  # TD errors: v(S) - discount v(S')
+    observed[np.arange(30), np.arange(30)] = 1.0
+    observed[np.arange(30), prompt.successors] -= prompt.discounts
+    covariance = observed @ prior @ observed.T + 0.2 * np.eye(30)
+    posterior = prior - prior @ observed.T @ np.linalg.inv(covariance) @ observed @ prior
+    excess = prompt.rewards - (1 - prompt.discounts) * prompt.constant
+    variance_of_rewards = excess @ np.linalg.inv(covariance) @ excess / 30
+    expected = np.sqrt(variance_of_rewards * np.diag(posterior)[-3:])
+    found = estimator.predict(queries)
+    np.testing.assert_allclose(found.stderr, expected, rtol=1e-7)
+    assert np.abs(expected - expected**2).min() > 0.1 * expected.max()  # not to be taken for the variance
+    np.testing.assert_allclose(found.values[2], prompt.constant, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected", "tolerance"),
+    [
+        (classical.NadarayaWatson(width=0.1), (5.5, 4.5), 1e-9),
+        (classical.NearestNeighbours(num_neighbours=20), (5.5, 4.5), 1e-9),
+        (classical.LSTD(ridge=1e-9, trace_decay=0.9), None, 1e-4),
+        (classical.CertaintyEquivalence(), None, 1e-9),
+        (classical.KernelBasedRL(width=0.1), None, 1e-9),
+        (classical.FittedValueNetwork(num_steps=2000), None, 0.03),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_end_that_did_not_terminate_is_worth_what_lies_beyond(estimator, expected, tolerance):
+    # State 0 pays 1 and leads to 1, which pays 0 and leads back; every transition is cut by a time limit. Beyond a cut
+    # a return takes the context's constant, .5 / (1 - .9) = 5, and a Bellman equation the value of the state reached.
+    states = np.tile([0, 1], 20)
+    log = icrl.Trajectory(states, np.zeros(40), 1.0 - states, 1 - states, np.zeros(40, bool), np.ones(40, bool))
+    expected = expected or (1 / (1 - GAMMA**2), GAMMA / (1 - GAMMA**2))
+    np.testing.assert_allclose(values(estimator, log, 2), expected, atol=tolerance)
+
+
+def test_certainty_equivalence_gives_the_constant_to_a_state_that_was_entered_and_never_left():
+    flags = np.array([False, False, True])
+    log = icrl.Trajectory([0, 0, 1], np.zeros(3), [1.0, 3.0, -2.0], [1, 2, 0], flags, ~flags)
+    constant = 2.0 / (3 - 2 * GAMMA)
+    # State 2 is only ever a successor; state 0 leads to 1 and to 2 equally often; state 1 terminates.
+    found = values(classical.CertaintyEquivalence(), log, 3)
+    np.testing.assert_allclose(found, [2.0 + GAMMA * (-2.0 + constant) / 2, -2.0, constant], rtol=1e-12)
+
+
 def test_certainty_equivalence_gives_the_constant_to_what_was_never_visited():
     trajectory, _ = linked_log(n=200)
     constant = trajectory.rewards.sum() / (1 - GAMMA * ~trajectory.terminated).sum()
@@ -246,9 +297,13 @@ def test_every_estimator_obeys_the_protocol_and_scales_with_the_rewards(name):
         assert estimate.values.dtype == np.float64
         assert np.isfinite(estimate.values).all()
         assert estimate.estimand == icrl.Estimand("E", "p", 0.95)
-        results.append(estimate.values)
+        results.append(estimate)
     tolerance = 1e-3 if is_network else 1e-8
-    np.testing.assert_allclose(results[1], 8 * results[0], rtol=tolerance, atol=tolerance)
+    first, scaled = results
+    np.testing.assert_allclose(scaled.values, 8 * first.values, rtol=tolerance, atol=tolerance)
+    assert (first.stderr is None) == (scaled.stderr is None)
+    if first.stderr is not None:
+        np.testing.assert_allclose(scaled.stderr, 8 * first.stderr, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", sorted(icrl.estimators()))

@@ -178,6 +178,25 @@ def test_returns_and_traces_weighted_per_decision_are_exact_on_all_episodes(esti
     assert np.abs(estimator.fit(broken, GAMMA).predict(np.arange(7)).values - exact).max() > 0.05
 
 
+@pytest.mark.parametrize("trace_decay", [0.0, 0.7, 1.0])
+def test_off_policy_td_passes_each_error_back_over_the_ratios_between(trace_decay):
+    rng = np.random.default_rng(4)
+    states, ratios, rewards = rng.standard_normal((7, 2)), rng.uniform(0.2, 3.0, 6), rng.standard_normal(6)
+    ends = np.array([False, False, True, False, False, True])
+    log = icrl.Trajectory(states[:-1], np.zeros(6), rewards, states[1:], ends, np.zeros(6, bool))
+    options = {"step_size": 0.3, "num_passes": 1, "basis": "linear", "relative": False}
+    estimator = classical.TDLambda(trace_decay=trace_decay, **options)
+    estimator.fit(log.with_importance_ratios(ratios, "pi"), GAMMA)
+    phi = np.c_[estimator.prompt_.queries(states), np.ones(7)]
+    step, weights = 0.3 / np.square(phi[:-1]).sum(axis=1).mean(), np.zeros(3)
+    for k in range(6):
+        delta = rewards[k] + GAMMA * (0.0 if ends[k] else weights @ phi[k + 1]) - weights @ phi[k]
+        first = 0 if k < 3 else 3  # of the episode
+        for j in range(first, k + 1):  # state j is credited with the product of the ratios from j to k
+            weights = weights + step * delta * (GAMMA * trace_decay) ** (k - j) * np.prod(ratios[j : k + 1]) * phi[j]
+    np.testing.assert_allclose(estimator.weights_, weights, rtol=1e-12)
+
+
 def test_nearest_neighbours_weigh_their_returns_and_never_count_a_ratio_of_zero():
     states = np.array([[0.0], [0.1], [0.2], [5.0]])
     ends = np.ones(4, bool)

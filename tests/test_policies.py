@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -13,7 +15,10 @@ from sb3_contrib import QRDQN, TRPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from icrl_gym.acting.demo_policy import DEMO_CARD
+from icrl_gym.acting.environments import environment_spec
 from icrl_gym.acting.policies import as_policy
+from icrl_gym.acting.policy_source import PolicySource, find_policy
 
 CARTPOLE = gymnasium.make("CartPole-v1")
 PENDULUM = gymnasium.make("Pendulum-v1")
@@ -424,3 +429,29 @@ def test_policies_without_memory_answer_the_recurrent_call_too(ppo):
     assert np.array_equal(actions, cartpole_policy(ppo, seed=1).act(STATES))
     assert policy.take_state(state, slice(2)) is None
     assert not policy.recurrent
+
+
+# --- found by name ----------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_found_by_name_tells_how_long_its_critic_was_trained(tmp_path):
+    spec = environment_spec("CartPole-v1")
+    shipped = find_policy("demo", spec)
+    assert shipped.training_steps == json.loads(DEMO_CARD.read_text())["num_steps_taken"]
+    assert shipped.critic_name == "PPO critic"
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu").learn(24)
+    model.save(tmp_path / "model.zip")
+    loaded = find_policy(str(tmp_path / "model.zip"), spec, trust=True)
+    assert loaded.training_steps == 24
+    assert find_policy("random", spec).training_steps is None
+    untrained = PPO("MlpPolicy", "CartPole-v1", device="cpu")
+    assert PolicySource(untrained, untrained).training_steps is None
+
+
+def test_a_policy_is_found_where_it_plays():
+    with pytest.raises(ValueError, match=r'policy "demo" plays CartPole-v1 only; for .Pendulum-v1. give --policy'):
+        find_policy("demo", environment_spec("Pendulum-v1"))
+    with pytest.raises(ValueError, match="vec_normalize belongs to a Stable-Baselines3 model file; policy is 'random'"):
+        find_policy("random", environment_spec("CartPole-v1"), vec_normalize=Path("statistics.pkl"))
+    with pytest.raises(ValueError, match=r"policy must be .* got 'nobody'"):
+        find_policy("nobody", environment_spec("CartPole-v1"))
