@@ -1,7 +1,8 @@
-"""Tables and sections as data, and their two forms: Markdown, and HTML whose columns can be sorted."""
+"""Documents as data (sections of paragraphs, tables and pictures), and their two forms: Markdown and one HTML page."""
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import textwrap
@@ -9,13 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+import jinja2
+import matplotlib
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from icrl_gym.scoring.statistics import Aggregate
 
 
 @dataclass(frozen=True)
-class Entry:
+class Field:
     """One field of a table.
 
     Attributes:
@@ -40,7 +44,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[Entry, ...], ...]
+    rows: tuple[tuple[Field, ...], ...]
     note: str = ""
 
     @property
@@ -66,32 +70,33 @@ class Section:
     parts: tuple[str | Table | Picture, ...]
 
 
-MISSING = Entry("-", math.nan)
-LINE_LENGTH = 120  # of paragraphs in Markdown
+MISSING = Field("-", math.nan)
+LINE_LENGTH = 120  # at most, in Markdown
+PIXELS_PER_INCH = 98  # of figures, at most
 
 
-def text(content: str) -> Entry:
-    """An entry of words."""
-    return Entry(content, content)
+def text(content: str) -> Field:
+    """A field of words."""
+    return Field(content, content)
 
 
-def number(value: float | None, form: str = ".2f") -> Entry:
-    """An entry of one number, a dash where it is not defined."""
-    return MISSING if value is None or not math.isfinite(value) else Entry(format(value, form), float(value))
+def number(value: float | None, form: str = ".2f") -> Field:
+    """A field of one number, a dash where it is not defined."""
+    return MISSING if value is None or not math.isfinite(value) else Field(format(value, form), float(value))
 
 
-def interval(figure: Aggregate | None, form: str = ".2f") -> Entry:
-    """A figure with its interval, where it has any width."""
+def interval(figure: Aggregate | None, form: str = ".2f") -> Field:
+    """A figure with its interval, where it has one of any width."""
     if figure is None:
         return MISSING
-    if math.isclose(figure.low, figure.high, rel_tol=1e-9):
+    if not figure.has_interval or math.isclose(figure.low, figure.high, rel_tol=1e-9):
         return number(figure.value, form)
-    return Entry(f"{figure.value:{form}} [{figure.low:{form}}, {figure.high:{form}}]", figure.value)
+    return Field(f"{figure.value:{form}} [{figure.low:{form}}, {figure.high:{form}}]", figure.value)
 
 
-def share(count: int, total: int) -> Entry:
+def share(count: int, total: int) -> Field:
     """So many of so many, sorted by the share."""
-    return Entry(f"{count} of {total}", count / total) if total else MISSING
+    return Field(f"{count} of {total}", count / total) if total else MISSING
 
 
 def markdown(sections: Iterable[Section], level: int = 2, pictures: str = "", ending: str = "png") -> str:
@@ -121,41 +126,65 @@ def _wrapped(paragraph: str) -> str:
 
 
 def markdown_table(table: Table) -> str:
-    """The rows alone, numbers to the right."""
-    rule = ("---:" if numeric else "---" for numeric in table.is_numeric)
-    lines = [table.columns, rule, *([entry.text.replace("|", "\\|") for entry in row] for row in table.rows)]
+    """The rows alone, numbers to the right; a bar in a heading or a field is escaped, since it would end the field."""
+    rule = ["---:" if numeric else "---" for numeric in table.is_numeric]
+    lines = [[_escaped(name) for name in table.columns], rule]
+    lines += [[_escaped(field.text) for field in row] for row in table.rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def html_table(table: Table) -> str:
-    """A table whose headings are buttons; `data-order` holds what a column is sorted by."""
-    sides = ['class="number"' if numeric else 'class="word"' for numeric in table.is_numeric]
-    headings = "".join(
-        f'<th scope="col" {side} aria-sort="none"><button type="button">{inline_html(name)}</button></th>'
-        for name, side in zip(table.columns, sides, strict=True)
-    )
-    rows = "\n".join(f"<tr>{_html_row(row, sides)}</tr>" for row in table.rows)
-    note = f'<p class="note">{inline_html(table.note)}</p>' if table.note else ""
-    return (
-        f'<figure class="table"><figcaption>{inline_html(table.title)}</figcaption><div class="scroll"><table>'
-        f"<thead><tr>{headings}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>{note}</figure>"
-    )
+def _escaped(content: str) -> str:
+    return content.replace("|", "\\|")
 
 
-def _html_row(row: Sequence[Entry], sides: Sequence[str]) -> str:
-    return "".join(
-        f'<td {side} data-order="{escape(_order(entry))}">{escape(entry.text)}</td>'
-        for entry, side in zip(row, sides, strict=True)
-    )
+def html_page(sections: Sequence[Section], title: str, subject: str) -> str:
+    """One self-contained page: styles, script and figures inline, and a policy that forbids every request.
+
+    Args:
+        sections: in order.
+        title: title of the page.
+        subject: the estimator whose rows stand out.
+    """
+    loader = jinja2.PackageLoader("icrl_gym.scoring", "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"inline": inline_html, "svg": svg, "order": _order, "anchor": _anchor, "kind": _kind}
+    return environment.get_template("page.html.jinja").render(sections=sections, title=title, subject=subject)
 
 
-def _order(entry: Entry) -> str:
-    if isinstance(entry.order, str):
-        return entry.order
-    return "" if math.isnan(entry.order) else repr(float(entry.order))
+def _kind(part: str | Table | Picture) -> str:
+    if isinstance(part, str):
+        return "list" if part.startswith("- ") else "paragraph"
+    return "table" if isinstance(part, Table) else "picture"
 
 
-def inline_html(paragraph: str) -> str:
-    """Plain text with `code` and **bold** as HTML."""
+def _anchor(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def _order(field: Field) -> str:
+    """What the column is sorted by, as an attribute of the field; empty comes last."""
+    if isinstance(field.order, str):
+        return field.order
+    return "" if math.isnan(field.order) else repr(float(field.order))
+
+
+def inline_html(paragraph: str) -> Markup:
+    """Plain text with `code`, **bold** and [links](to) as HTML."""
     escaped = re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(paragraph, quote=False))
-    return re.sub(r"\*\*([^*]*)\*\*", r"<strong>\1</strong>", escaped)
+    escaped = re.sub(r"\[([^\]]*)\]\(([^)]*)\)", r'<a href="\2">\1</a>', escaped)
+    return Markup(re.sub(r"\*\*([^*]*)\*\*", r"<strong>\1</strong>", escaped))
+
+
+def svg(picture: Picture) -> Markup:
+    """The figure as an inline element: letters as outlines, ids of its own, no metadata, the same bytes every time."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": picture.name}):
+        picture.figure.savefig(buffer, format="svg", metadata={"Date": None})
+    drawing = buffer.getvalue()
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
+    drawing = re.sub(r'\bid="', f'id="{picture.name}-', drawing)
+    drawing = re.sub(r'href="#', f'href="#{picture.name}-', drawing)
+    drawing = re.sub(r"url\(#", f"url(#{picture.name}-", drawing)
+    label = escape(picture.caption.replace("`", ""))
+    width = round(PIXELS_PER_INCH * picture.figure.get_figwidth())
+    return Markup(drawing.replace("<svg", f'<svg role="img" aria-label="{label}" style="max-width: {width}px"', 1))

@@ -1,118 +1,138 @@
-"""Figures over (runs x tasks) matrices of scores, with stratified bootstrap intervals.
+"""Means with intervals that cover what they say, and the few other figures over many scores.
 
-Statistics take one matrix (R, T) or a stack of them (..., R, T), and give one number per matrix. Definitions follow
-Agarwal et al. 2021 (*Deep Reinforcement Learning at the Edge of the Statistical Precipice*): runs are resampled with
-replacement within each task, tasks are kept.
+Scores come in groups: a group is one policy in one environment, its scores are those of the contexts. Contexts are
+drawn at random, policies are the ones listed; so an interval of `mean_interval` is about these policies and other
+contexts of theirs. What is said of environments in general is said by `interval_over_groups`, where the environments
+are the sample. Both are Student's, since the few contexts of a policy (five, say) make percentile bootstrap intervals
+too narrow: tests/test_statistics.py measures the coverage.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
-Statistic = Callable[[np.ndarray], np.ndarray]
-PairedStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A figure with its 95 % percentile interval."""
+    """A figure with its interval; the ends are NaN where the scores do not allow one."""
 
     value: float
     low: float
     high: float
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether both ends are known."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
-def interquartile_mean(scores_RT: np.ndarray) -> np.ndarray:
-    """Mean of the middle half of all scores."""
-    return stats.trim_mean(scores_RT.reshape(*scores_RT.shape[:-2], -1), proportiontocut=0.25, axis=-1)
-
-
-def median(scores_RT: np.ndarray) -> np.ndarray:
-    """Median over tasks of the mean over runs."""
-    return np.median(scores_RT.mean(axis=-2), axis=-1)
-
-
-def optimality_gap(scores_RT: np.ndarray, target: float = 1.0) -> np.ndarray:
-    """Mean shortfall below ``target``, for scores where more is better."""
-    return target - np.minimum(scores_RT, target).mean(axis=(-2, -1))
+    def exponentiated(self) -> Aggregate:
+        """The same of the exponentials: a mean of logarithms becomes a geometric mean."""
+        return Aggregate(math.exp(self.value), _exp(self.low), _exp(self.high))
 
 
-def mean(scores_RT: np.ndarray) -> np.ndarray:
-    """Plain mean."""
-    return scores_RT.mean(axis=(-2, -1))
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
 
 
-def geometric_mean(scores_RT: np.ndarray) -> np.ndarray:
-    """Of positive scores, such as errors or ratios of errors."""
-    return np.exp(np.log(scores_RT).mean(axis=(-2, -1)))
+def mean_interval(groups: Sequence[np.ndarray], level: float = LEVEL) -> Aggregate:
+    """The mean over groups of the groups' means, with an interval over the scores inside the groups.
 
-
-def performance_profile(scores_RT: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Share of runs with a score above each threshold, averaged over tasks, (thresholds,)."""
-    return (scores_RT[:, :, None] > thresholds).mean(axis=(0, 1))
-
-
-def probability_of_improvement(ours_RT: np.ndarray, theirs_RT: np.ndarray) -> np.ndarray:
-    """P(a run of ours scores above a run of theirs) on a task, ties counted half, averaged over tasks."""
-    ours, theirs = ours_RT[..., :, None, :], theirs_RT[..., None, :, :]
-    return ((ours > theirs) + 0.5 * (ours == theirs)).mean(axis=(-3, -2, -1))
-
-
-def with_interval(statistic: Statistic, scores_RT: np.ndarray, num_resamples: int = 2000, seed: int = 0) -> Aggregate:
-    """A statistic with its stratified bootstrap interval.
+    The variance of that mean is sum_g s_g^2 / n_g / G^2, its degrees of freedom are Welch and Satterthwaite's. Where a
+    group holds a single score, the spread inside it is not known, and all scores count as one sample, so that the
+    spread between the groups widens the interval. A single score has no interval.
 
     Args:
-        statistic: of one matrix, or of each in a stack.
-        scores_RT: NaN where a task has fewer runs than others; every task weighs the same.
-        num_resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Raises:
-        ValueError: the matrix is empty, holds an infinite number, or a task has no run.
+        groups: one array of finite scores per group, none empty.
+        level: of the interval, in (0, 1).
     """
-    draws = statistic(_resampled(scores_RT, num_resamples, np.random.default_rng(seed)))
-    return _aggregate(statistic(_balanced(scores_RT)), draws)
+    sizes, means = np.array([len(group) for group in groups]), np.array([group.mean() for group in groups])
+    value = float(means.mean())
+    if sizes.min() < 2:
+        return _student(value, np.concatenate(groups), level)
+    parts = np.array([group.var(ddof=1) for group in groups]) / sizes / len(groups) ** 2
+    total = float(parts.sum())
+    if total == 0:
+        return Aggregate(value, value, value)
+    freedom = total**2 / float((parts**2 / (sizes - 1)).sum())
+    return _around(value, math.sqrt(total), freedom, level)
 
 
-def with_paired_interval(
-    statistic: PairedStatistic, ours_RT: np.ndarray, theirs_RT: np.ndarray, num_resamples: int = 2000, seed: int = 0
-) -> Aggregate:
-    """A statistic of two matrices over the same tasks, each resampled by itself, with its interval.
+def interval_over_groups(groups: Sequence[np.ndarray], level: float = LEVEL) -> Aggregate:
+    """The same mean with an interval over the groups: what another draw of groups (environments, say) would give.
 
-    Raises:
-        ValueError: as `with_interval`, or the numbers of tasks differ.
+    One group has no such interval.
     """
-    if ours_RT.shape[-1:] != theirs_RT.shape[-1:]:
-        raise ValueError(f"both matrices must have the same tasks, got shapes {ours_RT.shape} and {theirs_RT.shape}")
-    rng = np.random.default_rng(seed)
-    draws = [_resampled(scores_RT, num_resamples, rng) for scores_RT in (ours_RT, theirs_RT)]
-    return _aggregate(statistic(_balanced(ours_RT), _balanced(theirs_RT)), statistic(*draws))
+    means = np.array([group.mean() for group in groups])
+    return _student(float(means.mean()), means, level)
 
 
-def _resampled(scores_RT: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """(num_resamples, R, T): runs drawn with replacement within each task."""
-    if scores_RT.ndim != 2 or not scores_RT.size:
-        raise ValueError(f"scores must be a non-empty (runs x tasks) matrix, got shape {scores_RT.shape}")
-    counts_T = np.isfinite(scores_RT).sum(axis=0)
-    if np.isinf(scores_RT).any() or not counts_T.all():
-        raise ValueError("scores must be finite, with a run of every task; leave failed tasks out")
-    packed_RT = np.sort(scores_RT, axis=0)  # NaN last
-    picked = rng.integers(counts_T, size=(num_resamples, *scores_RT.shape))
-    return packed_RT[picked, np.arange(scores_RT.shape[1])]
+def _student(value: float, sample: np.ndarray, level: float) -> Aggregate:
+    if len(sample) < 2:
+        return Aggregate(value, math.nan, math.nan)
+    return _around(value, float(sample.std(ddof=1)) / math.sqrt(len(sample)), len(sample) - 1, level)
 
 
-def _balanced(scores_RT: np.ndarray) -> np.ndarray:
-    """The runs of each task repeated until all have the same number."""
-    columns = [column[np.isfinite(column)] for column in scores_RT.T]
-    num_rows = math.lcm(*map(len, columns))
-    return np.stack([np.tile(column, num_rows // len(column)) for column in columns], axis=1)
+def _around(value: float, standard_error: float, freedom: float, level: float) -> Aggregate:
+    half_width = standard_error * float(special.stdtrit(freedom, 0.5 + level / 2))
+    return Aggregate(value, value - half_width, value + half_width)
 
 
-def _aggregate(value: np.ndarray, draws: np.ndarray) -> Aggregate:
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Aggregate(float(value), float(low), float(high))
+def geometric_mean(scores: Sequence[float] | np.ndarray) -> float:
+    """Geometric mean of positive scores, such as errors or ratios of errors."""
+    return float(stats.gmean(np.asarray(scores, dtype=np.float64)))
+
+
+def interquartile_mean(scores: Sequence[float] | np.ndarray) -> float:
+    """Mean of the middle half of all scores (Agarwal et al. 2021)."""
+    return float(stats.trim_mean(np.asarray(scores, dtype=np.float64), proportiontocut=0.25))
+
+
+def performance_profile(scores_GU: Sequence[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
+    """Share of scores of at most each threshold, every group of equal weight, (thresholds,) (Agarwal et al. 2021)."""
+    return np.mean([(scores[:, None] <= thresholds).mean(axis=0) for scores in scores_GU], axis=0)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation, ties with their mean rank; NaN where one side is constant or a single number."""
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    correlation: Any = stats.spearmanr(a, b)
+    return float(correlation.statistic)
+
+
+def bootstrap_interval(
+    samples: np.ndarray,
+    statistic: Callable[..., np.ndarray] = np.mean,
+    *,
+    level: float = LEVEL,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic of independent samples.
+
+    Args:
+        samples: (N, ...), resampled along the first axis; N >= 2.
+        statistic: takes ``axis`` and reduces that axis.
+        level: of the interval, in (0, 1).
+        num_resamples: number of bootstrap resamples.
+        seed: seed of the resampling; the same seed gives the same interval.
+
+    Returns:
+        Low and high end; both are the statistic itself where all samples are equal.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            (samples,), statistic, axis=0, confidence_level=level, n_resamples=num_resamples, method="percentile",
+            rng=np.random.default_rng(seed),
+        )  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
