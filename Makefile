@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench docs pretrain ablate clean
+.PHONY: demo test test-slow check bench results docs pretrain ablate clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -31,6 +31,9 @@ bench: $(STAMP)  ## speed and memory, as ratios within one run
 	$(BIN)/python scripts/benchmark_evaluator.py
 	$(BIN)/python scripts/benchmark_truth.py
 	$(BIN)/python scripts/benchmark_prior.py
+
+results: $(STAMP)  ## RESULTS.md and docs/results from the records in the repository; nothing is run
+	$(BIN)/python scripts/make_results.py
 
 docs: $(STAMP)  ## the generated pages: the theory's claims (an hour from scratch; resumes) and the prior's pictures
 	$(BIN)/python scripts/reproduce.py --report docs/reproduction.md

@@ -197,7 +197,9 @@ class BenchmarkConfig:
     seeds: tuple[int, ...] = ()
     """Of the contexts, instead of the suite's own."""
     critics: Path = Path("runs/critics")
-    """Snapshots, as scripts/train_critics.py leaves them. They are pickles: use only your own."""
+    """Snapshots, as scripts/train_critics.py leaves them."""
+    trust_model: bool = False
+    """Load the snapshots although they contain pickled Python code, which can do anything. For files you trust."""
     num_queries: int = 64
     """States per task."""
     num_rollouts: int = 24
@@ -228,5 +230,8 @@ class ReportConfig:
     """Estimators in the figures and columns, beside subject and critic. Default: the main ones that were run."""
     html: Path | None = None
     """The page. Default: report.html in the run's folder."""
+    archive: Path | None = None
+    """Write all records there too, as one compressed CSV (.csv.gz) from which every page can be made again; refused
+    where a record comes from uncommitted code."""
     tensorboard: bool = False
     """Write HParams for TensorBoard into the run's folder: one entry per estimator and setting."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from icrl_gym import rivals as classical
 from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.evaluator.checkpoint import available_checkpoints, checkpoint_digest
 from icrl_gym.evaluator.estimator import InContextEvaluator
 from icrl_gym.observations import Observations
 from icrl_gym.values import ValueEstimates
@@ -43,10 +44,12 @@ class Registration:
     Attributes:
         factory: constructor; its own defaults are the documented default setting.
         grid: option -> values to try when tuned in hindsight; the grid is their product.
+        asks_policy: it has options ``policy`` and ``action_space`` for the policy to be evaluated.
     """
 
     factory: Callable[..., Estimator]
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    asks_policy: bool = False
 
 
 _WIDTHS = (0.2, 0.4, 0.8, 1.6)
@@ -80,7 +83,9 @@ _BUILT_IN: dict[str, Registration] = {
     "fitted_value_network": Registration(
         classical.FittedValueNetwork, {"num_steps": (500, 2000), "learning_rate": (3e-4, 1e-3)}
     ),
-    "fqe": Registration(classical.FittedQEvaluation, {"num_steps": (500, 2000), "learning_rate": (3e-4, 1e-3)}),
+    "fqe": Registration(
+        classical.FittedQEvaluation, {"num_steps": (500, 2000), "learning_rate": (3e-4, 1e-3)}, asks_policy=True
+    ),
     "linear_in_context_td": Registration(classical.LinearInContextTD, {"num_layers": (10, 30, 100)}),
 }
 
@@ -122,6 +127,20 @@ def tuning_grid(name: str) -> list[dict[str, Any]]:
     """
     grid = _entry(name).grid
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+
+
+def asks_policy(name: str) -> bool:
+    """Whether an estimator takes the policy to be evaluated, as options ``policy`` and ``action_space``.
+
+    Raises:
+        ValueError: no such name.
+    """
+    return _entry(name).asks_policy
+
+
+def weights_sha256(name: str) -> str | None:
+    """The sha256 that the bundled checkpoint of this name states, None for an estimator without one."""
+    return checkpoint_digest(name) if name in available_checkpoints() else None
 
 
 def _entry(name: str) -> Registration:

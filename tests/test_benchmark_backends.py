@@ -16,7 +16,6 @@ import pytest
 from icrl_gym.benchmark import load_records, runner
 from icrl_gym.benchmark.backends import open_backend
 from icrl_gym.cli import main
-from icrl_gym.configuration import BenchmarkConfig
 
 # An estimator package outside this one: it says what it does in a file that all processes append to.
 PLUGIN = """
@@ -201,10 +200,10 @@ def test_an_address_where_nothing_listens_is_an_error_at_once(tmp_path, capsys):
 
 
 def test_joblib_yields_every_result():
-    with open_backend(BenchmarkConfig(jobs=2)) as run:
+    with open_backend("joblib", 2) as run:
         assert sorted(run(pow, [(2, 3), (3, 2), (5, 1)])) == [5, 8, 9]
 
 
 def test_what_a_job_raises_is_not_swallowed():
-    with open_backend(BenchmarkConfig()) as run, pytest.raises(TypeError):
+    with open_backend("joblib", 1) as run, pytest.raises(TypeError):
         list(run(pow, [("a", "b")]))

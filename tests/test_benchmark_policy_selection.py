@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 
-from icrl_gym.benchmark import Cell, Record, Setting, Task
-from icrl_gym.benchmark.policy_selection import policy_metrics, rank_correlation, regret_at
+from icrl_gym.benchmark import Cell, Conditions, Record, Task, Variant
+from icrl_gym.benchmark.policy_selection import policy_metrics, regret_at
+from icrl_gym.scoring.statistics import rank_correlation
 
 
 def record(policy, estimate, truth, estimator="lstd", seed=0, options=(), **task):
-    cell = Cell(Task("CartPole-v1", policy, **task), Setting(estimator, options), 256, seed)
+    cell = Cell(Task("CartPole-v1", policy, **task), Variant(estimator, options), 256, seed, Conditions(8, 2))
     return Record(cell, start_value=estimate, start_value_truth=truth)
 
 
@@ -48,7 +49,7 @@ def test_k_outside_the_policies_is_refused(k):
 
 def test_arrays_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"one shape \(N,\), got \(2,\) and \(3,\)"):
-        rank_correlation(np.zeros(2), np.zeros(3))
+        regret_at(1, np.zeros(2), np.zeros(3))
 
 
 def test_metrics_by_hand():
@@ -69,7 +70,7 @@ def test_groups_are_kept_apart_and_tuned_failed_and_old_records_left_out():
         record("a", 3.0, 0.0, estimator="kbrl"), record("b", 2.0, 10.0, estimator="kbrl"),
         record("a", 9.0, 0.0, gamma=0.9),
         record("a", 9.0, 0.0, options=(("width", 1.0),)),
-        Record(Cell(Task("CartPole-v1", "c"), Setting("lstd"), 256, 0), error="ValueError: no"),
+        Record(Cell(Task("CartPole-v1", "c"), Variant("lstd"), 256, 0, Conditions(8, 2)), error="ValueError: no"),
     ]  # fmt: skip
     found = policy_metrics(records, k=1)
     assert [(m.estimator, m.seed, m.num_policies) for m in found] == [

@@ -1,17 +1,16 @@
 import json
 import math
-from dataclasses import asdict, make_dataclass
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from icrl_gym.benchmark import Cell, Record, Setting, Task, runner
-from icrl_gym.benchmark.records import load_record
+from icrl_gym.benchmark import Cell, Conditions, Record, Task, Variant, runner
+from icrl_gym.benchmark.records import load_record, load_records, record_path, write_record
 from icrl_gym.benchmark.resources import measured
 from icrl_gym.benchmark.suites import SUITES
-from icrl_gym.runs import write_json
 
 MEGABYTE = 2**20
 
@@ -41,37 +40,57 @@ def test_tasks_of_all_suites_have_ids_of_their_own():
 
 
 def a_record(**values):
-    return Record(Cell(Task("CartPole-v1"), Setting("lstd"), 64, 0), {"rmse": 0.5}, 1.0, 2.0, **values)
-
-
-def test_records_of_the_first_version_still_load(tmp_path):
-    first = {"cell", "scores", "seconds_fit", "seconds_predict", "error"}
-    write_json(tmp_path / "a.json", {name: value for name, value in asdict(a_record()).items() if name in first})
-    loaded = load_record(tmp_path / "a.json")
-    assert loaded == a_record()
-    assert loaded.start_value is None
+    cell = Cell(Task("CartPole-v1"), Variant("lstd"), 64, 0, Conditions(8, 2))
+    return Record(cell, {"rmse": 0.5}, 1.0, 2.0, **values)
 
 
 def test_what_a_record_holds_survives_the_round_trip(tmp_path):
     full = a_record(peak_memory_fit=5, environment_steps=64, start_value=1.5, start_value_truth_stderr=0.0, commit="a")
-    write_json(tmp_path / "a.json", asdict(full))
-    assert load_record(tmp_path / "a.json") == full
+    write_record(tmp_path, full)
+    assert load_records(tmp_path) == [full]
+    path = record_path(tmp_path, full.cell)
+    path.unlink()
     failed = Record(full.cell, error="ValueError: no")
-    write_json(tmp_path / "b.json", asdict(failed))
-    loaded = load_record(tmp_path / "b.json")
+    write_record(tmp_path, failed)
+    loaded = load_record(path)
     assert math.isnan(loaded.seconds_fit)
     assert loaded.error == failed.error
 
 
-def test_records_of_a_newer_version_are_refused_by_name(tmp_path):
-    stored = asdict(a_record())
-    write_json(tmp_path / "a.json", {**stored, "energy": 1.0})
-    with pytest.raises(ValueError, match=r"a\.json: Record has unknown fields \['energy'\]"):
-        load_record(tmp_path / "a.json")
-    stored["cell"]["task"]["moon"] = "full"
-    write_json(tmp_path / "b.json", stored)
-    with pytest.raises(ValueError, match=r"Task has unknown fields \['moon'\]"):
-        load_record(tmp_path / "b.json")
+def test_a_changed_digit_is_noticed(tmp_path):
+    write_record(tmp_path, a_record())
+    (path,) = (tmp_path / "records").iterdir()
+    path.write_text(path.read_text().replace("0.5", "0.4"))
+    with pytest.raises(ValueError, match=rf"record .*{path.name} was changed after it was written; remove it"):
+        load_record(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{torn", r"is not JSON .*remove it, and the cell runs again"),
+        (json.dumps({"cell": {}, "scores": {}}), "has schema_version 1, this version reads 2; .*give another folder"),
+        (json.dumps({"schema_version": 3}), "has schema_version 3, this version reads 2"),
+        ("[]", "has schema_version None"),
+        (json.dumps({"schema_version": 2, "record": {}}), "was changed after it was written"),
+    ],
+)
+def test_damaged_records_and_those_of_other_versions_are_named(tmp_path, content, complaint):
+    path = tmp_path / "records" / "a.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"record .*a\.json {complaint}"):
+        load_records(tmp_path)
+
+
+def test_records_of_other_conditions_are_never_mixed(tmp_path):
+    one = a_record()
+    other = replace(one, cell=replace(one.cell, conditions=Conditions(8, 24)))
+    assert other.cell.id != one.cell.id
+    for record in (one, other):
+        write_record(tmp_path, record)
+    with pytest.raises(ValueError, match=r"records of different conditions are in one folder: lstd on CartPole-v1"):
+        load_records(tmp_path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no resettable peak outside Linux")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from icrl_gym import registry
-from icrl_gym.benchmark import SUITES, Cell, Setting, Task, load_records, runner, truths
+from icrl_gym.benchmark import SUITES, Cell, Conditions, Task, Variant, load_records, runner, truths
+from icrl_gym.cli import main
 from icrl_gym.configuration import BenchmarkConfig
 from icrl_gym.context.collection import collect
 
@@ -24,22 +25,69 @@ def chain_only(monkeypatch):
 
 
 def test_ids_are_stable_and_tell_cells_apart():
-    cell = Cell(Task("CartPole-v1"), Setting.of("lstd", {"ridge": 0.1, "width": 2.0}), 512, 0)
-    assert (
-        cell.id
-        == Cell(Task("CartPole-v1", extra="classic"), Setting.of("lstd", {"width": 2.0, "ridge": 0.1}), 512, 0).id
-    )
-    assert cell.id == "137b4f49c9a70b2e"  # a change here orphans every finished sweep
+    conditions = Conditions(64, 24, policy_sha256="a", weights_sha256="b")
+    cell = Cell(Task("CartPole-v1"), Variant.of("lstd", {"ridge": 0.1, "width": 2.0}), 512, 0, conditions)
+    same = replace(cell, task=Task("CartPole-v1", extra="classic"))
+    assert same.id == replace(cell, variant=Variant.of("lstd", {"width": 2.0, "ridge": 0.1})).id == cell.id
+    assert cell.id == "5a964ddc4c8f9613"  # a change here orphans every finished sweep
     others = {
-        replace(cell, seed=1).id, replace(cell, context_length=256).id, replace(cell, setting=Setting("lstd")).id,
+        replace(cell, seed=1).id, replace(cell, context_length=256).id, replace(cell, variant=Variant("lstd")).id,
         replace(cell, task=Task("CartPole-v1", gamma=0.9)).id,
     }  # fmt: skip
-    assert len(others | {cell.id}) == 5
+    changes = ({"num_queries": 8}, {"num_rollouts": 8}, {"policy_sha256": "c"}, {"behaviour_sha256": "c"},
+               {"weights_sha256": "c"})  # fmt: skip
+    others |= {replace(cell, conditions=replace(conditions, **change)).id for change in changes}
+    assert len(others | {cell.id}) == 10
+
+
+def test_a_sweep_under_other_conditions_computes_other_cells(tmp_path, chain_only, monkeypatch):
+    def ids(**options):
+        return {cell.id for job in runner.suite_jobs(config(tmp_path, **options)) for cell in job}
+
+    assert not ids() & ids(num_queries=9)
+    assert ids() == ids(num_rollouts=3)  # the truth is exact
+    snapshot = tmp_path / "a" / "ppo-seed0" / "steps1.zip"
+    snapshot.parent.mkdir(parents=True)
+    trained = Task("CartPole-v1", "a/ppo-seed0/steps1.zip", behaviour="a/ppo-seed0/steps1.zip")
+    monkeypatch.setitem(SUITES, "small", replace(SUITES["small"], tasks=(trained,)))
+    found = [ids(critics=tmp_path)]
+    for content in (b"one", b"two"):
+        snapshot.write_bytes(content)
+        found.append(ids(critics=tmp_path))
+    assert not found[0] & found[1] | found[1] & found[2]
+    assert not ids(critics=tmp_path) & ids(critics=tmp_path, num_rollouts=3)
+    before = ids(estimators=("generalist",))
+    monkeypatch.setattr(runner, "weights_sha256", lambda name: "other weights")
+    assert not before & ids(estimators=("generalist",))
+
+
+def test_models_are_not_unpickled_unless_trusted(tmp_path, capsys):
+    assert main(["benchmark", "--suite", "grid", "--out", str(tmp_path), "--critics", str(tmp_path)]) == 2
+    assert "hold pickles, which run code when loaded: pass trust_model=True (--trust-model)" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_fqe_is_told_the_policy_to_be_evaluated(tmp_path, monkeypatch):
+    told = []
+
+    class Asking(registry._BUILT_IN["fqe"].factory):
+        def __init__(self, **options):
+            told.append(options)
+            super().__init__(num_steps=2, **options)
+
+    entry = registry.Registration(Asking, asks_policy=True)
+    monkeypatch.setattr(registry, "_entries", lambda: {"fqe": entry})
+    lake = Task("FrozenLake-v1", truth="exact", behaviour="random")
+    monkeypatch.setitem(SUITES, "small", replace(SUITES["small"], tasks=(lake,)))
+    (record,) = runner.run_benchmark(config(tmp_path, estimators=("fqe",), seeds=(0,)))
+    assert record.error is None
+    assert (told[0]["policy"], told[0]["action_space"].n) == ("random", 4)
+    assert any(task.behaviour for task in SUITES["off_policy"].tasks)
 
 
 def test_a_suite_runs_and_its_records_say_what_was_found(tmp_path, chain_only):
     records = runner.run_benchmark(config(tmp_path))
-    assert [r.cell.setting.estimator for r in records] == ["lstd", "constructed"] * 2
+    assert [r.cell.variant.estimator for r in records] == ["lstd", "constructed"] * 2
     assert all(r.error is None and r.scores["rmse_over_std"] > 0 and r.seconds_fit > 0 for r in records)
     assert sorted(r.cell.id for r in records) == [r.cell.id for r in load_records(tmp_path)]
     assert all(r.environment_steps == 64 and r.start_value_truth_stderr == 0 for r in records)
@@ -60,10 +108,8 @@ def test_finished_cells_are_kept_and_only_missing_ones_run(tmp_path, chain_only,
     before = {path: path.stat().st_mtime_ns for path in records}
     records[0].unlink()
     ran = []
-    real = runner._run_cell
-    monkeypatch.setattr(
-        runner, "_run_cell", lambda config, cell, *rest: ran.append(cell.id) or real(config, cell, *rest)
-    )
+    real = runner._run_estimator
+    monkeypatch.setattr(runner, "_run_estimator", lambda cell, *rest: ran.append(cell.id) or real(cell, *rest))
     monkeypatch.setattr(truths, "exact_values", None)  # the truth is read, not measured again
     runner.run_benchmark(config(tmp_path))
     assert ran == [records[0].stem]
@@ -98,10 +144,10 @@ def test_a_failing_estimator_is_a_recorded_failure_and_the_sweep_goes_on(
     entries = {"lstd": registry._BUILT_IN["lstd"], "faulty": registry.Registration(Faulty)}
     monkeypatch.setattr(registry, "_entries", lambda: entries)
     records = runner.run_benchmark(config(tmp_path, estimators=("faulty", "lstd")))
-    failed = [r for r in records if r.cell.setting.estimator == "faulty"]
+    failed = [r for r in records if r.cell.variant.estimator == "faulty"]
     assert len(failed) == 2
     assert all(reason in r.error for r in failed)
-    assert all(r.error is None for r in records if r.cell.setting.estimator == "lstd")
+    assert all(r.error is None for r in records if r.cell.variant.estimator == "lstd")
 
 
 def test_a_missing_environment_names_the_extra_and_skips_only_its_cells(tmp_path, monkeypatch):
@@ -133,7 +179,7 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, package, task)
 def test_a_missing_snapshot_is_the_failure_of_its_cells(tmp_path, monkeypatch):
     tasks = (Task("CartPole-v1", "CartPole-v1/ppo-seed9/steps1.zip", extra="classic"), CHAIN)
     monkeypatch.setitem(SUITES, "small", replace(SUITES["small"], tasks=tasks))
-    options = {"estimators": ("lstd", "critic"), "seeds": (0,), "critics": tmp_path}
+    options = {"estimators": ("lstd", "critic"), "seeds": (0,), "critics": tmp_path, "trust_model": True}
     records = runner.run_benchmark(config(tmp_path / "run", **options))
     assert ["steps1.zip" in (r.error or "") for r in records] == [True, True, False]
     assert not any("pip install" in (r.error or "") for r in records)
@@ -195,8 +241,9 @@ def test_the_overhead_is_what_jobs_take_beyond_their_estimators(tmp_path, chain_
     assert cost.seconds_own >= 2 * (0.2 + 0.1 + 0.1)  # one prediction at visited states, one at start states
     assert 1.0 <= cost.overhead == cost.seconds_jobs / cost.seconds_own
     assert f"{cost.overhead:.2f} times the estimators' own fit and predict" in str(cost)
-    assert runner.run_missing(config(tmp_path, **options)).num_jobs == 0
-    assert "1 jobs took 2.0 s of computing, and no cell succeeded" in str(runner.SweepCost(1, 0.5, 2.0, 0.0))
+    again = runner.run_missing(config(tmp_path, **options))
+    assert (again.num_jobs, again.num_kept) == (0, 4)
+    assert "1 jobs took 2.0 s of computing, and no cell succeeded" in str(runner.SweepCost(1, 0, 0.5, 2.0, 0.0))
 
 
 def test_sharing_keeps_the_overhead_of_all_estimators_below_one_and_a_half(tmp_path, chain_only):

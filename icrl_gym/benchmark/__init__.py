@@ -4,7 +4,7 @@ A cell is one estimator under one setting on one context of one policy in one en
 states.
 """
 
-from icrl_gym.benchmark.cells import Cell, Setting, Task
+from icrl_gym.benchmark.cells import Cell, Conditions, Task, Variant
 from icrl_gym.benchmark.records import Record, load_records
 from icrl_gym.benchmark.runner import run_benchmark
 from icrl_gym.benchmark.suites import SUITES, Suite
@@ -12,10 +12,11 @@ from icrl_gym.benchmark.suites import SUITES, Suite
 __all__ = [
     "SUITES",
     "Cell",
+    "Conditions",
     "Record",
-    "Setting",
     "Suite",
     "Task",
+    "Variant",
     "load_records",
     "run_benchmark",
 ]

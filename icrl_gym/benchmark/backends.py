@@ -12,35 +12,38 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from icrl_gym.configuration import BenchmarkConfig
-
-SECONDS_TO_ANSWER = 10.0  # of a cluster's address
-RETRIES = 3  # of a Ray job whose worker or node died
-OBJECT_STORE = 100 * 2**20  # bytes, of a Ray of our own: jobs pass paths and numbers only
+SECONDS_TO_ANSWER = 10.0  # that a cluster's address is given
+RETRIES = 3  # for a Ray job whose worker or node died
+OBJECT_STORE = 100 * 2**20  # bytes, in a Ray of our own: jobs pass paths and numbers only
 
 _AGAIN = "finished cells are kept, and the same command goes on with the others"
 
 Map = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]
 
 
-def open_backend(config: BenchmarkConfig) -> AbstractContextManager[Map]:
-    """The backend that a configuration names.
+def open_backend(name: str, num_workers: int, address: str | None = None) -> AbstractContextManager[Map]:
+    """The backend of this name.
+
+    Args:
+        name: "joblib" (processes of this machine) or "ray".
+        num_workers: processes, where they are started here.
+        address: address of a Ray cluster that runs already; None starts a Ray of our own.
 
     Raises (when entered, or while jobs run):
         ImportError: it needs an extra that is not installed.
         ConnectionError: there is no Ray cluster at the address.
         ChildProcessError: workers died; the jobs that could be done are done.
     """
-    return {"joblib": _joblib, "ray": _ray}[config.backend](config)
+    return _joblib(num_workers) if name == "joblib" else _ray(num_workers, address)
 
 
 @contextmanager
-def _joblib(config: BenchmarkConfig) -> Iterator[Map]:
+def _joblib(num_workers: int) -> Iterator[Map]:
     from concurrent.futures.process import BrokenProcessPool
 
     from joblib import Parallel, delayed
 
-    parallel = Parallel(n_jobs=config.jobs, return_as="generator_unordered")
+    parallel = Parallel(n_jobs=num_workers, return_as="generator_unordered")
 
     def run(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         try:
@@ -52,19 +55,19 @@ def _joblib(config: BenchmarkConfig) -> Iterator[Map]:
 
 
 @contextmanager
-def _ray(config: BenchmarkConfig) -> Iterator[Map]:
+def _ray(num_workers: int, address: str | None) -> Iterator[Map]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
         from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
         raise ImportError('backend "ray" needs an extra: pip install "icrl-gym[ray]"') from error
-    if config.address is None:
-        own = {"num_cpus": config.jobs, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    if address is None:
+        own = {"num_cpus": num_workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
         ray.init(**own, log_to_driver=False)
     else:
-        _check_reachable(config.address)
-        ray.init(address=config.address, log_to_driver=False)
+        _check_reachable(address)
+        ray.init(address=address, log_to_driver=False)
 
     lost = 0
 

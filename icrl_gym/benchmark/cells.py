@@ -1,4 +1,8 @@
-"""What is measured: tasks (environment, policy, discount), settings of estimators, and their product; all with ids."""
+"""What is measured: tasks (environment, policy, discount), variants of estimators, conditions, and their product.
+
+All have ids. Whatever can change a cell's figures is part of its id, so that a sweep which is resumed under other
+conditions computes other cells and never mixes them with the old ones.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +64,11 @@ class Task:
         return replace(self, behaviour=None, features=None)
 
     @property
+    def snapshots(self) -> tuple[str, ...]:
+        """Paths of the trained policies that the task needs, below the critics' folder."""
+        return tuple(name for name in (self.policy, self.behaviour) if name is not None and name.endswith(".zip"))
+
+    @property
     def id(self) -> str:
         """Stable over versions as long as the task is the same.
 
@@ -67,14 +76,14 @@ class Task:
         """
         content = {name: value for name, value in asdict(self).items() if name != "extra"}
         defaults = {known.name: known.default for known in fields(self)}
-        return _digest(
+        return digest(
             {name: value for name, value in content.items() if name in _FIRST_FIELDS or value != defaults[name]}
         )
 
 
 @dataclass(frozen=True)
-class Setting:
-    """An estimator under one setting.
+class Variant:
+    """An estimator under one choice of its options.
 
     Attributes:
         estimator: a name of `icrl_gym.estimators`, or "critic".
@@ -86,11 +95,32 @@ class Setting:
 
     @property
     def is_default(self) -> bool:
+        """Whether no option is given."""
         return not self.options
 
     @classmethod
-    def of(cls, estimator: str, options: dict[str, Any]) -> Setting:
+    def of(cls, estimator: str, options: dict[str, Any]) -> Variant:
+        """The variant of these keyword arguments."""
         return cls(estimator, tuple(sorted(options.items())))
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What else decides a cell's figures, beside its task, variant, length and seed.
+
+    Attributes:
+        num_queries: states that are scored; of an exact truth, states it starts in.
+        num_rollouts: simulated continuations per state; 0 where the truth is exact.
+        policy_sha256: content of the policy's snapshot, None for "random" or where the file is missing.
+        behaviour_sha256: content of the behaviour's snapshot, if it is one.
+        weights_sha256: content of the pretrained checkpoint that the estimator reads, if it reads one.
+    """
+
+    num_queries: int
+    num_rollouts: int
+    policy_sha256: str | None = None
+    behaviour_sha256: str | None = None
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,29 +128,38 @@ class Cell:
     """One record of a sweep.
 
     Attributes:
-        task: whose values.
-        setting: estimated by whom.
+        task: the policy whose values are estimated.
+        variant: the estimator.
         context_length: transitions in the context.
-        seed: of the context.
+        seed: seed of the context.
+        conditions: what it is measured with.
     """
 
     task: Task
-    setting: Setting
+    variant: Variant
     context_length: int
     seed: int
+    conditions: Conditions
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
         """Compute the id."""
         content = {
             "task": self.task.id,
-            "setting": asdict(self.setting),
+            "variant": asdict(self.variant),
             "context_length": self.context_length,
             "seed": self.seed,
+            "conditions": asdict(self.conditions),
         }
-        object.__setattr__(self, "id", _digest(content))
+        object.__setattr__(self, "id", digest(content))
+
+    @property
+    def question(self) -> tuple[Task, Variant, int, int]:
+        """What the cell asks, whatever it was measured with: a report holds one answer to each question."""
+        return self.task, self.variant, self.context_length, self.seed
 
 
-def _digest(content: dict[str, Any]) -> str:
+def digest(content: dict[str, Any]) -> str:
+    """16 hexadecimal digits that tell one JSON object from another."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -34,10 +34,10 @@ def task_context(task: Task, policy: Any, length: int, seed: int, critics: Path)
     """The log of a task: of its policy, or of its behaviour with importance ratios; encoded where the task says so.
 
     Args:
-        task: whose.
-        policy: the task's, loaded.
-        length: transitions.
-        seed: of environment and actions.
+        task: the policy in its environment.
+        policy: the task's policy, loaded.
+        length: number of transitions.
+        seed: seed of environment and actions.
         critics: folder of the snapshots.
 
     Raises:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
 from icrl_gym.benchmark.cells import Task
 from icrl_gym.benchmark.records import Record
+from icrl_gym.scoring.statistics import rank_correlation
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,11 @@ def policy_metrics(records: Sequence[Record], k: int = 3) -> list[PolicyMetrics]
     groups: dict[tuple[Task, str, int, int], dict[str, Record]] = {}
     for record in records:
         cell = record.cell
-        if cell.setting.is_default and record.start_value is not None and record.start_value_truth is not None:
-            key = (_environment(cell.task), cell.setting.estimator, cell.context_length, cell.seed)
+        if cell.variant.is_default and record.start_value is not None and record.start_value_truth is not None:
+            key = (_environment(cell.task), cell.variant.estimator, cell.context_length, cell.seed)
             groups.setdefault(key, {})[cell.task.policy] = record
     found = [_metrics(key, list(group.values()), k) for key, group in groups.items()]
     return sorted(found, key=lambda m: (m.env, m.estimator, m.context_length, m.seed))
-
-
-def rank_correlation(estimates: np.ndarray, truths: np.ndarray) -> float:
-    """Spearman's rank correlation, ties with their mean rank; nan where one side is constant."""
-    estimates, truths = _checked(estimates, truths)
-    if np.ptp(estimates) == 0 or np.ptp(truths) == 0:
-        return math.nan
-    return float(np.corrcoef(stats.rankdata(estimates), stats.rankdata(truths))[0, 1])
 
 
 def regret_at(k: int, estimates: np.ndarray, truths: np.ndarray) -> float:

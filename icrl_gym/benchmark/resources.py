@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one call.
+    """What one call cost.
 
     Attributes:
         seconds: wall time.

@@ -6,20 +6,25 @@ Cells of one (task, context length, seed) share the context, the truth and the p
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
 
+import icrl_gym
+from icrl_gym.acting.environments import make_environment
 from icrl_gym.benchmark.backends import open_backend
-from icrl_gym.benchmark.cells import CRITIC, Cell, Setting, Task
+from icrl_gym.benchmark.cells import CRITIC, Cell, Conditions, Task, Variant
 from icrl_gym.benchmark.contexts import task_context, task_policy, truths_as_seen
 from icrl_gym.benchmark.records import Record, load_record, record_path, write_record
 from icrl_gym.benchmark.resources import Cost, measured
@@ -27,13 +32,11 @@ from icrl_gym.benchmark.suites import SUITES
 from icrl_gym.benchmark.truths import Truths, truths_of
 from icrl_gym.configuration import BenchmarkConfig
 from icrl_gym.context.trajectory import Trajectory
-from icrl_gym.registry import estimators, make_estimator, tuning_grid
+from icrl_gym.registry import Estimator, asks_policy, estimators, make_estimator, tuning_grid, weights_sha256
 from icrl_gym.rivals.critics import sb3_critic_values
-from icrl_gym.runs import source_commit, versions, write_json
+from icrl_gym.runs import Progress, source_commit, versions, write_json
 from icrl_gym.scoring.score import score
 from icrl_gym.values import ValueEstimates
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,14 @@ class SweepCost:
 
     Attributes:
         num_jobs: groups of cells that were run.
+        num_kept: cells that were finished before.
         seconds_truth: measuring the truths that were not there yet.
         seconds_jobs: everything else: policies, contexts, estimators, scores, records.
         seconds_own: the part of ``seconds_jobs`` inside the estimators' ``fit`` and ``predict``.
     """
 
     num_jobs: int
+    num_kept: int
     seconds_truth: float
     seconds_jobs: float
     seconds_own: float
@@ -60,8 +65,9 @@ class SweepCost:
     def __str__(self) -> str:
         own = f"{self.overhead:.2f} times the estimators' own fit and predict ({self.seconds_own:.1f} s)"
         return (
-            f"{self.num_jobs} jobs took {self.seconds_jobs:.1f} s of computing, "
-            f"{own if self.seconds_own else 'and no cell succeeded'}; truths took {self.seconds_truth:.1f} s more"
+            f"{self.num_kept} cells were finished before; {self.num_jobs} jobs took {self.seconds_jobs:.1f} s of "
+            f"computing, {own if self.seconds_own else 'and no cell succeeded'}; truths took "
+            f"{self.seconds_truth:.1f} s more"
         )
 
 
@@ -69,7 +75,7 @@ def run_benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> 
     """Run what is missing of a suite and return all its records.
 
     Raises:
-        ValueError: bad configuration.
+        ValueError: bad configuration, or a finished record that is damaged.
         ImportError, ConnectionError, ChildProcessError: see `open_backend`.
     """
     run_missing(config, progress)
@@ -79,33 +85,43 @@ def run_benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> 
 def run_missing(config: BenchmarkConfig, progress: Progress | None = None) -> SweepCost:
     """Run what is missing of a suite; raises as `run_benchmark` does."""
     check_config(config)
-    config = replace(config, out=config.out.absolute(), critics=config.critics.absolute())  # workers start elsewhere
+    out, critics = config.out.absolute(), config.critics.absolute()  # workers start elsewhere
+    jobs = suite_jobs(config)
     if config.retry_failed:
-        _forget_failures(config)
-    jobs = [job for job in suite_jobs(config) if any(not record_path(config.out, cell).exists() for cell in job)]
-    if not jobs:
-        return SweepCost(0, 0.0, 0.0, 0.0)
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_json(config.out / "versions.json", versions())
-    tasks = list({job[0].task.target.id: job[0].task.target for job in jobs}.values())
+        _forget_failures(out, jobs)
+    missing = [job for job in jobs if not all(record_path(out, cell).exists() for cell in job)]
+    num_kept = sum(record_path(out, cell).exists() for job in jobs for cell in job)
+    if not missing:
+        return SweepCost(0, num_kept, 0.0, 0.0, 0.0)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "versions.json", versions())
+    firsts = {(job[0].task.target.id, _truth_conditions(job[0])): job[0] for job in missing}
     # Truths first, so that no two jobs measure the same one.
-    parts = (("measuring truths", measure_truth, tasks), ("running cells", run_job, jobs))
+    parts = (
+        ("measuring truths", measure_truth, [(out, critics, cell) for cell in firsts.values()]),
+        ("running cells", run_job, [(out, critics, job) for job in missing]),
+    )
     found: dict[str, list[Any]] = {}
-    with open_backend(config) as run:
-        for part, function, items in parts:
+    with open_backend(config.backend, config.jobs, config.address) as run:
+        for part, function, calls in parts:
             results = found[part] = []
-            for result in run(function, [(config, item) for item in items]):
+            for result in run(function, calls):
                 results.append(result)
                 if progress is not None:
-                    progress(part, len(results), len(items))
+                    progress(part, len(results), len(calls))
     costs: list[JobCost] = found["running cells"]
     return SweepCost(
-        len(jobs), sum(found["measuring truths"]), sum(c.seconds for c in costs), sum(c.seconds_own for c in costs)
-    )
+        len(missing), num_kept, sum(found["measuring truths"]), sum(c.seconds for c in costs),
+        sum(c.seconds_own for c in costs),
+    )  # fmt: skip
 
 
-def _forget_failures(config: BenchmarkConfig) -> None:
-    for path in (record_path(config.out, cell) for job in suite_jobs(config) for cell in job):
+def _truth_conditions(cell: Cell) -> tuple[str | None, int, int]:
+    return cell.conditions.policy_sha256, cell.conditions.num_queries, cell.conditions.num_rollouts
+
+
+def _forget_failures(out: Path, jobs: Sequence[Sequence[Cell]]) -> None:
+    for path in (record_path(out, cell) for job in jobs for cell in job):
         if path.exists() and load_record(path).error is not None:
             path.unlink()
 
@@ -116,7 +132,7 @@ def suite_records(config: BenchmarkConfig) -> list[Record]:
 
 
 def check_config(config: BenchmarkConfig) -> None:
-    """Raise ValueError if a field is out of range."""
+    """Raise ValueError if a field is out of range, or a model would be unpickled that nobody trusts."""
     if config.suite not in SUITES:
         raise ValueError(f"suite must be one of {sorted(SUITES)}, got {config.suite!r}")
     unknown = sorted(set(config.estimators) - set(estimators()) - {CRITIC})
@@ -134,41 +150,70 @@ def check_config(config: BenchmarkConfig) -> None:
         raise ValueError(f'backend must be "joblib" or "ray", got {config.backend!r}')
     if config.address is not None and config.backend != "ray":
         raise ValueError(f'address is that of a Ray cluster; with it, backend must be "ray", got {config.backend!r}')
+    models = [path for task in _tasks(config) for path in task.snapshots]
+    if models and not config.trust_model:
+        raise ValueError(
+            f"critics: suite {config.suite!r} loads Stable-Baselines3 models such as {config.critics / models[0]}; "
+            "their zips hold pickles, which run code when loaded: pass trust_model=True (--trust-model) if you know "
+            "where they are from"
+        )
+
+
+def _tasks(config: BenchmarkConfig) -> list[Task]:
+    return [task for task in SUITES[config.suite].tasks if not config.envs or task.env in config.envs]
 
 
 def suite_jobs(config: BenchmarkConfig) -> list[list[Cell]]:
     """The cells of a suite, grouped by what they share: task, context length and seed."""
-    suite = SUITES[config.suite]
-    settings = _settings(config)
+    suite, variants = SUITES[config.suite], _variants(config)
     return [
         [
-            Cell(task, setting, length, seed)
-            for setting in settings
-            if setting.estimator != CRITIC or task.policy != "random"
+            Cell(task, variant, length, seed, _conditions(config, task, variant))
+            for variant in variants
+            if variant.estimator != CRITIC or task.policy != "random"
         ]
-        for task in suite.tasks
-        if not config.envs or task.env in config.envs
+        for task in _tasks(config)
         for length in (config.context_lengths or suite.context_lengths)
         for seed in (config.seeds or suite.seeds)
     ]
 
 
-def _settings(config: BenchmarkConfig) -> list[Setting]:
+def _variants(config: BenchmarkConfig) -> list[Variant]:
     names = config.estimators or (*estimators(), CRITIC)
-    settings = [Setting(name) for name in names]
+    variants = [Variant(name) for name in names]
     if config.tune:
-        settings += [Setting.of(n, options) for n in names if n != CRITIC for options in tuning_grid(n) if options]
-    return settings
+        variants += [Variant.of(n, options) for n in names if n != CRITIC for options in tuning_grid(n) if options]
+    return variants
 
 
-def measure_truth(config: BenchmarkConfig, task: Task) -> float:
+def _conditions(config: BenchmarkConfig, task: Task, variant: Variant) -> Conditions:
+    behaviour = task.behaviour if task.behaviour in task.snapshots else None
+    return Conditions(
+        config.num_queries,
+        0 if task.truth == "exact" else config.num_rollouts,
+        _content(config.critics / task.policy) if task.policy in task.snapshots else None,
+        None if behaviour is None else _content(config.critics / behaviour),
+        None if variant.estimator == CRITIC else weights_sha256(variant.estimator),
+    )
+
+
+def _content(path: Path) -> str | None:
+    """SHA-256 of a file's content, None where it is missing."""
+    if not path.is_file():
+        return None
+    return _content_at(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _content_at(path: Path, changed: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def measure_truth(out: Path, critics: Path, cell: Cell) -> float:
     """Put a task's truths into the cache; returns the seconds. What goes wrong is recorded later, by its cells."""
     start = time.perf_counter()
-    try:
-        policy = task_policy(task.policy, config.critics)
-        truths_of(config, task, policy, task_context(task, policy, 1, 0, config.critics))
-    except Exception:
-        pass
+    with contextlib.suppress(Exception):
+        truths_of(out / "truth", cell.task, cell.conditions, task_policy(cell.task.policy, critics))
     return time.perf_counter() - start
 
 
@@ -180,59 +225,86 @@ class JobCost:
     seconds_own: float
 
 
-def run_job(config: BenchmarkConfig, cells: Sequence[Cell]) -> JobCost:
+def run_job(out: Path, critics: Path, cells: Sequence[Cell]) -> JobCost:
     """Run the missing cells of one group."""
     start = time.perf_counter()
-    missing = [cell for cell in cells if not record_path(config.out, cell).exists()]
+    missing = [cell for cell in cells if not record_path(out, cell).exists()]
     if not missing:  # another worker did them before it died
         return JobCost(time.perf_counter() - start, 0.0)
-    seconds_own = 0.0
     task, first = missing[0].task, missing[0]
     try:
-        policy = task_policy(task.policy, config.critics)
-        context = task_context(task, policy, first.context_length, first.seed, config.critics)
-        truths = truths_of(config, task, policy, context)
+        policy = task_policy(task.policy, critics)
+        context = task_context(task, policy, first.context_length, first.seed, critics)
+        truths = truths_of(out / "truth", task, first.conditions, policy)
         seen = truths_as_seen(task, policy, truths)
     except Exception as error:  # whatever an environment or a model raises is this group's result
         for cell in missing:
-            write_record(config.out, Record(cell, error=_reason(error, task), commit=_commit()))
+            write_record(out, Record(cell, error=_reason(error, task), commit=_commit()))
         return JobCost(time.perf_counter() - start, 0.0)
+    seconds_own = 0.0
     for cell in missing:
-        known = truths if cell.setting.estimator == CRITIC else seen
-        record, own = _run_cell(config, cell, policy, context, known)
-        write_record(config.out, record)
+        if cell.variant.estimator == CRITIC:
+            record, own = _run_critic(cell, policy, context, truths, _training_steps(critics / task.policy))
+        else:
+            record, own = _run_estimator(cell, policy, context, seen)
+        write_record(out, record)
         seconds_own += own
     return JobCost(time.perf_counter() - start, seconds_own)
 
 
-def _run_cell(
-    config: BenchmarkConfig, cell: Cell, policy: Any, context: Trajectory, truths: Truths
-) -> tuple[Record, float]:
+def _run_estimator(cell: Cell, policy: Any, context: Trajectory, truths: Truths) -> tuple[Record, float]:
     """A finished cell, and the seconds inside its estimator."""
-    truth, start = truths.visited, truths.start
     try:
-        if cell.setting.estimator == CRITIC:
-            fit, steps = Cost(0.0, 0), _training_steps(config.critics / cell.task.policy)
-            predict = partial(sb3_critic_values, policy, env=truth.estimand.env)
-        else:
-            estimator, steps = make_estimator(cell.setting.estimator, **dict(cell.setting.options)), len(context)
-            _, fit = measured(lambda: estimator.fit(context, cell.task.gamma))
-            predict = estimator.predict
-        estimate, prediction = measured(lambda: predict(truth.observations))
-        _check_estimate(estimate, len(truth))
-        estimate_at_start, extra = measured(lambda: predict(start.observations))
-        _check_estimate(estimate_at_start, len(start))
-        figures = {name: value for name, value in score(estimate, truth).as_dict().items() if name != "notes"}
-        record = Record(
-            cell, figures, fit.seconds, prediction.seconds,
-            peak_memory_fit=fit.peak_memory, peak_memory_predict=prediction.peak_memory, environment_steps=steps,
-            context_episodes=context.num_complete_episodes, context_terminations=int(context.terminated.sum()),
-            start_value=float(estimate_at_start.values.mean()), start_value_truth=truths.start_value,
-            start_value_truth_stderr=truths.start_value_stderr, commit=_commit(),
-        )  # fmt: skip
-        return record, fit.seconds + prediction.seconds + extra.seconds
+        estimator = _estimator(cell, policy)
+        _, fit = measured(lambda: estimator.fit(context, cell.task.gamma))
+        return _finish(cell, estimator.predict, context, truths, fit, len(context))
     except Exception as error:  # an estimator that raises is a recorded failure of its cell
         return Record(cell, error=_reason(error, cell.task), commit=_commit()), 0.0
+
+
+def _estimator(cell: Cell, policy: Any) -> Estimator:
+    """The estimator of a cell, told the policy to be evaluated where it asks for one and sees what the policy sees."""
+    options = dict(cell.variant.options)
+    if asks_policy(cell.variant.estimator) and cell.task.features is None:
+        options["policy"] = policy
+        if policy == "random":
+            options["action_space"] = _action_space(cell.task)
+    return make_estimator(cell.variant.estimator, **options)
+
+
+def _action_space(task: Task) -> spaces.Space:
+    with contextlib.closing(make_environment(task.spec)) as env:
+        return env.action_space
+
+
+def _run_critic(
+    cell: Cell, policy: Any, context: Trajectory, truths: Truths, steps: int | None
+) -> tuple[Record, float]:
+    predict = partial(sb3_critic_values, policy, env=truths.visited.estimand.env)
+    try:
+        return _finish(cell, predict, context, truths, Cost(0.0, 0), steps)
+    except Exception as error:  # a model without a critic, say
+        return Record(cell, error=_reason(error, cell.task), commit=_commit()), 0.0
+
+
+def _finish(
+    cell: Cell, predict: Any, context: Trajectory, truths: Truths, fit: Cost, environment_steps: int | None
+) -> tuple[Record, float]:
+    """Predict, check and score."""
+    truth, start = truths.visited, truths.start
+    estimate, prediction = measured(lambda: predict(truth.observations))
+    _check_estimate(estimate, len(truth))
+    estimate_at_start, extra = measured(lambda: predict(start.observations))
+    _check_estimate(estimate_at_start, len(start))
+    figures = {name: value for name, value in score(estimate, truth).as_dict().items() if name != "notes"}
+    defined = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    record = Record(
+        cell, defined, fit.seconds, prediction.seconds, peak_memory_fit=fit.peak_memory,
+        environment_steps=environment_steps, context_episodes=context.num_complete_episodes,
+        context_terminations=int(context.terminated.sum()), start_value=float(estimate_at_start.values.mean()),
+        start_value_truth=truths.start_value, start_value_truth_stderr=truths.start_value_stderr, commit=_commit(),
+    )  # fmt: skip
+    return record, fit.seconds + prediction.seconds + extra.seconds
 
 
 def _training_steps(snapshot: Path) -> int | None:
@@ -242,7 +314,7 @@ def _training_steps(snapshot: Path) -> int | None:
 
 @cache
 def _commit() -> str | None:
-    return source_commit(Path(__file__).parents[1])
+    return source_commit(Path(icrl_gym.__file__).parent)
 
 
 def _check_estimate(estimate: ValueEstimates, num_queries: int) -> None:

@@ -1,12 +1,16 @@
 """What a task's estimates are scored against: true values at states that the policy visits, and at states it starts in.
 
-Both are measured once per task and kept.
+Both are measured once per task and conditions, and kept as arrays without pickle. A file that cannot be read is set
+aside under another name, and its truth is measured again.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -14,14 +18,13 @@ import numpy as np
 
 from icrl_gym.acting.environments import make_environment
 from icrl_gym.acting.policies import as_policy
-from icrl_gym.benchmark.cells import Task
-from icrl_gym.benchmark.truth_cache import TruthCache
-from icrl_gym.configuration import BenchmarkConfig
-from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.benchmark.cells import Conditions, Task, digest
 from icrl_gym.ground_truth.values import exact_values, monte_carlo_values
 from icrl_gym.observations import Observations, named_leaves, stack, take
-from icrl_gym.values import ValueEstimates
+from icrl_gym.runs import read_archive, write_archive
+from icrl_gym.values import Estimand, ValueEstimates
 
+SCHEMA_VERSION = 2
 TRUTH_SEED = 1_000_003  # contexts use small seeds; the truth's states never come from a context's episodes
 START_SEED = 1_000_033
 ROLLOUTS_PER_START = 4  # one rollout from a start for so many from a visited state: only the mean over starts is used
@@ -29,7 +32,7 @@ ROLLOUTS_PER_START = 4  # one rollout from a start for so many from a visited st
 
 @dataclass(frozen=True, eq=False)
 class Truths:
-    """Of one task.
+    """The true values of one task.
 
     Attributes:
         visited: where estimates are scored.
@@ -42,43 +45,112 @@ class Truths:
 
     @property
     def start_value(self) -> float:
+        """Mean true value over the start states."""
         return float(self.start.values.mean())
 
     @property
     def start_value_stderr(self) -> float:
-        """Of the mean over these very states, so only the rollouts' noise."""
+        """Standard error of the mean over these very states: only the rollouts' noise."""
         stderr = self.start.stderr
         return 0.0 if stderr is None else float(np.sqrt((stderr**2).sum()) / len(stderr))
 
 
-def truths_of(config: BenchmarkConfig, task: Task, policy: Any, space_of: Trajectory) -> Truths:
-    """Both truths of a task, measured where the cache below ``config.out`` does not hold them.
+def truths_of(folder: Path, task: Task, conditions: Conditions, policy: Any) -> Truths:
+    """Both truths of a task, measured where the folder does not hold them.
 
     Args:
-        config: number of states and of rollouts, and where the cache is.
-        task: whose.
-        policy: the task's, loaded.
-        space_of: any log of the environment.
+        folder: where truths are kept; made if it does not exist.
+        task: the policy in its environment.
+        conditions: numbers of states and of rollouts, and the content of the policy's snapshot.
+        policy: the task's policy, loaded.
     """
-    key = task.target.id
-    cache = TruthCache(config.out / "truth")
-    sizes = f"q{config.num_queries}-r{config.num_rollouts}"
-    if task.truth != "exact":
-        return Truths(
-            cache.get(f"{key}-{sizes}", lambda: _simulated(config, task, policy), space_of),
-            cache.get(f"{key}-start-{sizes}", lambda: _simulated_start(config, task, policy), space_of),
-        )
+    stem = truth_stem(task, conditions)
+    if task.truth == "exact":
+        visited = kept(folder / f"{stem}.npz", lambda: _solved(task, policy))
+        start = kept(folder / f"{stem}-start.npz", lambda: _looked_up(task, visited, conditions.num_queries))
+    else:
+        visited = kept(folder / f"{stem}.npz", lambda: _simulated(task, conditions, policy))
+        start = kept(folder / f"{stem}-start.npz", lambda: _simulated_start(task, conditions, policy))
+    return Truths(visited, start)
 
-    def solve() -> ValueEstimates:
-        with _environment(task) as env:
-            return exact_values(env, as_policy(policy, env.action_space, env.observation_space), task.gamma)
 
-    def look_up() -> ValueEstimates:
-        with _environment(task) as env:
-            return values_at_resets(env, visited, config.num_queries, START_SEED)
+def truth_stem(task: Task, conditions: Conditions) -> str:
+    """File name, without ending, that tells truths of different tasks, policies and budgets apart."""
+    content = {
+        "task": task.target.id,
+        "policy": conditions.policy_sha256,
+        "num_queries": conditions.num_queries,
+        "num_rollouts": conditions.num_rollouts,
+    }
+    return f"{task.target.id}-{digest(content)[:8]}"
 
-    visited = cache.get(key, solve, space_of)
-    return Truths(visited, cache.get(f"{key}-start-q{config.num_queries}", look_up, space_of))
+
+def kept(path: Path, measure: Callable[[], ValueEstimates]) -> ValueEstimates:
+    """The truth at ``path``; measured and written where it is not there or cannot be read.
+
+    Warns:
+        UserWarning: the file is damaged or of another version. It is renamed to end in ".damaged".
+    """
+    if path.exists():
+        try:
+            return _load(path)
+        except ValueError as error:
+            aside = path.with_name(path.name + ".damaged")
+            path.replace(aside)
+            warnings.warn(f"truth {path}: {error}; set aside as {aside.name}, measured again", stacklevel=2)
+    truth = measure()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _save(path, truth)
+    return _load(path)
+
+
+def _save(path: Path, truth: ValueEstimates) -> None:
+    header = {
+        "schema_version": SCHEMA_VERSION,
+        "estimand": asdict(truth.estimand),
+        "notes": list(truth.notes),
+        "structure": _structure(truth.observations, "observations"),
+    }
+    stderr = np.zeros(len(truth)) if truth.stderr is None else truth.stderr
+    leaves = dict(named_leaves(truth.observations, "observations"))
+    write_archive(path, header, {"values": truth.values, "stderr": stderr, **leaves})
+
+
+def _load(path: Path) -> ValueEstimates:
+    """Raise ValueError where the file is no truth of this version."""
+    header, arrays = read_archive(path)
+    if header.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {header.get('schema_version')!r}")
+    observations = _structured(arrays, header["structure"])
+    estimand, notes = Estimand(**header["estimand"]), tuple(header["notes"])
+    return ValueEstimates(arrays["values"], observations, estimand, arrays["stderr"], notes=notes)
+
+
+def _structure(observations: Observations, name: str) -> Any:
+    """The tree of observations with the names of the leaves in place of their arrays, as JSON."""
+    if isinstance(observations, dict):
+        return {key: _structure(part, f"{name}[{key!r}]") for key, part in observations.items()}
+    if isinstance(observations, tuple):
+        return [_structure(part, f"{name}[{i}]") for i, part in enumerate(observations)]
+    return name
+
+
+def _structured(arrays: dict[str, np.ndarray], structure: Any) -> Observations:
+    if isinstance(structure, dict):
+        return {key: _structured(arrays, part) for key, part in structure.items()}
+    if isinstance(structure, list):
+        return tuple(_structured(arrays, part) for part in structure)
+    return arrays[structure]
+
+
+def _solved(task: Task, policy: Any) -> ValueEstimates:
+    with _environment(task) as env:
+        return exact_values(env, as_policy(policy, env.action_space, env.observation_space), task.gamma)
+
+
+def _looked_up(task: Task, exact: ValueEstimates, num_states: int) -> ValueEstimates:
+    with _environment(task) as env:
+        return values_at_resets(env, exact, num_states, START_SEED)
 
 
 def values_at_resets(env: gymnasium.Env, exact: ValueEstimates, num_states: int, seed: int) -> ValueEstimates:
@@ -105,15 +177,16 @@ def _environment(task: Task) -> closing[gymnasium.Env]:
     return closing(make_environment(task.spec))
 
 
-def _simulated(config: BenchmarkConfig, task: Task, policy: Any) -> ValueEstimates:
-    return _monte_carlo(task, policy, num_queries=config.num_queries, num_rollouts=config.num_rollouts, seed=TRUTH_SEED)
+def _simulated(task: Task, conditions: Conditions, policy: Any) -> ValueEstimates:
+    return monte_carlo_values(
+        task.spec, policy, gamma=task.gamma, seed=TRUTH_SEED, num_queries=conditions.num_queries,
+        num_rollouts=conditions.num_rollouts,
+    )  # fmt: skip
 
 
-def _simulated_start(config: BenchmarkConfig, task: Task, policy: Any) -> ValueEstimates:
-    num_rollouts = max(2, config.num_rollouts // ROLLOUTS_PER_START)
-    sizes = {"num_queries": config.num_queries, "num_rollouts": num_rollouts}
-    return _monte_carlo(task, policy, states="start", seed=START_SEED, **sizes)
-
-
-def _monte_carlo(task: Task, policy: Any, **options: Any) -> ValueEstimates:
-    return monte_carlo_values(task.spec, policy, gamma=task.gamma, **options)
+def _simulated_start(task: Task, conditions: Conditions, policy: Any) -> ValueEstimates:
+    num_rollouts = max(2, conditions.num_rollouts // ROLLOUTS_PER_START)
+    return monte_carlo_values(
+        task.spec, policy, gamma=task.gamma, seed=START_SEED, states="start", num_queries=conditions.num_queries,
+        num_rollouts=num_rollouts,
+    )  # fmt: skip

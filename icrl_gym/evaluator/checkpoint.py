@@ -64,6 +64,12 @@ def available_checkpoints() -> list[str]:
     return sorted(path.stem for path in cards if "heads" in json.loads(path.read_text(encoding="utf-8")))
 
 
+def checkpoint_digest(name: str) -> str:
+    """The sha256 that the card of a bundled mixture states."""
+    card = bundled_checkpoint(name).with_suffix(".json")
+    return str(json.loads(card.read_text(encoding="utf-8"))["sha256"])
+
+
 def save_checkpoint(path: Path, model: Generalist, training: dict[str, Any]) -> Card:
     """Write ``path`` (.safetensors) and its card; each file is complete or absent, the card comes last."""
     tensors = {f"gate.{name}": tensor for name, tensor in model.gate.state_dict().items()}

@@ -1,39 +1,53 @@
-"""The benchmark's report: tables, figures and words computed from records, as Markdown, one HTML page, and HParams."""
+"""The benchmark's report, computed from records: pages in Markdown, one HTML page, figures, and HParams."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from icrl_gym.benchmark.records import Record
-from icrl_gym.benchmark.report import results, tables
-from icrl_gym.benchmark.report.assemble import choose, sections
-from icrl_gym.benchmark.report.folder import last_commit, observation_sizes, read_records, truth_budgets
+from icrl_gym.benchmark.records import Record, load_records
+from icrl_gym.benchmark.report import errors, pages, tables
+from icrl_gym.benchmark.report.archive import read_archive_of, write_archive_of
 from icrl_gym.benchmark.report.hparams import write_hparams
-from icrl_gym.benchmark.report.page import html_page
 from icrl_gym.configuration import ReportConfig
 from icrl_gym.runs import write_text
-from icrl_gym.scoring.document import Picture, Section, markdown, markdown_table
+from icrl_gym.scoring.document import Picture, Section, html_page, markdown, markdown_table
 
-__all__ = ["benchmark_tables", "run_sections", "write_pictures", "write_report"]
+__all__ = [
+    "all_sections",
+    "benchmark_tables",
+    "read_archive_of",
+    "read_run",
+    "write_archive_of",
+    "write_pictures",
+    "write_report",
+]
 
 
 def write_report(config: ReportConfig) -> tuple[str, list[Path]]:
-    """Write report.md, its figures, the HTML page and, where asked, the HParams.
+    """Write report.md, its figures, the HTML page and, where asked, the HParams and the records as one CSV.
 
     Returns:
-        The summary and who wins where, as Markdown, and the paths of what was written.
+        The claim and who wins where, as Markdown, and the paths of what was written.
 
     Raises:
-        ValueError: no record in the folder, one that cannot be read, or an estimator that was not run.
+        ValueError: no record in the folder, one that cannot be read, an estimator that was not run, or, for the CSV, a
+            record from uncommitted code.
         OSError: a file cannot be written.
     """
-    records, found, subject = run_sections(config)
+    records = read_run(config.run)
+    choice = pages.choose(records, config.subject, config.show)
+    found = all_sections(records, choice)
+    written = []
+    if config.archive is not None:
+        config.archive.parent.mkdir(parents=True, exist_ok=True)
+        write_archive_of(records, config.archive)
+        written.append(config.archive)
     page = config.html or config.run / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    written = [config.run / "report.md", *write_pictures(found, config.run), page]
+    written += [config.run / "report.md", *write_pictures(found, config.run), page]
     write_text(config.run / "report.md", markdown(found) + "\n")
-    write_text(page, html_page(found, f"In-context evaluation: {subject} in the benchmark", subject))
+    write_text(page, html_page(found, f"In-context evaluation: {choice.subject} in the benchmark", choice.subject))
     if config.tensorboard:
         folder = config.run / "tensorboard"
         write_hparams(records, folder)
@@ -41,14 +55,25 @@ def write_report(config: ReportConfig) -> tuple[str, list[Path]]:
     return markdown(found[:2]), written
 
 
-def run_sections(config: ReportConfig) -> tuple[list[Record], list[Section], str]:
-    """Records of a run's folder, the report's sections, and the subject; raises as `write_report`."""
-    records = read_records(config.run)
-    choice = choose(records, config.subject, config.show)
-    tasks = {record.cell.task for record in records}
-    sizes, budgets = observation_sizes(config.run, tasks), truth_budgets(config.run, tasks)
-    found = sections(records, choice, sizes, budgets, last_commit(config.run))
-    return records, found, choice.subject
+def all_sections(records: Sequence[Record], choice: pages.Choice) -> list[Section]:
+    """The whole report in reading order, from the answer to the details."""
+    suites = [pages.suite_page(suite, part, choice) for suite, part in errors.by_suite(records).items()]
+    together = pages.together(records, choice)
+    return [*pages.results(records, choice.subject), together, *suites, pages.provenance(records)]
+
+
+def read_run(run: Path) -> list[Record]:
+    """All finished cells of a run's folder.
+
+    Raises:
+        ValueError: no folder, no finished cell, or a record that cannot be read.
+    """
+    if not run.is_dir():
+        raise ValueError(f"run: {str(run)!r} is not a folder; `icrl-gym benchmark --out {run}` makes one")
+    records = load_records(run)
+    if not records:
+        raise ValueError(f"run: {str(run)!r} holds no finished cell (records/*.json); `icrl-gym benchmark` makes them")
+    return records
 
 
 def write_pictures(found: Sequence[Section], folder: Path) -> list[Path]:
@@ -56,7 +81,7 @@ def write_pictures(found: Sequence[Section], folder: Path) -> list[Path]:
     written = []
     for picture in (part for section in found for part in section.parts if isinstance(part, Picture)):
         path = folder / f"{picture.name}.png"
-        picture.figure.savefig(path)
+        picture.figure.savefig(path, metadata={"Software": None})
         written.append(path)
     return written
 
@@ -64,12 +89,12 @@ def write_pictures(found: Sequence[Section], folder: Path) -> list[Path]:
 def benchmark_tables(records: Sequence[Record]) -> str:
     """Markdown for the end of a sweep: accuracy by suite, and what failed."""
     parts = []
-    for suite, part in results.by_suite(records).items():
-        table = tables.accuracy_table(suite, part)
+    for suite, part in errors.by_suite(records).items():
+        table = tables.accuracy_table(part)
         if table.rows:
-            parts += [f"{table.title}\n\n{markdown_table(table)}"]
+            parts += [f"{table.title}, suite {suite}\n\n{markdown_table(table)}"]
     failed = [record for record in records if record.error is not None]
     if failed:
-        reasons = sorted({f"- {r.cell.task.env}, {r.cell.setting.estimator}: {r.error}" for r in failed})
+        reasons = sorted({f"- {r.cell.task.env}, {r.cell.variant.estimator}: {r.error}" for r in failed})
         parts.append(f"{len(failed)} cells failed:\n\n" + "\n".join(reasons))
     return "\n\n".join(parts)

@@ -1,4 +1,4 @@
-"""The figures of a benchmark: error against context, performance profiles, coverage, cost against accuracy.
+"""The figures of a benchmark: error against steps and context, performance profiles, coverage, cost against accuracy.
 
 In all of them the subject is a thick dark blue line with discs, the critic black and dashed; rivals take the other
 colours of Okabe and Ito's palette, each with its own marker, and are drawn over the thick line.
@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 
 from icrl_gym.benchmark.cells import CRITIC
 from icrl_gym.benchmark.records import Record
-from icrl_gym.benchmark.report import results as res
+from icrl_gym.benchmark.report import errors as res
 from icrl_gym.benchmark.report.tables import WANTED_COVERAGE
-from icrl_gym.scoring import statistics as agg
 from icrl_gym.scoring.figures import GREY
+from icrl_gym.scoring.statistics import Aggregate, geometric_mean, performance_profile
+from icrl_gym.scoring.verdict import by_group
 
 SUBJECT_COLOUR, REFERENCE_COLOUR, CRITIC_COLOUR = "#0072B2", "#56B4E9", "#000000"
 RIVAL_COLOURS = ("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8A6D00", "#7A7A7A")
@@ -61,7 +62,7 @@ def context_curves(records: Sequence[Record], shown: Sequence[str]) -> Curves:
     for env, mine in res.by_environment(res.usable(records)).items():
         for name in (*shown, CRITIC):
             by_length = {
-                length: float(np.exp(np.mean(np.log(list(errors.values())))))
+                length: geometric_mean(list(errors.values()))
                 for length in res.lengths_of(mine)
                 if (errors := res.figures(res.at_length(mine, length), name))
             }
@@ -110,8 +111,66 @@ def error_by_context(curves: Curves, subject: str) -> Figure:
     return figure
 
 
+def error_by_steps(records: Sequence[Record], environments: Sequence[str], subject: str) -> Figure:
+    """Error against the environment steps that were seen: the subject's contexts, and its critic as a point.
+
+    Args:
+        records: records of one or more suites.
+        environments: one panel each, by label; those without records of the subject are left out.
+        subject: the estimator in question.
+
+    Raises:
+        NothingToDraw: none of the environments has any.
+    """
+    parts = {env: part for env, part in res.by_environment(res.usable(records)).items() if env in environments}
+    parts = {env: parts[env] for env in environments if env in parts and res.figures(parts[env], subject)}
+    if not parts:
+        raise NothingToDraw(f"no usable record of {subject} in {list(environments)}")
+    columns = min(3, len(parts))
+    rows = -(-len(parts) // columns)
+    figure = Figure(figsize=(0.8 + 2.9 * columns, 1.0 + 2.3 * rows), dpi=110, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    look, drawn = looks([subject, CRITIC], subject), []
+    for panel, (env, part) in zip(panels, parts.items(), strict=False):
+        for name in (subject, CRITIC):
+            points = _points_by_steps(part, name)
+            drawn += [error for _, value in points for error in (value.value, value.low, value.high)]
+            across, errors = [steps for steps, _ in points], [value.value for _, value in points]
+            spread = [[v.value - v.low for _, v in points], [v.high - v.value for _, v in points]]
+            style = {**look[name], "linestyle": "none" if name == CRITIC else "-"}
+            label = f"SB3 {CRITIC}, after its training" if name == CRITIC else f"{name}, from one context"
+            panel.errorbar(across, errors, yerr=spread, elinewidth=1.0, capsize=3, label=label, **style)
+        panel.axhline(1.0, color=GREY, linewidth=0.8, linestyle=":")
+        panel.set_title(env, fontsize="medium")
+        panel.set(xscale="log", yscale="log")
+        panel.grid(alpha=0.25)
+    _error_ticks(panels[0], [error for error in drawn if math.isfinite(error)])
+    for panel in panels[len(parts) :]:
+        panel.set_axis_off()
+    for panel in panels[max(0, len(parts) - columns) : len(parts)]:
+        panel.tick_params(labelbottom=True)
+    _common_legend(figure, list(panels))
+    figure.supxlabel("environment steps seen", fontsize="medium")
+    figure.supylabel(ERROR_LABEL, fontsize="medium")
+    return figure
+
+
+def _points_by_steps(part: Sequence[Record], name: str) -> list[tuple[float, Aggregate]]:
+    """(steps, error) of an estimator: one point per context length; of the critic one in all, at its median steps."""
+    mine = [r for r in part if r.cell.variant.estimator == name and r.cell.variant.is_default]
+    groups = [mine] if name == CRITIC else [res.at_length(mine, length) for length in res.lengths_of(mine)]
+    found = []
+    for group in filter(None, groups):
+        longest = res.at_length(group, res.lengths_of(group)[-1])
+        steps = [steps for record in group if (steps := res.environment_steps(record)) is not None]
+        error = res.geometric(res.figures(longest, name))
+        if steps and error is not None:
+            found.append((float(np.median(steps)), error))
+    return found
+
+
 def performance_profiles(records: Sequence[Record], shown: Sequence[str], subject: str) -> Figure:
-    """Share of cells with an error of at most so much, one panel per context length, bands for subject and critic.
+    """Share of cells with an error of at most so much, one panel per context length.
 
     Only cells that all drawn estimators have; the critic's where it has any.
 
@@ -131,11 +190,8 @@ def performance_profiles(records: Sequence[Record], shown: Sequence[str], subjec
     for panel, (length, errors) in zip(panels, by_length.items(), strict=False):
         for name in (name for name in look if name in errors):
             style = {key: value for key, value in look[name].items() if not key.startswith("marker")}
-            scores = res.matrix(errors[name])
-            share, low, high = _profile(scores, thresholds)
+            share = performance_profile(by_group(errors[name]), thresholds)
             panel.plot(thresholds, share, label=f"SB3 {CRITIC}" if name == CRITIC else name, **style)
-            if name in (subject, CRITIC):
-                panel.fill_between(thresholds, low, high, color=style["color"], alpha=0.15, linewidth=0)
         panel.axvline(1.0, color=GREY, linewidth=0.8, linestyle=":")
         panel.set_title(f"{length:,} transitions, {len(next(iter(errors.values())))} cells", fontsize="medium")
         panel.set(xscale="log", ylim=(0, 1), xlim=(thresholds[0], thresholds[-1]))
@@ -160,13 +216,6 @@ def _shared_errors(records: Sequence[Record], shown: Sequence[str]) -> dict[str,
         return {}
     kept = dict(zip(errors, res.shared(*errors.values()), strict=True))
     return kept if all(kept.values()) else {}
-
-
-def _profile(errors_RT: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share at or below each threshold, with the ends of its interval."""
-    found = [agg.with_interval(lambda e, t=t: (e <= t).mean(axis=(-2, -1)), errors_RT, 400) for t in thresholds]
-    values, lows, highs = np.array([(figure.value, figure.low, figure.high) for figure in found]).T
-    return values, lows, highs
 
 
 def coverage_by_environment(records: Sequence[Record], subject: str, most: int = 3) -> Figure:
@@ -213,10 +262,8 @@ def coverage_by_environment(records: Sequence[Record], subject: str, most: int =
     return figure
 
 
-def cost_against_accuracy(records: Sequence[Record], shown: Sequence[str], subject: str) -> Figure:
-    """Left: seconds against error of all estimators at the longest context. Right: environment steps against error.
-
-    Each side on the cells that all it draws have.
+def cost_against_accuracy(records: Sequence[Record], subject: str) -> Figure:
+    """Seconds of fit and predict against error at the longest context, on the cells that all estimators drawn have.
 
     Raises:
         NothingToDraw: no usable record.
@@ -224,10 +271,8 @@ def cost_against_accuracy(records: Sequence[Record], shown: Sequence[str], subje
     good = res.usable(records)
     if not good:
         raise NothingToDraw("no usable record")
-    figure = Figure(figsize=(12.4, 5.0), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1.25, 1]})
-    _draw_seconds(left, good, subject)
-    _draw_steps(right, good, shown, subject)
+    figure = Figure(figsize=(8.2, 5.0), dpi=110, layout="constrained")
+    _draw_seconds(figure.subplots(), good, subject)
     return figure
 
 
@@ -239,10 +284,10 @@ def _draw_seconds(axes: Axes, good: Sequence[Record], subject: str) -> None:
     for name in (name for name in names if errors[name]):
         figure = res.geometric(errors[name])
         assert figure is not None
-        mine = [r for r in part if r.cell.setting.estimator == name and r.cell.setting.is_default]
+        mine = [r for r in part if r.cell.variant.estimator == name and r.cell.variant.is_default]
         seconds = float(np.median([r.seconds_fit + r.seconds_predict for r in mine]))
         points[name] = (max(seconds, 1e-6), figure.value)
-        bars = [[figure.value - figure.low], [figure.high - figure.value]]
+        bars = [[figure.value - figure.low], [figure.high - figure.value]] if figure.has_interval else None
         style = {key: value for key, value in look[name].items() if key in ("color", "marker", "markersize", "zorder")}
         axes.errorbar(*points[name], yerr=bars, elinewidth=0.9, linestyle="none", **style)
     axes.set(xscale="log", yscale="log", xlabel="fit and predict, seconds (median)", ylabel=ERROR_LABEL)
@@ -271,40 +316,6 @@ def _label_at_side(axes: Axes, points: Mapping[str, tuple[float, float]], subjec
             weight="bold" if name == subject else "normal", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "alpha": 0.6, "shrinkB": 4},
         )  # fmt: skip
-
-
-def _draw_steps(axes: Axes, good: Sequence[Record], shown: Sequence[str], subject: str) -> None:
-    names = [name for name in dict.fromkeys((*shown, CRITIC)) if any(r.cell.setting.estimator == name for r in good)]
-    look = looks(names, subject)
-    errors = {
-        (name, length): res.figures(res.at_length(good, length), name)
-        for name in names
-        for length in res.main_lengths(good)
-    }
-    errors = {key: found for key, found in errors.items() if found}
-    kept = dict(zip(errors, res.shared(*errors.values()), strict=True))
-    at = res.main_lengths(good)
-    axes.set(xscale="log", yscale="log", xlabel="environment steps seen (critic: median)", ylabel=ERROR_LABEL)
-    if kept and all(kept.values()):
-        for name in look:
-            lengths = [length for other, length in kept if other == name]
-            figures = [res.geometric(kept[name, length]) for length in lengths]
-            values = [figure.value for figure in figures if figure is not None]
-            if name == CRITIC:
-                critics = [r for r in good if r.cell.setting.estimator == CRITIC]
-                steps = [steps for r in critics if (steps := res.environment_steps(r)) is not None]
-                if steps:
-                    at.append(round(float(np.median(steps))))
-                    style = {**look[name], "linestyle": "none", "markersize": 12}
-                    axes.plot(at[-1:], values[:1], label=f"SB3 {CRITIC}", **style)
-            else:
-                axes.plot(lengths, values, label=name, **look[name])
-        axes.legend(fontsize="small", loc="best")
-        _error_ticks(axes, [])
-        _length_ticks([axes], at)
-    num_cells = len(next(iter(kept.values()), {}))
-    axes.set_title(f"{num_cells} cells at every length", fontsize="medium")
-    axes.grid(alpha=0.25)
 
 
 def _error_ticks(axes: Axes, errors: Sequence[float]) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from icrl_gym.benchmark.cells import CRITIC, Setting, Task
+from icrl_gym.benchmark.cells import CRITIC, Task, Variant
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.suites import SUITES
-from icrl_gym.scoring.statistics import Aggregate, geometric_mean, with_interval
+from icrl_gym.scoring.statistics import Aggregate, mean_interval
+from icrl_gym.scoring.verdict import by_group
 
 METRIC = "rmse_over_std"
+SELECTION = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1")  # the environments on which the design was chosen
 SMALLEST_SPREAD = 2.0  # truths whose standard deviation is below this many noise floors say nothing about spread
 SMALLEST_ERROR = 1e-9  # what an error of zero counts as in a geometric mean
 OTHER = "other"  # the suite of tasks that no suite names
@@ -28,23 +30,12 @@ def figures(records: Iterable[Record], estimator: str, metric: str = METRIC, *, 
     """A figure of each context: under the default setting, or the least over the default and the whole grid."""
     found: Figures = {}
     for record in records:
-        setting, value = record.cell.setting, record.scores.get(metric)
-        if setting.estimator == estimator and value is not None and (tuned or setting.is_default):
+        variant, value = record.cell.variant, record.scores.get(metric)
+        if variant.estimator == estimator and value is not None and (tuned or variant.is_default):
             key = record.cell.task, record.cell.seed
             value = max(value, SMALLEST_ERROR) if metric.startswith("rmse") else value
             found[key] = min(value, found.get(key, value))
     return found
-
-
-def matrix(by_context: Mapping[Key, float]) -> np.ndarray:
-    """(seeds x tasks), NaN below the tasks that have fewer seeds than others."""
-    by_task: dict[Task, list[float]] = {}
-    for (task, _), value in sorted(by_context.items(), key=lambda item: item[0][1]):
-        by_task.setdefault(task, []).append(value)
-    scores = np.full((max(map(len, by_task.values()), default=0), len(by_task)), np.nan)
-    for column, values in enumerate(by_task[task] for task in sorted(by_task, key=lambda task: task.id)):
-        scores[: len(values), column] = values
-    return scores
 
 
 def shared(*parts: Figures) -> list[Figures]:
@@ -60,8 +51,10 @@ def ratios(ours: Figures, theirs: Figures) -> Figures:
 
 
 def geometric(by_context: Figures) -> Aggregate | None:
-    """Geometric mean with its interval, None of nothing."""
-    return with_interval(geometric_mean, matrix(by_context)) if by_context else None
+    """Geometric mean over policies with its interval over their contexts, None of nothing."""
+    if not by_context:
+        return None
+    return mean_interval(by_group({key: np.log(value) for key, value in by_context.items()})).exponentiated()
 
 
 def has_spread(record: Record) -> bool:
@@ -83,11 +76,11 @@ def lengths_of(records: Iterable[Record]) -> list[int]:
 def main_lengths(records: Sequence[Record], most: int | None = None) -> list[int]:
     """Context lengths at which nearly everything was run, ascending; of more than ``most``, evenly spread ones.
 
-    Nearly everything: 90 % of the pairs of a task and a setting that the length with most of them has.
+    Nearly everything: 90 % of the pairs of a task and a variant that the length with most of them has.
     """
-    pairs: dict[int, set[tuple[Task, Setting]]] = {}
+    pairs: dict[int, set[tuple[Task, Variant]]] = {}
     for record in records:
-        pairs.setdefault(record.cell.context_length, set()).add((record.cell.task, record.cell.setting))
+        pairs.setdefault(record.cell.context_length, set()).add((record.cell.task, record.cell.variant))
     enough = 0.9 * max(map(len, pairs.values()), default=0)
     lengths = sorted(length for length, found in pairs.items() if len(found) >= enough)
     if most is None or len(lengths) <= most:
@@ -102,13 +95,13 @@ def at_length(records: Iterable[Record], length: int) -> list[Record]:
 
 def names_of(records: Iterable[Record]) -> list[str]:
     """Estimators, the critic included, in alphabetical order."""
-    return sorted({record.cell.setting.estimator for record in records})
+    return sorted({record.cell.variant.estimator for record in records})
 
 
 def complete(records: Sequence[Record]) -> list[str]:
     """Estimators that have a result under their default on every task that anybody has one on."""
     tasks = {record.cell.task for record in records}
-    seen = {(record.cell.setting.estimator, record.cell.task) for record in records if record.cell.setting.is_default}
+    seen = {(record.cell.variant.estimator, record.cell.task) for record in records if record.cell.variant.is_default}
     counts = Counter(name for name, _ in seen)
     return sorted(name for name, count in counts.items() if count == len(tasks))
 
@@ -179,4 +172,4 @@ def environment_steps(record: Record) -> int | None:
     """What the estimator has seen: as recorded, else by the context's length or the snapshot's name."""
     if record.environment_steps is not None:
         return record.environment_steps
-    return training_steps(record.cell.task) if record.cell.setting.estimator == CRITIC else record.cell.context_length
+    return training_steps(record.cell.task) if record.cell.variant.estimator == CRITIC else record.cell.context_length
