@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from safetensors.torch import load, save
 
 import icrl_gym as icrl
 from icrl_gym.context.prompt import Prompt
-from icrl_gym.evaluator.checkpoint import CheckpointError, load_checkpoint, new_networks, save_checkpoint
+from icrl_gym.evaluator.checkpoint import (
+    CheckpointError,
+    digest_of,
+    load_checkpoint,
+    new_networks,
+    save_checkpoint,
+    upgrade_card,
+)
 from icrl_gym.evaluator.gate import (
     CUT,
     LEAST_LEVEL,
@@ -613,17 +621,19 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
 
 
 def edit_card(path, **changes):
-    card = json.loads(path.with_suffix(".json").read_text())
-    path.with_suffix(".json").write_text(json.dumps({**card, **changes}))
+    """A changed card whose hash fits it, as whoever wants to deceive would write it."""
+    card = json.loads(path.with_suffix(".json").read_text()) | changes
+    if "sha256" not in changes:
+        card["sha256"] = digest_of(path.read_bytes(), SimpleNamespace(**card))
+    path.with_suffix(".json").write_text(json.dumps(card))
 
 
 def edit_weights(path, change):
     """Other weights under a card that fits their hash."""
     tensors = load(path.read_bytes())
     change(tensors)
-    content = save(tensors)
-    path.write_bytes(content)
-    edit_card(path, sha256=hashlib.sha256(content).hexdigest())
+    path.write_bytes(save(tensors))
+    edit_card(path)
 
 
 def damage(path):
@@ -634,7 +644,14 @@ def damage(path):
 
 def not_safetensors(path):
     path.write_bytes(b"no weights")
-    edit_card(path, sha256=hashlib.sha256(b"no weights").hexdigest())
+    edit_card(path)
+
+
+def change_a_digit(path):
+    """One number among the settings of the card's heads, and nothing else."""
+    text = path.with_suffix(".json").read_text()
+    assert text.count('"bandwidth": 1.2') == 1
+    path.with_suffix(".json").write_text(text.replace('"bandwidth": 1.2', '"bandwidth": 1.3'))
 
 
 REFUSALS = {
@@ -642,14 +659,16 @@ REFUSALS = {
     "missing card": (lambda path: path.with_suffix(".json").unlink(), "cannot read the checkpoint or its card"),
     "card that is no JSON": (lambda path: path.with_suffix(".json").write_text("{"), "or its card"),
     "card that is no text": (lambda path: path.with_suffix(".json").write_bytes(b"\xff\xfe\x00"), "or its card"),
-    "card that is a list": (lambda path: path.with_suffix(".json").write_text("[]"), "schema_version must be 2"),
-    "another schema": (lambda path: edit_card(path, schema_version=1), "schema_version must be 2, got 1"),
+    "card that is a list": (lambda path: path.with_suffix(".json").write_text("[]"), "schema_version must be 3"),
+    "another schema": (lambda path: edit_card(path, schema_version=1), "schema_version must be 3, got 1; pretrain it"),
+    "the last schema": (lambda path: edit_card(path, schema_version=2), "must be 3, got 2.*upgrade its card with"),
+    "a digit of a head": (change_a_digit, "sha256 of weights and settings must be"),
     "unknown entry": (lambda path: edit_card(path, colour="red"), "does not describe this model.*colour"),
     "unknown head": (lambda path: edit_card(path, heads=[{"bandwith": 1.0}]), "does not describe this model.*bandwith"),
     "head out of range": (lambda path: edit_card(path, heads=[{"bandwidth": -1.0}]), "bandwidth"),
-    "another hash": (lambda path: edit_card(path, sha256="0" * 64), "sha256 must be 0{64} by its card"),
-    "one bit": (damage, "sha256 must be"),
-    "shorter": (lambda path: path.write_bytes(path.read_bytes()[:-8]), "sha256 must be"),
+    "another hash": (lambda path: edit_card(path, sha256="0" * 64), "sha256 .* must be 0{64} by its card"),
+    "one bit": (damage, "sha256 of weights"),
+    "shorter": (lambda path: path.write_bytes(path.read_bytes()[:-8]), "sha256 of weights"),
     "not safetensors": (not_safetensors, "weights do not fit the card"),
     "other statistics": (lambda path: edit_card(path, statistics=["mood"]), "other statistics"),
     "other query statistics": (lambda path: edit_card(path, query_statistics=["mood"]), "other statistics"),
@@ -679,6 +698,28 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(name, tmp_pat
     with pytest.raises(CheckpointError, match=reason) as caught:
         load_checkpoint(path)
     assert str(path) in str(caught.value)
+
+
+def to_schema_2(path):
+    card = json.loads(path.with_suffix(".json").read_text())
+    card |= {"schema_version": 2, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(card))
+
+
+def test_a_card_of_the_last_schema_is_upgraded_and_the_weights_stay(tmp_path):
+    path = tmp_path / "a.safetensors"
+    expected = save_checkpoint(path, untrained(), {"seed": 3, "commit": "of the writing"})
+    content = path.read_bytes()
+    with pytest.raises(CheckpointError, match="must be 2 to be upgraded, got 3"):
+        upgrade_card(path, {})
+    to_schema_2(path)
+    assert upgrade_card(path, {"commit": "of the training"}).sha256 == expected.sha256
+    assert path.read_bytes() == content
+    assert load_checkpoint(path)[1].training == {"seed": 3, "commit": "of the training"}
+    to_schema_2(path)
+    damage(path)
+    with pytest.raises(CheckpointError, match="the weights are not those of the card"):
+        upgrade_card(path, {})
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])

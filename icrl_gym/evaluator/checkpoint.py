@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from icrl_gym.evaluator.gate import Gate, SpreadHead
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.network import Setting
 from icrl_gym.evaluator.statistics import QUERY_STATISTICS, STATISTICS
-from icrl_gym.runs import replacing
+from icrl_gym.runs import replacing, write_text
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+HASHED = ("schema_version", "heads", "width", "num_members", "statistics", "query_statistics")  # fields of the card
 
 
 class CheckpointError(ValueError):
@@ -34,13 +35,13 @@ class Card:
     """What a checkpoint is and where it comes from.
 
     Attributes:
-        schema_version: of the files.
-        heads: settings, as keyword arguments.
-        width: of the gate's and the spread head's hidden layers.
-        num_members: of the gate.
+        schema_version: version of the files.
+        heads: each head's settings, as keyword arguments.
+        width: width of the gate's and the spread head's hidden layers.
+        num_members: number of the gate's members.
         statistics, query_statistics: the inputs by name, in order.
-        sha256: of the safetensors file.
-        training: command, seed, families, tasks, steps, wall time, commit, validation errors, known limits.
+        sha256: hash of the safetensors file followed by the fields of `HASHED`; see `digest_of`.
+        training: settings, families, tasks, steps, wall time, commit of the training, validation errors, known limits.
     """
 
     schema_version: int
@@ -82,13 +83,65 @@ def save_checkpoint(path: Path, model: Generalist, training: dict[str, Any]) -> 
         len(model.gate.members),
         list(STATISTICS),
         list(QUERY_STATISTICS),
-        hashlib.sha256(content).hexdigest(),
+        "",
         training,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, content)
-    _write(path.with_suffix(".json"), (json.dumps(asdict(card), indent=2, sort_keys=True) + "\n").encode())
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)
+    return _write_card(path, content, card)
+
+
+def digest_of(content: bytes, card: Card) -> str:
+    """SHA-256 of the weights' file followed by the canonical JSON of the card's settings.
+
+    Canonical: the fields of `HASHED`, keys sorted, no spaces. So neither weights nor settings can change unnoticed.
+    """
+    settings = {name: getattr(card, name) for name in HASHED}
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(content + canonical.encode()).hexdigest()
+
+
+def upgrade_card(path: Path, training: dict[str, Any]) -> Card:
+    """Write the card of a checkpoint of schema 2 again as one of this schema; the weights stay as they are.
+
+    Args:
+        path: the weights (.safetensors), with the old card beside them.
+        training: entries that replace those of the card's training.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, of a third schema, or the weights are not those of the card.
+    """
+    content, stored = _read(path)
+    if stored.get("schema_version") != 2:
+        raise CheckpointError(f"{path}: schema_version must be 2 to be upgraded, got {stored.get('schema_version')!r}")
+    if hashlib.sha256(content).hexdigest() != stored.get("sha256"):
+        raise CheckpointError(f"{path}: the weights are not those of the card")
+    changed = {"schema_version": SCHEMA_VERSION, "training": stored.get("training", {}) | training}
+    return _write_card(path, content, _card(path, stored | changed))
+
+
+def _write_card(path: Path, content: bytes, card: Card) -> Card:
+    card = replace(card, sha256=digest_of(content, card))
+    write_text(path.with_suffix(".json"), json.dumps(asdict(card), indent=2, sort_keys=True) + "\n")
     return card
+
+
+def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """The weights' bytes and the card as it is stored."""
+    try:
+        content = path.read_bytes()
+        stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot read the checkpoint or its card: {error}") from error
+    return content, stored if isinstance(stored, dict) else {}
+
+
+def _card(path: Path, stored: dict[str, Any]) -> Card:
+    try:
+        return Card(**stored)
+    except TypeError as error:
+        raise CheckpointError(f"{path}: the card does not describe this model: {error}") from error
 
 
 def load_checkpoint(path: Path) -> tuple[Generalist, Card]:
@@ -97,22 +150,18 @@ def load_checkpoint(path: Path) -> tuple[Generalist, Card]:
     Raises:
         CheckpointError: a file is missing or damaged, or of another schema, hash, set of statistics or shape.
     """
+    content, stored = _read(path)
+    if (version := stored.get("schema_version")) != SCHEMA_VERSION:
+        advice = "pretrain it again with `icrl-gym pretrain`"
+        advice += ", or upgrade its card with scripts/upgrade_checkpoint.py" if version == 2 else ""
+        raise CheckpointError(f"{path}: schema_version must be {SCHEMA_VERSION}, got {version!r}; {advice}")
+    card = _card(path, stored)
+    if (digest := digest_of(content, card)) != card.sha256:
+        raise CheckpointError(f"{path}: sha256 of weights and settings must be {card.sha256} by its card, got {digest}")
     try:
-        content = path.read_bytes()
-        stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot read the checkpoint or its card: {error}") from error
-    if not isinstance(stored, dict) or stored.get("schema_version") != SCHEMA_VERSION:
-        version = stored.get("schema_version") if isinstance(stored, dict) else None
-        raise CheckpointError(f"{path}: schema_version must be {SCHEMA_VERSION}, got {version!r}")
-    try:
-        card = Card(**stored)
         heads = tuple(Setting(**head) for head in card.heads)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the card does not describe this model: {error}") from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != card.sha256:
-        raise CheckpointError(f"{path}: sha256 must be {card.sha256} by its card, got {digest}")
     if (card.statistics, card.query_statistics) != (list(STATISTICS), list(QUERY_STATISTICS)):
         raise CheckpointError(f"{path}: it reads other statistics than this version computes")
     try:
@@ -138,8 +187,3 @@ def new_networks(num_heads: int, width: int, num_members: int = 1) -> tuple[Gate
 def _non_default(head: Setting) -> dict[str, Any]:
     default = asdict(Setting())
     return {name: value for name, value in asdict(head).items() if value != default[name]}
-
-
-def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as unfinished:
-        unfinished.write_bytes(content)
