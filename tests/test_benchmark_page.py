@@ -75,18 +75,11 @@ def test_tables_and_figures_are_there_with_no_error_and_no_request(page, tmp_pat
     assert seen.console == []
     assert seen.requests == []
     assert 'data-ready="yes"' in seen.dom  # the script ran to its end
-    assert seen.dom.count("<svg") == 4
-    titles = (
-        "Error of",
-        "Each environment",
-        "Accuracy, suite small",
-        "Against the critic",
-        "90 % intervals",
-        "Cost, suite",
-    )
+    assert seen.dom.count("<svg") == 5
+    titles = ("Nothing was chosen on these", "Environments on which", "Accuracy", "90 % intervals", "Cost")
     for title in titles:
         assert re.search(f"<figcaption>(<code>[a-z]*</code> )?{title}", seen.dom), title
-    assert '<option value="512">512</option>' in seen.dom
+    assert '<option value="2048">2,048</option>' in seen.dom
     assert 'class="subject"' in seen.dom
 
 
@@ -113,7 +106,7 @@ def column(dom, title, heading):
 
 
 def test_a_click_sorts_by_number_and_a_second_click_turns_it_round(page, tmp_path):
-    title, heading = "Accuracy, suite small", "RMSE / std, default"
+    title, heading = "Accuracy", "RMSE / std"
     script = (
         "for (const figure of document.querySelectorAll('figure.table')) for (const button of "
         "figure.querySelectorAll('th button')) if (figure.textContent.startsWith('Accuracy') && button.textContent === "
@@ -130,8 +123,8 @@ def test_a_click_sorts_by_number_and_a_second_click_turns_it_round(page, tmp_pat
 
 
 def test_a_chosen_length_hides_the_other_rows(page, tmp_path):
-    script = "lengthBox.value = '512'; lengthBox.dispatchEvent(new Event('change'));"
+    script = "lengthBox.value = '2048'; lengthBox.dispatchEvent(new Event('change'));"
     seen = visit(with_script(page, script), tmp_path)
-    assert set(column(seen.dom, "Accuracy, suite small", "context")) == {"512"}
+    assert set(column(seen.dom, "Accuracy", "context")) == {"2,048"}
     untouched = visit(page, tmp_path / "other")
-    assert set(column(untouched.dom, "Accuracy, suite small", "context")) == {"256", "512"}
+    assert set(column(untouched.dom, "Accuracy", "context")) == {"512", "2,048"}
