@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from icrl_gym import registry
+from icrl_gym.acting.demo_policy import load_demo_policy
 from icrl_gym.benchmark import SUITES, Cell, Conditions, Task, Variant, load_records, runner, truths
 from icrl_gym.cli import main
 from icrl_gym.configuration import BenchmarkConfig
@@ -65,6 +66,19 @@ def test_models_are_not_unpickled_unless_trusted(tmp_path, capsys):
     assert main(["benchmark", "--suite", "grid", "--out", str(tmp_path), "--critics", str(tmp_path)]) == 2
     assert "hold pickles, which run code when loaded: pass trust_model=True (--trust-model)" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_critics_environment_steps_are_those_of_its_training(tmp_path, monkeypatch):
+    trained = Task("CartPole-v1", "CartPole-v1/ppo-seed0/steps10.zip")
+    card = tmp_path / "CartPole-v1" / "ppo-seed0" / "steps10.json"
+    card.parent.mkdir(parents=True)
+    card.write_text('{"num_steps_taken": 16}')
+    monkeypatch.setattr(runner, "task_policy", lambda name, critics: load_demo_policy())
+    cells = [Cell(trained, Variant(name), 64, 0, Conditions(4, 2)) for name in ("critic", "lstd")]
+    runner.run_job(tmp_path, tmp_path, cells)
+    found = {record.cell.variant.estimator: record for record in load_records(tmp_path)}
+    assert [found[name].error for name in ("critic", "lstd")] == [None, None]
+    assert (found["critic"].environment_steps, found["lstd"].environment_steps) == (16, 64)
 
 
 def test_fqe_is_told_the_policy_to_be_evaluated(tmp_path, monkeypatch):

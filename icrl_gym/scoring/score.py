@@ -29,9 +29,9 @@ from statistics import NormalDist
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.stats import rankdata
 
 from icrl_gym.observations import Observations, check_finite, named_leaves
+from icrl_gym.scoring.statistics import rank_correlation
 from icrl_gym.values import ValueEstimates
 
 INTERVAL_LEVEL = 0.9
@@ -149,7 +149,7 @@ def _ratio(numerator: float, denominator: float) -> float:
 def _spearman(values: np.ndarray, truth: np.ndarray) -> float:
     if _std(values) == 0 or _std(truth) == 0:
         return math.nan
-    return float(np.corrcoef(rankdata(values), rankdata(truth))[0, 1])
+    return rank_correlation(values, truth)
 
 
 def _interval_figures(estimate: ValueEstimates, truth: np.ndarray, noise: np.ndarray) -> tuple[float, float]:
