@@ -69,11 +69,13 @@ def test_models_are_not_unpickled_unless_trusted(tmp_path, capsys):
 
 
 def test_the_critics_environment_steps_are_those_of_its_training(tmp_path, monkeypatch):
-    trained = Task("CartPole-v1", "CartPole-v1/ppo-seed0/steps10.zip")
+    trained = Task("CartPole-v1", "CartPole-v1/ppo-seed0/steps10.zip", gamma=0.5)
+    model = load_demo_policy()
+    model.gamma = 0.5
     card = tmp_path / "CartPole-v1" / "ppo-seed0" / "steps10.json"
     card.parent.mkdir(parents=True)
     card.write_text('{"num_steps_taken": 16}')
-    monkeypatch.setattr(runner, "task_policy", lambda name, critics: load_demo_policy())
+    monkeypatch.setattr(runner, "task_policy", lambda name, critics: model)
     cells = [Cell(trained, Variant(name), 64, 0, Conditions(4, 2)) for name in ("critic", "lstd")]
     runner.run_job(tmp_path, tmp_path, cells)
     found = {record.cell.variant.estimator: record for record in load_records(tmp_path)}
