@@ -142,7 +142,9 @@ def test_each_environment_is_judged_on_common_cells_by_the_one_rule():
     assert (lost["best rival"], lost["verdict"], lost["critic"]) == ("critic", "critic", "0.30")
     won = only(found, environment="Balance-v0", context="2,048")
     assert (won["best rival"], won["verdict"], won["critic"]) == ("softmax_td", "constructed", "-")
-    assert won["ratio"] == "0.80"
+    assert (won["over best rival"], won["over critic"]) == ("0.80", "-")
+    assert lost["over critic"].startswith(f"{0.4 * 2.4024**0.2 / 0.3:.2f} [")
+    assert "(5 cells a row)" in found.note
     two = [r for r in defaults() if r.cell.seed < 2]
     assert only(tables.verdict_table(two, "constructed"), environment="Cart-v0", context="512")["verdict"] == (
         "no verdict (2 cells)"

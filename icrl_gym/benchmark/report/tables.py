@@ -37,16 +37,20 @@ def verdict_table(records: Sequence[Record], subject: str, title: str = "Environ
     for label, mine in res.by_environment(res.usable(records)).items():
         for length in res.lengths_of(mine):
             part = res.at_length(mine, length)
-            ours, critic = (res.geometric(res.figures(part, name)) for name in (subject, CRITIC))
-            if ours is None:
+            errors, critics = res.figures(part, subject), res.figures(part, CRITIC)
+            if not errors:
                 continue
             verdict = verdict_of(part, subject)
             rival = None if verdict.rival is None else res.geometric(_on(part, verdict.rival, subject))
             rows.append((
-                text(label), number(length, ",d"), number(verdict.num_cells, "d"), interval(ours), _value(critic),
-                text(verdict.rival or "-"), _value(rival), interval(verdict.ratio), text(verdict.in_words(subject)),
+                text(label), number(length, ",d"), interval(res.geometric(errors)), _value(res.geometric(critics)),
+                _against(errors, critics), text(verdict.rival or "-"), _value(rival), interval(verdict.ratio),
+                text(verdict.in_words(subject)),
             ))  # fmt: skip
-    columns = ("environment", "context", "cells", subject, CRITIC, "best rival", "its error", "ratio", "verdict")
+    columns = (
+        "environment", "context", subject, CRITIC, f"over {CRITIC}", "best rival", "its error", "over best rival",
+        "verdict",
+    )  # fmt: skip
     return Table(title, columns, tuple(rows), _verdict_note(records, subject))
 
 
@@ -62,15 +66,27 @@ def _value(figure: Aggregate | None) -> Field:
 def _verdict_note(records: Sequence[Record], subject: str) -> str:
     note = (
         "RMSE / std at default settings, geometric mean over policies and contexts; 0 is perfect, 1 the best constant. "
-        f"The best rival has the least error of all other estimators on the same cells. Ratio: `{subject}` over it, "
-        "with a t interval over contexts at 95 % for all rivals together (Bonferroni), given policies, query states "
-        "and truth. A winner is named where the interval leaves 1 out, and never on fewer than three cells."
+        f"Over critic, over best rival: the error of `{subject}` over theirs; below 1 `{subject}` is nearer. The best "
+        "rival has the least error of all other estimators on the same cells. Brackets are 95 % t intervals over "
+        f"contexts ({_num_cells(records, subject)} cells a row), given policies, query states and truth; the one of "
+        "the best rival holds for all rivals together (Bonferroni). The verdict names a winner where that interval "
+        "leaves 1 out, and never on fewer than three cells."
     )
     left_out = sorted({
         name for part in res.by_environment(res.usable(records)).values() for length in res.lengths_of(part)
         for name in verdict_of(res.at_length(part, length), subject).left_out
     })  # fmt: skip
     return note + (f" Not on all cells somewhere, and left out there: {', '.join(left_out)}." if left_out else "")
+
+
+def _num_cells(records: Sequence[Record], subject: str) -> str:
+    """How many cells of the subject stand behind a row, such as "5 or 10"."""
+    counts = {
+        len(res.figures(res.at_length(part, length), subject))
+        for part in res.by_environment(res.usable(records)).values()
+        for length in res.lengths_of(part)
+    }
+    return " or ".join(map(str, sorted(counts - {0})))
 
 
 def pooled_table(records: Sequence[Record], subject: str, title: str) -> Table:
