@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from icrl_gym.rivals.base import PromptEstimator, all_features, check_positive, 
 from icrl_gym.values import Estimand, ValueEstimates
 
 
+@dataclass(eq=False)
 class NetworkEstimator(PromptEstimator):
     """A two-layer network regressed on targets that its own copy bootstraps.
 
@@ -29,29 +30,27 @@ class NetworkEstimator(PromptEstimator):
 
     Args:
         width: hidden units per layer.
-        num_steps: of Adam, on minibatches of ``batch_size``.
-        learning_rate: of Adam.
+        num_steps: number of Adam's steps, on minibatches of ``batch_size`` transitions.
+        learning_rate: Adam's.
         target_period: steps between renewals of the target copy.
-        seed: of the initial weights and the minibatches; the global generator is left alone.
+        batch_size: transitions in a minibatch.
+        seed: seed of the initial weights and the minibatches; the global generator is left alone.
     """
 
     weighs_ratios = True
 
-    def __init__(
-        self,
-        width: int = 64,
-        num_steps: int = 2000,
-        learning_rate: float = 1e-3,
-        target_period: int = 50,
-        batch_size: int = 128,
-        seed: int = 0,
-    ) -> None:
+    width: int = 64
+    num_steps: int = 2000
+    learning_rate: float = 1e-3
+    target_period: int = 50
+    batch_size: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         check_positive(
-            width=width, num_steps=num_steps, learning_rate=learning_rate, target_period=target_period,
-            batch_size=batch_size,
+            width=self.width, num_steps=self.num_steps, learning_rate=self.learning_rate,
+            target_period=self.target_period, batch_size=self.batch_size,
         )  # fmt: skip
-        self.width, self.num_steps, self.learning_rate = width, num_steps, learning_rate
-        self.target_period, self.batch_size, self.seed = target_period, batch_size, seed
 
     def _standardise(self, prompt: Prompt) -> Tensor:
         """Fix the scale; the rewards (N,) relative to the constant, in its units."""
@@ -108,6 +107,7 @@ class FittedValueNetwork(NetworkEstimator):
         return self._read(self._network, features_QD)
 
 
+@dataclass(eq=False)
 class FittedQEvaluation(NetworkEstimator):
     """Fitted Q evaluation (Le, Voloshin & Yue 2019): targets r + discount E_pi q_target(S', .) on pairs (S, A).
 
@@ -119,26 +119,18 @@ class FittedQEvaluation(NetworkEstimator):
         width, num_steps, learning_rate, target_period, batch_size, seed: see `NetworkEstimator`.
         policy: the target pi, anything `icrl_gym.collect` takes. Discrete actions that it states probabilities of are
             summed over; of others ``num_samples`` are drawn per state.
-        action_space: of the environment; needed for ``policy="random"``. Default: that of ``policy``, else inferred
+        action_space: the environment's; needed for ``policy="random"``. Default: that of ``policy``, else inferred
             from the log.
         num_samples: actions drawn per state.
     """
 
-    def __init__(
-        self,
-        width: int = 64,
-        num_steps: int = 2000,
-        learning_rate: float = 1e-3,
-        target_period: int = 50,
-        batch_size: int = 128,
-        seed: int = 0,
-        policy: Any = None,
-        action_space: spaces.Space | None = None,
-        num_samples: int = 8,
-    ) -> None:
-        super().__init__(width, num_steps, learning_rate, target_period, batch_size, seed)
-        check_positive(num_samples=num_samples)
-        self.policy, self.action_space, self.num_samples = policy, action_space, num_samples
+    policy: Any = None
+    action_space: spaces.Space | None = None
+    num_samples: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(num_samples=self.num_samples)
 
     def predict(self, observations: Observations) -> ValueEstimates:
         """State values E_pi q(s, .) of raw observations (Q,) + shape.
