@@ -92,7 +92,7 @@ def environment_spec(env_id: str, env_kwargs: Mapping[str, Any] | None = None, w
 
 
 def _registered(env_id: str) -> EnvSpec:
-    """What the registry holds under an id; an id without a version means the latest, as in ``gymnasium.make``."""
+    """The registered specification of an id; an id without a version means the latest, as in ``gymnasium.make``."""
     module, separator, name = env_id.rpartition(":")
     if separator:
         _import_registrations(module, env_id)
@@ -186,7 +186,7 @@ def _vector_identity(env: VectorEnv) -> str:
 
 
 def _worker_identities(env: Any) -> list[str]:
-    """Of environments that live in other processes; those that no spec describes are made once more here."""
+    """Identities of environments that live in other processes; those without a specification are made again here."""
     identities = []
     for spec, make in zip(env.get_attr("spec"), env.env_fns, strict=True):
         if spec is not None:

@@ -1,4 +1,4 @@
-"""From raw observations to the feature vectors that attention compares.
+"""Feature vectors, which attention compares, of raw observations.
 
 | observation space | features |
 |---|---|
@@ -238,7 +238,7 @@ class FeatureMap:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was lost on the way from observations to features, in plain words."""
+        """Losses on the way from observations to features, in plain words."""
         columns = [encoder.projected_columns for encoder in self._encoders if isinstance(encoder, NumericEncoder)]
         return tuple(
             f"{count} numbers of an observation were projected at random to {MAX_FEATURES} features"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Recording:
-    """What the recording wrappers offer beside ``reset`` and ``step``."""
+    """The methods of the recording wrappers beside ``reset`` and ``step``."""
 
     _recorder: Recorder
 
@@ -27,7 +27,7 @@ class _Recording:
         return self._recorder.trajectory()
 
     def prompt(self, gamma: float) -> Prompt:
-        """What was recorded so far as a `Prompt`, for a discount in [0, 1)."""
+        """The record so far as a `Prompt`, for a discount in [0, 1)."""
         from icrl_gym.context.prompt import Prompt
 
         return Prompt.from_trajectory(self.trajectory, gamma)

@@ -45,7 +45,7 @@ class SavedState:
 
     Attributes:
         restore: makes an exact copy of that moment, random generators included.
-        observation: what was seen at that moment.
+        observation: the observation at that moment.
     """
 
     restore: Factory
