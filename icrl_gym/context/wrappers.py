@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv, VectorWrapper
 
+from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.recorder import Recorder, batch_of_one, reset_mask
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.observations import stack
-
-if TYPE_CHECKING:
-    from icrl_gym.context.prompt import Prompt
 
 
 class _Recording:
@@ -28,8 +26,6 @@ class _Recording:
 
     def prompt(self, gamma: float) -> Prompt:
         """The record so far as a `Prompt`, for a discount in [0, 1)."""
-        from icrl_gym.context.prompt import Prompt
-
         return Prompt.from_trajectory(self.trajectory, gamma)
 
 
