@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from icrl_gym.acting.policies import ActingPolicy, as_policy
 from icrl_gym.context.features import FeatureMap
 from icrl_gym.context.off_policy import discrete_action_space
-from icrl_gym.context.pairs import as_pairs, known_successors, next_action_ratios
+from icrl_gym.context.pairs import as_pairs, known_successors, next_action_ratios, pair_process
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.observations import Observations, as_batch, batch_size, infer_space
 from icrl_gym.rivals.base import PromptEstimator, all_features, check_positive, excess_rewards, importance_ratios
@@ -162,29 +162,20 @@ class FittedQEvaluation(NetworkEstimator):
         observations, actions = as_pairs(observations, actions, pair_space)
         inputs_QD = np.concatenate([self.prompt_.queries(observations), self._actions(actions)], axis=1)
         estimand = self._estimand()
-        name = None if estimand.env is None else f"{estimand.env} (state-action pairs)"
-        return ValueEstimates(
-            self._read(self._network, inputs_QD), (observations, actions), replace(estimand, env=name)
-        )
+        of_pairs = replace(estimand, env=pair_process(estimand.env))
+        return ValueEstimates(self._read(self._network, inputs_QD), (observations, actions), of_pairs)
 
     def _fit(self, prompt: Prompt) -> None:
         log = self._trajectory
         space = self._space_of_actions()
         self._actions = FeatureMap(space).fit(log.actions)
         self._acting = self._target(space)
-        columns_CD = all_features(prompt)
         pairs_ND = np.concatenate([prompt.source_features, self._actions(log.actions)], axis=1)
+        next_ND = all_features(prompt)[prompt.successors]
         if self._acting is None:
-            weight_N = next_action_ratios(log) * known_successors(log)
-            if not weight_N.any():
-                raise ValueError(
-                    "policy: is needed, as the log has no transition whose next action is known and counts"
-                )
-            next_actions_ND = self._actions(np.concatenate([log.actions[1:], log.actions[-1:]]))
-            next_NMD = np.concatenate([columns_CD[prompt.successors], next_actions_ND], axis=1)[:, None]
-            probability_NM = np.ones((len(log), 1))
+            next_NMD, probability_NM, weight_N = self._logged_next_pairs(next_ND)
         else:
-            next_NMD, probability_NM = self._expectation(log.next_observations, columns_CD[prompt.successors])
+            next_NMD, probability_NM = self._expectation(log.next_observations, next_ND)
             weight_N = np.ones(len(log))
         rewards_N, discounts_N = self._standardise(prompt), _tensor(prompt.discounts)
         expectation = _tensor(next_NMD), _tensor(probability_NM)
@@ -198,6 +189,15 @@ class FittedQEvaluation(NetworkEstimator):
                     q_N = self._network(_tensor(pairs_ND))[:, 0]
                 states_ND = _tensor(prompt.source_features)
                 self._state_network = self._train(states_ND, lambda _: q_N, importance_ratios(prompt))
+
+    def _logged_next_pairs(self, next_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Inputs (N, 1, D) of the successors with their logged actions, probabilities (N, 1), and weights (N,)."""
+        log = self._trajectory
+        weight_N = next_action_ratios(log) * known_successors(log)
+        if not weight_N.any():
+            raise ValueError("policy: is needed, as the log has no transition whose next action is known and counts")
+        next_actions_ND = self._actions(np.concatenate([log.actions[1:], log.actions[-1:]]))
+        return np.concatenate([next_ND, next_actions_ND], axis=1)[:, None], np.ones((len(log), 1)), weight_N
 
     def _values(self, features_QD: np.ndarray) -> np.ndarray:
         return self._read(self._state_network, features_QD)
