@@ -55,7 +55,7 @@ class EvaluateConfig:
     num_rollouts: int = 32
     """Simulated continuations per query state."""
     seed: int = 0
-    """Of the context, of the queries and of their continuations."""
+    """Seed of the context, of the queries and of their continuations."""
     device: str = "cpu"
     """Torch device of the estimator."""
     run_dir: Path | None = None
@@ -65,12 +65,14 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """Raise ValueError if a field is out of its range; the message names it."""
+        from icrl_gym.values import check_gamma  # which loads NumPy: not for --help
+
         for name, least in (("context_length", 1), ("num_queries", 1), ("num_rollouts", 2), ("seed", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        if self.gamma is not None and not 0.0 <= self.gamma < 1.0:
-            raise ValueError(f"gamma must be in [0, 1), got {self.gamma}")
+        if self.gamma is not None:
+            check_gamma(self.gamma)
         self.environment_arguments()
 
     def environment_arguments(self) -> dict[str, Any]:
@@ -187,23 +189,23 @@ class BenchmarkConfig:
     out: Path = Path("runs/benchmark")
     """Folder of records and truths; finished cells in it are kept."""
     estimators: tuple[str, ...] = ()
-    """Names to run; none means all."""
+    """Names of the estimators to run; none means all."""
     tune: bool = False
     """Also run every setting of each estimator's grid, for the report's hindsight column."""
     envs: tuple[str, ...] = ()
     """Only the suite's tasks in these environments, by id; none means all."""
     context_lengths: tuple[int, ...] = ()
-    """Instead of the suite's own."""
+    """Numbers of transitions of the contexts, instead of the suite's own."""
     seeds: tuple[int, ...] = ()
-    """Of the contexts, instead of the suite's own."""
+    """Seeds of the contexts, instead of the suite's own."""
     critics: Path = Path("runs/critics")
     """Snapshots, as scripts/train_critics.py leaves them."""
     trust_model: bool = False
     """Load the snapshots although they contain pickled Python code, which can do anything. For files you trust."""
     num_queries: int = 64
-    """States per task."""
+    """Number of states per task."""
     num_rollouts: int = 24
-    """Continuations per state."""
+    """Number of simulated continuations per state."""
     retry_failed: bool = False
     """Run again the cells that failed, such as for want of a package; without it they are finished too."""
     jobs: int = 1
@@ -211,8 +213,8 @@ class BenchmarkConfig:
     backend: Literal["joblib", "ray"] = "joblib"
     """"joblib" runs on this machine, "ray" (an extra of the package) also on a cluster."""
     address: str | None = None
-    """Of the Ray cluster, such as "10.0.0.1:6379" or "auto", whose nodes all see the folders --out and --critics under
-    the same names. Default: a Ray of --jobs processes on this machine, for this run."""
+    """Address of the Ray cluster, such as "10.0.0.1:6379" or "auto". Its nodes all see the folders --out and --critics
+    under the same names. Default: a Ray of --jobs processes on this machine, for this run."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class ReportConfig:
     show: tuple[str, ...] = ()
     """Estimators in the figures and columns, beside subject and critic. Default: the main ones that were run."""
     html: Path | None = None
-    """The page. Default: report.html in the run's folder."""
+    """Path of the page. Default: report.html in the run's folder."""
     archive: Path | None = None
     """Write all records there too, as one compressed CSV (.csv.gz) from which every page can be made again; refused
     where a record comes from uncommitted code."""

@@ -82,7 +82,7 @@ def as_batch(observations: Any, space: spaces.Space, name: str) -> Observations:
     Args:
         observations: (B,) + space.shape; Discrete is int (B,); Dict and Tuple keep their structure.
         space: the observation space.
-        name: what to call the argument in an error.
+        name: the argument's name in errors.
 
     Raises:
         TypeError: the structure is not the space's, a leaf is not numeric, or ids of a Discrete space are no integers.

@@ -50,8 +50,8 @@ class RunFolder:
     """A folder that exists under its own name only once the run is complete.
 
     Attributes:
-        path: where to write while the run goes on.
-        final: the name that it gets in the end.
+        path: folder to write to while the run goes on.
+        final: the name that the folder gets in the end.
     """
 
     def __init__(self, final: Path) -> None:
@@ -66,7 +66,7 @@ def run_folder(directory: str | os.PathLike[str] | None, env_id: str, root: Path
     Args:
         directory: a name chosen by the user, which must not exist yet; None: ``<root>/<env>-<utc>-<n>``, never taken.
         env_id: used in the default name.
-        root: where default folders go.
+        root: folder of the default folders.
 
     Raises:
         FileExistsError: ``directory`` exists, or another run is filling it.

@@ -120,7 +120,7 @@ def check_writable(folder: str | os.PathLike[str], name: str) -> None:
     """Make ``folder`` if it is missing and try it with an empty temporary file.
 
     Raises:
-        OSError: of the subclass that the system gave, naming the argument and the folder in one line.
+        OSError: the folder cannot be made or written to (the subclass is the system's); the message names it.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

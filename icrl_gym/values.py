@@ -1,4 +1,4 @@
-"""What every evaluation returns: `ValueEstimates`, and which quantity it is about: `Estimand`.
+"""`ValueEstimates`, the record that every evaluation returns, and `Estimand`, the quantity it is about.
 
 Every source of values - the transformer, a classical method, Monte Carlo truth, an exact solve, an SB3 critic - answers
 with the same frozen record, so that scoring, plotting and logging know one type.
@@ -69,7 +69,8 @@ class ValueEstimates:
         stderr: (Q,) standard error, or None where the source gives none.
         by_layer: (L, Q), the final read-out applied after each layer; the last row equals ``values``. None for sources
             without layers.
-        diagnostics: how the source came to the values (the in-context evaluator gives its `Diagnostics`), or None.
+        diagnostics: the source's account of how it came to the values (the in-context evaluator's `Diagnostics`), or
+            None.
         bounds: least and largest value that rewards like those seen can add up to, for the intervals; None if unknown.
         notes: remarks that belong beside the numbers (fallbacks, tails, what a critic's value includes).
         attribute: computes the matrix of `attribution`, or None where there is none.

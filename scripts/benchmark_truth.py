@@ -1,4 +1,4 @@
-"""How much faster the truth is measured by copies in lockstep than by one copy at a time.
+"""Measure how much faster copies in lockstep give the truth than one copy at a time.
 
     python scripts/benchmark_truth.py
 
@@ -28,7 +28,7 @@ from icrl_gym.observations import stack
 
 @dataclass(frozen=True)
 class Config:
-    """What to measure."""
+    """Cases to measure, and their sizes."""
 
     num_copies: tuple[int, ...] = (16, 64, 256, 1024)
     """Copies that advance together."""

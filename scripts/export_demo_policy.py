@@ -16,7 +16,7 @@ from icrl_gym.acting.demo_policy import DEMO_CARD, export_demo_policy
 
 @dataclass(frozen=True)
 class Config:
-    """What to export, and where to."""
+    """Snapshot to export, and the place for it."""
 
     snapshot: Path = Path("runs/critics/CartPole-v1/ppo-seed0/steps30000.zip")
     """A PPO snapshot of scripts/train_critics.py."""

@@ -6,7 +6,7 @@
     python scripts/train_critics.py --envs Pendulum-v1 --algorithms SAC TD3 TQC
 
 Snapshots go to <out>/<env>/<algorithm>-seed<k>/steps<N>.zip, each with a JSON card. What is already there is kept, so a
-run that was interrupted is simply started again. The recipes are the table in icrl_gym/rivals/critic_training.py.
+run that was interrupted is simply started again. The recipes are the table in icrl_gym/rivals/recipes.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 import tyro
 
 from icrl_gym.benchmark.suites import snapshots
-from icrl_gym.rivals.critic_training import RECIPES, Recipe, Snapshot, find_recipes, find_run, train
+from icrl_gym.rivals.critic_training import Snapshot, find_run, train
+from icrl_gym.rivals.recipes import RECIPES, Recipe, find_recipes
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from icrl_gym.acting.sb3_models import load_sb3_model
-from icrl_gym.rivals.critic_training import RECIPES, Recipe, find_recipes, read_snapshot, run_folder, train
+from icrl_gym.rivals.critic_training import read_snapshot, run_folder, train
 from icrl_gym.rivals.critics import sb3_critic_values
+from icrl_gym.rivals.recipes import RECIPES, Recipe, find_recipes
 
 OPTIONS = {"n_steps": 32, "batch_size": 32, "n_epochs": 1, "policy_kwargs": {"net_arch": [8]}}
 SMALL = Recipe("CartPole-v1", "PPO", (64, 128), num_envs=2, options=OPTIONS)

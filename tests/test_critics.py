@@ -347,7 +347,8 @@ def test_the_demo_policy_is_the_one_on_its_card_and_leaves_the_randomness_alone(
 
 
 def test_an_exported_policy_is_the_original_bit_by_bit(tmp_path):
-    from icrl_gym.rivals.critic_training import Recipe, train
+    from icrl_gym.rivals.critic_training import train
+    from icrl_gym.rivals.recipes import Recipe
 
     recipe = Recipe("CartPole-v1", "PPO", (64,), num_envs=1, gamma=0.9, options={"n_steps": 32, "batch_size": 32})
     (snapshot,) = train(recipe, 0, tmp_path, num_evaluation_episodes=2)

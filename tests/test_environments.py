@@ -1,4 +1,4 @@
-"""Making environments, naming what is estimated, and taking the time limit away."""
+"""Making environments, and naming what is estimated."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import types
 from dataclasses import replace
 
 import gymnasium
-import numpy as np
 import pytest
 from gymnasium import spaces, wrappers
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.monitor import Monitor
 
-from icrl_gym.acting.environments import environment_identity, environment_spec, make_environment, strip_time_limit
+from icrl_gym.acting.environments import environment_identity, environment_spec, make_environment
 from icrl_gym.context.wrappers import RecordTrajectory
 
 
@@ -213,54 +212,6 @@ def test_a_vector_of_different_members_says_so():
     members = [lambda: make("FrozenLake-v1"), lambda: make("FrozenLake-v1", is_slippery=False)]
     vector = gymnasium.vector.SyncVectorEnv(members)
     assert environment_identity(vector) == 'FrozenLake-v1 | FrozenLake-v1 {"is_slippery": false}'
-
-
-# --- the time limit -------------------------------------------------------------------------------------------------
-
-
-def test_without_its_time_limit_the_same_stack_goes_on():
-    env = wrappers.TimeLimit(scaled(gymnasium.make("Pendulum-v1", max_episode_steps=5)), 3)
-    stripped = strip_time_limit(env)
-    assert environment_identity(stripped) == environment_identity(env)
-    assert stripped.unwrapped is env.unwrapped
-    assert isinstance(stripped, wrappers.TransformReward)
-    env.reset(seed=0)
-    limited = [env.step([0.5]) for _ in range(3)]
-    stripped.reset(seed=0)
-    free = [stripped.step([0.5]) for _ in range(20)]
-    assert limited[-1][3]
-    assert not any(outcome[3] for outcome in free)
-    assert [outcome[1] for outcome in limited] == [outcome[1] for outcome in free[:3]]
-    assert all(np.array_equal(a[0], b[0]) for a, b in zip(limited, free, strict=False))
-
-
-def test_the_original_stack_is_left_as_it_was():
-    env = scaled(gymnasium.make("Pendulum-v1", max_episode_steps=3))
-    shown = str(env)
-    strip_time_limit(env)
-    assert str(env) == shown
-    assert env.spec.max_episode_steps == 3
-    assert strip_time_limit(env).spec.max_episode_steps is None
-
-
-def test_steps_of_a_stripped_stack_enter_no_log(tmp_path):
-    recorded = RecordTrajectory(Monitor(gymnasium.make("CartPole-v1"), str(tmp_path / "log")))
-    statistics = wrappers.RecordEpisodeStatistics(recorded)
-    statistics.reset(seed=0)
-    statistics.step(0)
-    stripped = strip_time_limit(statistics)
-    stripped.reset(seed=0)
-    while not stripped.step(0)[2]:
-        pass
-    assert len(recorded.trajectory) == 1
-    assert not statistics.return_queue
-    assert not recorded.env.get_episode_rewards()
-    statistics.close()
-
-
-def test_a_bare_environment_is_its_own_stripped_stack():
-    env = Unregistered()
-    assert strip_time_limit(env) is env
 
 
 def test_a_name_taken_by_a_module_in_memory_can_be_used(monkeypatch):

@@ -11,7 +11,8 @@ from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation, TimeLimit, TransformReward
 
 from icrl_gym.ground_truth import simulators
-from icrl_gym.ground_truth.simulators import Simulator, choose_strategy, environment_factory, refresh_randomness
+from icrl_gym.ground_truth.copies import refresh_randomness
+from icrl_gym.ground_truth.simulators import Simulator, choose_strategy, environment_factory
 
 STRATEGY_OF = {
     "CartPole-v1": "deepcopy",

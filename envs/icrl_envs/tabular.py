@@ -24,7 +24,7 @@ class TabularMRP(gymnasium.Env):
         num_states: S, without the terminal state.
         num_features: d.
         observation: "id" (the number of the state) or "features" (its row of ``features``).
-        termination_probability: of every step, in [0, 1).
+        termination_probability: probability that a step terminates, in [0, 1).
         mrp_seed: seed of the process.
 
     Attributes:

@@ -1,1 +1,1 @@
-"""Who acts, and where: environments, policies, and models of Stable-Baselines3."""
+"""Environments, policies that act in them, and models of Stable-Baselines3."""

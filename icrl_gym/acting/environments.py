@@ -1,8 +1,7 @@
-"""Making, naming and unwrapping environments."""
+"""Making and naming environments."""
 
 from __future__ import annotations
 
-import copy
 import difflib
 import importlib
 import inspect
@@ -30,10 +29,6 @@ TRANSPARENT_WRAPPERS = frozenset(
     {"Autoreset", "EvaluateInContext", "HumanRendering", "Monitor", "OrderEnforcing", "PassiveEnvChecker"}
     | {"RecordEpisodeStatistics", "RecordTrajectory", "RecordVideo", "RenderCollection", "TimeLimit"}
     | {"VectorEvaluateInContext", "VectorRecordTrajectory"}
-)
-# The transparent ones that keep a log of their own, which steps taken elsewhere must not enter.
-_LOGGING_WRAPPERS = frozenset(
-    {"EvaluateInContext", "Monitor", "RecordEpisodeStatistics", "RecordTrajectory", "RecordVideo"}
 )
 # Keyword arguments of make and make_vec that do not change the decision process.
 _NEUTRAL_ARGUMENTS = frozenset(
@@ -92,7 +87,7 @@ def environment_spec(env_id: str, env_kwargs: Mapping[str, Any] | None = None, w
 
 
 def _registered(env_id: str) -> EnvSpec:
-    """What the registry holds under an id; an id without a version means the latest, as in ``gymnasium.make``."""
+    """The registered specification of an id; an id without a version means the latest, as in ``gymnasium.make``."""
     module, separator, name = env_id.rpartition(":")
     if separator:
         _import_registrations(module, env_id)
@@ -157,7 +152,7 @@ def environment_identity(env: gymnasium.Env | VectorEnv) -> str:
     """The name of the decision process: id, arguments that are not the defaults, wrappers that change what is seen.
 
     For example ``FrozenLake-v1 {"is_slippery": false}`` or ``MiniGrid-Empty-5x5-v0 + ImgObsWrapper``. Time limits and
-    wrappers that only watch are left out, so the identity survives `strip_time_limit`. An environment that was never
+    wrappers that only watch are left out, so a stack without them has the same identity. An environment that was never
     registered is named after its class. Functions inside a wrapper's arguments are named, not compared. The members of
     a vector that differ are joined by " | ".
     """
@@ -186,7 +181,7 @@ def _vector_identity(env: VectorEnv) -> str:
 
 
 def _worker_identities(env: Any) -> list[str]:
-    """Of environments that live in other processes; those that no spec describes are made once more here."""
+    """Identities of environments that live in other processes; those without a specification are made again here."""
     identities = []
     for spec, make in zip(env.get_attr("spec"), env.env_fns, strict=True):
         if spec is not None:
@@ -247,21 +242,3 @@ def _json_form(value: Any) -> Any:
         return f"{getattr(value, '__module__', type(value).__module__)}.{value.__qualname__}"
     text = repr(value)
     return f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in text else text
-
-
-def strip_time_limit(env: gymnasium.Env) -> gymnasium.Env:
-    """The same stack without `TimeLimit` and without the wrappers that keep a log (Monitor, RecordVideo, ...).
-
-    The innermost environment is SHARED with ``env``; every wrapper kept is a shallow copy. Use one stack or the other,
-    and reset ``env`` before stepping it again. A limit that the environment imposes itself (``max_steps`` in MiniGrid)
-    stays.
-    """
-    if not isinstance(env, gymnasium.Wrapper):
-        return env
-    inner = strip_time_limit(env.env)
-    if isinstance(env, gymnasium.wrappers.TimeLimit) or type(env).__name__ in _LOGGING_WRAPPERS:
-        return inner
-    outer = copy.copy(env)
-    outer.env = inner
-    outer._cached_spec = None
-    return outer

@@ -1,4 +1,4 @@
-"""From the text after ``--policy`` to a policy: the bundled demo, "random", an SB3 file, or somebody's own callable."""
+"""Policies by name, as after ``--policy``: the bundled demo, "random", an SB3 file, or somebody's own callable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PolicySource:
     """A policy, and the SB3 model that it comes from, if any.
 
     Attributes:
-        policy: what `icrl_gym.acting.policies.as_policy` accepts.
+        policy: anything that `icrl_gym.acting.policies.as_policy` accepts.
         model: an SB3 model, whose critic is a rival, or None.
     """
 
@@ -33,7 +33,7 @@ class PolicySource:
 
     @property
     def critic_name(self) -> str:
-        """What the model's critic is called in tables."""
+        """Name of the model's critic in tables."""
         return f"{type(self.model).__name__} critic"
 
     @property
@@ -59,7 +59,7 @@ def find_policy(
 
     Args:
         name: "demo", "random", the path of a Stable-Baselines3 model.zip, or "module:callable".
-        env: where it acts.
+        env: the environment that it acts in.
         trust: unpickle a model's file, which can run any code; for files that you trust.
         algo: class of the model, such as "PPO"; "auto" finds it out.
         vec_normalize: VecNormalize statistics saved beside the model (pickled too), or None.

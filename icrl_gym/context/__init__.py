@@ -1,1 +1,1 @@
-"""What is logged and how it is read: transitions, trajectories, features, prompts."""
+"""Logs of experience and how they are read: transitions, trajectories, features, prompts."""

@@ -1,4 +1,4 @@
-"""From raw observations to the feature vectors that attention compares.
+"""Feature vectors, which attention compares, of raw observations.
 
 | observation space | features |
 |---|---|
@@ -25,7 +25,8 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium import spaces
 
-from icrl_gym.observations import Observations, as_batch, check_finite, named_leaves
+from icrl_gym.acting.policies import normalised
+from icrl_gym.observations import Observations, as_batch, batch_size, check_finite, named_leaves
 
 MAX_FEATURES = 64  # of one Box leaf
 MAX_ONE_HOT = 256  # values
@@ -104,16 +105,24 @@ class NumericEncoder:
         return varying if self._second is None else min(varying, self._second.num_varying)
 
 
-class OneHotEncoder:
+class CategoricalEncoder:
+    """Integer components, of which those that vary in the context count as one dimension each."""
+
+    def fit(self, leaf: np.ndarray) -> None:
+        components = _rows(leaf)
+        self._num_varying = int((components != components[:1]).any(axis=0).sum())
+
+    @property
+    def effective_dimension(self) -> int:
+        return self._num_varying
+
+
+class OneHotEncoder(CategoricalEncoder):
     """Integer components, each one-hot (``num_values`` of them, counted from ``start``), scaled."""
 
     def __init__(self, num_values: np.ndarray, start: np.ndarray, scale: float) -> None:
         self._num_values, self._start, self._scale = num_values, start, scale
         self._offsets = np.concatenate([[0], np.cumsum(num_values)[:-1]])
-
-    def fit(self, leaf: np.ndarray) -> None:
-        components = _rows(leaf)
-        self._num_varying = int((components != components[:1]).any(axis=0).sum())
 
     def __call__(self, leaf: np.ndarray) -> np.ndarray:
         components = _rows(leaf) - self._start
@@ -123,19 +132,12 @@ class OneHotEncoder:
         features[rows, (components + self._offsets)[rows, columns].astype(int)] = self._scale
         return features
 
-    @property
-    def effective_dimension(self) -> int:
-        return self._num_varying
 
-
-class EmbeddingEncoder:
+class EmbeddingEncoder(CategoricalEncoder):
     """Integers of a large Discrete space: a seeded random unit vector of 64 numbers per value, scaled."""
 
     def __init__(self, scale: float) -> None:
         self._scale = scale
-
-    def fit(self, leaf: np.ndarray) -> None:
-        self._num_varying = int((leaf != leaf[:1]).any())
 
     def __call__(self, leaf: np.ndarray) -> np.ndarray:
         values, inverse = np.unique(leaf, return_inverse=True)
@@ -147,24 +149,12 @@ class EmbeddingEncoder:
         normal = np.random.default_rng([PROJECTION_SEED, sign, abs(value)]).standard_normal(MAX_FEATURES)
         return self._scale * normal / np.linalg.norm(normal)
 
-    @property
-    def effective_dimension(self) -> int:
-        return self._num_varying
 
-
-class BitEncoder:
+class BitEncoder(CategoricalEncoder):
     """Bits, scaled so that one that differs adds 2 to the squared distance."""
-
-    def fit(self, leaf: np.ndarray) -> None:
-        bits = _rows(leaf)
-        self._num_varying = int((bits != bits[:1]).any(axis=0).sum())
 
     def __call__(self, leaf: np.ndarray) -> np.ndarray:
         return np.sqrt(2.0) * _rows(leaf).astype(np.float64)
-
-    @property
-    def effective_dimension(self) -> int:
-        return self._num_varying
 
 
 def _box(space: spaces.Box, alone: bool) -> LeafEncoder:
@@ -238,7 +228,7 @@ class FeatureMap:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was lost on the way from observations to features, in plain words."""
+        """Losses on the way from observations to features, in plain words."""
         columns = [encoder.projected_columns for encoder in self._encoders if isinstance(encoder, NumericEncoder)]
         return tuple(
             f"{count} numbers of an observation were projected at random to {MAX_FEATURES} features"
@@ -249,11 +239,11 @@ class FeatureMap:
     def _leaves(self, observations: Any) -> list[np.ndarray]:
         batch = as_batch(observations, self.space, "observations")
         if self._function is not None:
-            return [_checked_features(self._function(batch), len(next(named_leaves(batch, ""))[1]))]
-        leaves = [leaf for _, leaf in _ordered_leaves(batch, self.space, "observations")]
-        for path, leaf in named_leaves(batch, "observations"):
+            return [_checked_features(self._function(batch), batch_size(batch))]
+        leaves = dict(named_leaves(batch, "observations"))
+        for path, leaf in leaves.items():
             check_finite(leaf, path)
-        return leaves
+        return list(leaves.values())
 
 
 def sb3_features(model: Any) -> FeatureFunction:
@@ -268,10 +258,7 @@ def sb3_features(model: Any) -> FeatureFunction:
     extractor = getattr(policy, "features_extractor", None) or policy.critic.features_extractor
 
     def features(observations: Observations) -> np.ndarray:
-        normalizer = model.get_vec_normalize_env()
-        if normalizer is not None:
-            observations = normalizer.normalize_obs(observations)
-        tensor, _ = policy.obs_to_tensor(observations)
+        tensor, _ = policy.obs_to_tensor(normalised(model, observations))
         with torch.no_grad():
             return policy.extract_features(tensor, extractor).double().cpu().numpy()
 
@@ -292,15 +279,6 @@ def _leaf_spaces(space: spaces.Space, path: str) -> list[tuple[str, spaces.Space
     if isinstance(space, spaces.Tuple):
         return [leaf for i, part in enumerate(space.spaces) for leaf in _leaf_spaces(part, f"{path}[{i}]")]
     return [(path, space)]
-
-
-def _ordered_leaves(batch: Observations, space: spaces.Space, path: str) -> list[tuple[str, np.ndarray]]:
-    """Leaves in the order of the space, whatever the order of a dict's keys."""
-    if isinstance(space, spaces.Dict):
-        return [x for key, part in space.spaces.items() for x in _ordered_leaves(batch[key], part, f"{path}[{key!r}]")]
-    if isinstance(space, spaces.Tuple):
-        return [x for i, part in enumerate(space.spaces) for x in _ordered_leaves(batch[i], part, f"{path}[{i}]")]
-    return [(path, batch)]
 
 
 def _checked_features(features: Any, batch: int) -> np.ndarray:

@@ -19,7 +19,7 @@ class UniformMixture:
 
     Args:
         policy: one that can state its action probabilities.
-        epsilon: in [0, 1].
+        epsilon: probability of acting at random, in [0, 1].
 
     Raises:
         ValueError: epsilon is out of range.
@@ -45,7 +45,7 @@ def reweight(
     The result's policy is the target, so values estimated from it are the target's.
 
     Args:
-        trajectory: what ``behaviour`` did.
+        trajectory: log of ``behaviour``.
         target, behaviour: policies with discrete actions whose probabilities can be stated: "random", an (S, A) table,
             an SB3 model, an object with ``action_probabilities``.
         action_space: Discrete; None takes that of an SB3 model among the two, or as many actions as a table has.

@@ -59,6 +59,11 @@ class StateActionFeatures(FeatureMap):
         return self._states.effective_dimension + self._actions.effective_dimension
 
 
+def pair_process(env: str | None) -> str | None:
+    """Identity of the process of pairs in an environment; None where the environment is unknown."""
+    return None if env is None else f"{env} (state-action pairs)"
+
+
 def known_successors(trajectory: Trajectory) -> np.ndarray:
     """(n,) bool: rows whose successor's action was logged, or that terminated."""
     return trajectory.terminated | ~trajectory.episode_ends
@@ -77,7 +82,6 @@ def state_action_trajectory(trajectory: Trajectory) -> Trajectory:
     next_actions = np.concatenate([actions[1:], actions[-1:]])
     ends = trajectory.episode_ends | np.append(~kept[1:], True)
     pair_space = spaces.Tuple((trajectory.observation_space, infer_space(actions)))
-    env = trajectory.env_id
     return Trajectory(
         (take(trajectory.observations, kept), actions[kept]),
         actions[kept],
@@ -87,7 +91,7 @@ def state_action_trajectory(trajectory: Trajectory) -> Trajectory:
         np.zeros(int(kept.sum()), dtype=bool),
         ends[kept],
         observation_space=pair_space,
-        env_id=None if env is None else f"{env} (state-action pairs)",
+        env_id=pair_process(trajectory.env_id),
         policy=trajectory.policy,
         importance_ratios=None if trajectory.importance_ratios is None else next_action_ratios(trajectory)[kept],
     )

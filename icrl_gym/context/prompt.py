@@ -30,9 +30,9 @@ class Prompt:
         successors: (N,) int, the column (source k + 1, or N + e for an end) that holds S_k's successor; where the
             discount is 0 the entry is k itself and is never read with weight.
         trace_links: (N,) bool, True where row k + 1 continues row k, so that a trace may pass.
-        gamma: in [0, 1).
+        gamma: discount in [0, 1).
         feature_map: fitted on the sources; `queries` uses it.
-        estimand: what values of this prompt estimate.
+        estimand: the quantity that values of this prompt estimate.
         importance_ratios: (N,) pi / mu of the logged actions, or None where the policy itself acted.
     """
 

@@ -28,7 +28,7 @@ class Recorder:
     """Turns the resets and steps of B environments into a `Trajectory`.
 
     Args:
-        env: where the steps come from, for spaces, number of environments, autoreset mode and identity.
+        env: the environment or vector that is stepped, for its spaces, size, autoreset mode and identity.
         policy: identity of the acting policy, or None if unknown.
         capacity: hold only the latest transitions, this many; None holds all.
 
@@ -131,7 +131,7 @@ class Recorder:
             self.started, self._finished = np.zeros_like(done), self._finished | done
 
     def trajectory(self, first: int | None = None) -> Trajectory:
-        """What is held, environment by environment; only the oldest ``first`` transitions if given.
+        """The transitions held, environment by environment; only the oldest ``first`` transitions if given.
 
         Raises:
             ValueError: there is no transition yet.
@@ -185,7 +185,7 @@ class Recorder:
 
 
 def autoreset_mode(env: gymnasium.Env | VectorEnv) -> AutoresetMode:
-    """How the environment resets: a single one is DISABLED, a vector that does not say, NEXT_STEP (as Gymnasium)."""
+    """The autoreset mode: of a single environment DISABLED, a vector that does not say, NEXT_STEP (as Gymnasium)."""
     if not isinstance(env, VectorEnv):
         return AutoresetMode.DISABLED
     return AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
@@ -233,7 +233,7 @@ def _moved(column: np.ndarray, begin: int, end: int, size: int) -> np.ndarray:
 def batch_of_one(
     observation: Any, reward: Any, terminated: bool, truncated: bool, info: dict[str, Any]
 ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-    """What ``step`` of one environment returned, as a vector of one would have."""
+    """The values that ``step`` of one environment returned, as a vector of one would have returned them."""
     rewards = np.asarray([reward], dtype=np.float64)
     return stack([observation]), rewards, np.array([bool(terminated)]), np.array([bool(truncated)]), info
 

@@ -9,7 +9,7 @@ stored one after another.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,18 +135,16 @@ class Trajectory:
         if not len(ends):
             raise ValueError(f"the slice {rows.start}:{rows.stop} of a trajectory of {len(self)} transitions is empty")
         ends[-1] = True
-        stretch = Trajectory(
-            take(self.observations, rows),
-            self.actions[rows],
-            self.rewards[rows],
-            take(self.next_observations, rows),
-            self.terminated[rows],
-            self.truncated[rows],
-            ends,
-            self.observation_space,
-            self.env_id,
-            self.policy,
-            None if self.importance_ratios is None else self.importance_ratios[rows],
+        stretch = replace(
+            self,
+            observations=take(self.observations, rows),
+            actions=self.actions[rows],
+            rewards=self.rewards[rows],
+            next_observations=take(self.next_observations, rows),
+            terminated=self.terminated[rows],
+            truncated=self.truncated[rows],
+            episode_ends=ends,
+            importance_ratios=None if self.importance_ratios is None else self.importance_ratios[rows],
         )
         return stretch._with_space_inferred(self._space_inferred)
 
@@ -187,19 +185,7 @@ class Trajectory:
 
     def with_importance_ratios(self, ratios: Any, policy: str | None) -> Trajectory:
         """The same transitions as evidence about ``policy``, (n,) ratios pi / mu of the logged actions."""
-        weighted = Trajectory(
-            self.observations,
-            self.actions,
-            self.rewards,
-            self.next_observations,
-            self.terminated,
-            self.truncated,
-            self.episode_ends,
-            self.observation_space,
-            self.env_id,
-            policy,
-            ratios,
-        )
+        weighted = replace(self, policy=policy, importance_ratios=ratios)
         return weighted._with_space_inferred(self._space_inferred)
 
     def _appended_ratios(self, more: Trajectory) -> np.ndarray | None:

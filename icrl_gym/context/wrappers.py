@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv, VectorWrapper
 
+from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.recorder import Recorder, batch_of_one, reset_mask
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.observations import stack
 
-if TYPE_CHECKING:
-    from icrl_gym.context.prompt import Prompt
-
 
 class _Recording:
-    """What the recording wrappers offer beside ``reset`` and ``step``."""
+    """The methods of the recording wrappers beside ``reset`` and ``step``."""
 
     _recorder: Recorder
 
@@ -27,9 +25,7 @@ class _Recording:
         return self._recorder.trajectory()
 
     def prompt(self, gamma: float) -> Prompt:
-        """What was recorded so far as a `Prompt`, for a discount in [0, 1)."""
-        from icrl_gym.context.prompt import Prompt
-
+        """The record so far as a `Prompt`, for a discount in [0, 1)."""
         return Prompt.from_trajectory(self.trajectory, gamma)
 
 

@@ -29,7 +29,7 @@ class Queries:
         episodes: (Q,) index of the episode each query was drawn from.
         times: (Q,) step of that episode.
         runs: the episodes the queries were drawn from.
-        num_cut: how many episodes were cut at ``MAX_DRAWN_STEPS``.
+        num_cut: number of episodes cut at ``MAX_DRAWN_STEPS``.
     """
 
     observations: Observations
@@ -47,7 +47,7 @@ class Queries:
 
 @dataclass(frozen=True, eq=False)
 class Continuations:
-    """What N continuations came to.
+    """Returns of N continuations, and how each ended.
 
     Attributes:
         returns: (N,) discounted returns, float64.
@@ -213,9 +213,9 @@ def continue_in_lockstep(
 
     Args:
         envs: N environments, already started, without time limits.
-        observations: what is seen in each now, (N,) + shape.
-        policy: who acts: one call per step, for all that still run.
-        policy_state: its state, batch N, or None.
+        observations: the present observations, (N,) + shape.
+        policy: the policy, called once per step for all environments that still run.
+        policy_state: the policy's state, batch N, or None.
         gamma: discount.
         horizon: number of steps after which the rest is cut.
         on_step: called with the number of steps done.

@@ -20,23 +20,20 @@ generator (a copied generator would give every copy the same noise).
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
-from gymnasium.utils import EzPickle
 
 from icrl_gym.acting.environments import TRANSPARENT_WRAPPERS, EnvironmentLike, make_environment
+from icrl_gym.ground_truth.copies import copy_stack, is_mujoco, levels_of, refresh_randomness
 from icrl_gym.observations import Observations, map_leaves, named_leaves
 
 Factory = Callable[[], gymnasium.Env]
 _WARM_UP_STEPS = 6
 _CHECKED_STEPS = 8
-_PRIMING_FRAMES = 25  # after which an action asked for is all but certainly the one executed last
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +42,7 @@ class SavedState:
 
     Attributes:
         restore: makes an exact copy of that moment, random generators included.
-        observation: what was seen at that moment.
+        observation: the observation at that moment.
     """
 
     restore: Factory
@@ -94,7 +91,7 @@ class Simulator:
     @property
     def stopped_by_time_limit(self) -> bool:
         """Whether a `TimeLimit` alone has run out, so that the environment below it can go on."""
-        limits: list[Any] = [level for level in _levels(self.env) if isinstance(level, gymnasium.wrappers.TimeLimit)]
+        limits: list[Any] = [level for level in levels_of(self.env) if isinstance(level, gymnasium.wrappers.TimeLimit)]
         return any(limit._elapsed_steps >= limit._max_episode_steps and not limit.env.truncated for limit in limits)
 
     def lift_time_limit(self) -> gymnasium.Env:
@@ -120,9 +117,9 @@ def environment_factory(env: EnvironmentLike) -> Factory:
 
     def another() -> gymnasium.Env:
         try:
-            return _copy_stack(env)
+            return copy_stack(env)
         except Exception:  # it holds something that cannot be copied: make it anew
-            return _copy_stack(env, new_base=True)
+            return copy_stack(env, new_base=True)
 
     return another
 
@@ -130,8 +127,8 @@ def environment_factory(env: EnvironmentLike) -> Factory:
 def choose_strategy(factory: Factory, seed: int = 0) -> str:
     """The name of the first strategy whose copies reproduce the original, or "independent"."""
     base = factory().unwrapped
-    is_emulator, is_mujoco = hasattr(base, "ale"), _is_mujoco(base)
-    applies = {"ale": is_emulator, "mujoco": is_mujoco, "deepcopy": not is_emulator and not is_mujoco, "replay": True}
+    ale, mujoco = hasattr(base, "ale"), is_mujoco(base)
+    applies = {"ale": ale, "mujoco": mujoco, "deepcopy": not (ale or mujoco), "replay": True}
     candidates = [name for name in STRATEGIES if applies[name]]
     for name in candidates:
         try:
@@ -140,61 +137,6 @@ def choose_strategy(factory: Factory, seed: int = 0) -> str:
         except Exception:  # whatever a simulator raises when it is copied, it means: not this way
             continue
     return "independent"
-
-
-def refresh_randomness(env: gymnasium.Env, seed: np.random.SeedSequence) -> None:
-    """Give every random generator of the environment and of its wrappers a new state, in place."""
-    base: Any = env.unwrapped
-    _ = base.np_random  # an environment that was never seeded makes its generator now
-    for index, generator in enumerate(_random_generators(env)):
-        _reseed(generator, np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, index)))
-    if hasattr(base, "ale"):
-        _refresh_emulator(base, int(seed.generate_state(1)[0] % 2**31))
-
-
-def _refresh_emulator(base: Any, seed: int) -> None:
-    state = base.ale.cloneState(include_rng=False)
-    base.ale.setInt("random_seed", seed)
-    base.load_game()  # the seed is read when a game is loaded
-    _restore_emulator(base, state)
-
-
-def _reseed(generator: Any, seed: np.random.SeedSequence) -> None:
-    if isinstance(generator, np.random.Generator):
-        bits: Any = generator.bit_generator
-        bits.state = type(bits)(seed).state
-    else:
-        generator.seed(int(seed.generate_state(1)[0]))
-
-
-def _random_generators(env: gymnasium.Env) -> Iterator[Any]:
-    """Each generator once: attributes of every level, and attributes or items of those."""
-    kinds = (np.random.Generator, np.random.RandomState, random.Random)
-    seen: set[int] = set()
-    for level in _levels(env):
-        for value in list(vars(level).values()):
-            for part in (value, *_parts(value)):
-                if isinstance(part, kinds) and id(part) not in seen:
-                    seen.add(id(part))
-                    yield part
-
-
-def _parts(value: Any) -> list[Any]:
-    if isinstance(value, (gymnasium.Env, gymnasium.Space, EnvSpec, type)):
-        return []
-    if isinstance(value, dict):
-        return list(value.values())
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    return list(vars(value).values()) if hasattr(value, "__dict__") else []
-
-
-def _levels(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
-    """The wrappers from the outside in, then the environment itself."""
-    while isinstance(env, gymnasium.Wrapper):
-        yield env
-        env = env.env
-    yield env
 
 
 class _BelowTimeLimit(gymnasium.Wrapper):
@@ -223,81 +165,12 @@ def _strip(env: gymnasium.Env, *, keep_time_limit: bool = False) -> gymnasium.En
     return env
 
 
-def _is_mujoco(base: Any) -> bool:
-    return type(getattr(base, "data", None)).__name__ == "MjData" and hasattr(base, "model")
-
-
-def _copy_stack(env: gymnasium.Env, *, new_base: bool = False) -> gymnasium.Env:
-    """Copy an environment and its wrappers; spaces, specs and transition tables are shared.
-
-    ``new_base`` makes the innermost environment anew from its constructor's arguments, where its class knows how to.
-    """
-    levels = list(_levels(env))
-    memo: dict[int, Any] = {}
-    for level in levels:
-        memo |= {id(part): part for part in vars(level).values() if isinstance(part, (gymnasium.Space, EnvSpec))}
-    base: Any = levels[-1]
-    if isinstance(getattr(base, "P", None), dict):
-        memo[id(base.P)] = base.P  # the transition table of a tabular environment: large and never written to
-    if new_base:
-        memo[id(base)] = copy.deepcopy(base)
-    elif hasattr(base, "ale"):
-        _copy_emulator(base, memo)
-    else:
-        _copy_attributes(base, _with_physics(base, memo))
-    for wrapper in reversed(levels[:-1]):
-        _copy_attributes(wrapper, memo)
-    return memo[id(env)]
-
-
-def _copy_attributes(level: Any, memo: dict[int, Any]) -> None:
-    """Copy one level, its attributes and all; a class that says how it is copied (other than by EzPickle) is obeyed."""
-    kind = type(level)
-    own_rule = hasattr(kind, "__deepcopy__") or kind.__getstate__ not in (object.__getstate__, EzPickle.__getstate__)
-    if own_rule:
-        memo[id(level)] = copy.deepcopy(level, memo)
-        return
-    copied = memo[id(level)] = object.__new__(kind)
-    for name, value in vars(level).items():
-        copied.__dict__[name] = copy.deepcopy(value, memo)
-
-
-def _with_physics(base: Any, memo: dict[int, Any]) -> dict[int, Any]:
-    """MuJoCo copies its own data, of which deepcopy would copy the model too; the model is shared."""
-    if _is_mujoco(base):
-        memo[id(base.model)] = base.model
-        memo[id(base.data)] = copy.copy(base.data)
-    return memo
-
-
-def _copy_emulator(base: Any, memo: dict[int, Any]) -> None:
-    copied = memo[id(base)] = copy.deepcopy(base)  # a new emulator with the same game
-    memo[id(base.ale)] = copied.ale
-    for name, value in vars(base).items():
-        if name != "ale":
-            copied.__dict__[name] = copy.deepcopy(value, memo)
-    _restore_emulator(copied, base.ale.cloneState(include_rng=True))
-
-
-def _restore_emulator(base: Any, state: Any) -> None:
-    """Restore a save state. It lacks the action executed last, which a sticky emulator may repeat: play that first.
-
-    What was executed last is taken to be what was asked for last: wrong with probability p^frameskip, p that of a
-    repetition.
-    """
-    last_action = getattr(base, "_last_action", None)
-    if last_action is not None and base.ale.getFloat("repeat_action_probability") > 0:
-        for _ in range(_PRIMING_FRAMES):
-            base.ale.act(base._action_set[last_action])
-    base.ale.restoreState(state)
-
-
 def _save_copy(simulator: Simulator) -> Factory:
     base: Any = simulator.env.unwrapped
     if hasattr(base, "ale") and simulator.actions and not base.continuous:
         base._last_action = int(simulator.actions[-1])
-    saved = _strip(_copy_stack(simulator.env))
-    return lambda: _copy_stack(saved)
+    saved = _strip(copy_stack(simulator.env))
+    return lambda: copy_stack(saved)
 
 
 def _save_actions(simulator: Simulator) -> Factory:

@@ -31,7 +31,7 @@ class TransitionTable:
         rewards: (E,).
         terminated: (E,) bool.
         starts: ids of the states an episode can start in, or None if the environment does not say.
-        observations: what is seen in each of the S states.
+        observations: the observations of the S states.
     """
 
     num_states: int
@@ -125,7 +125,7 @@ class TransitionTable:
 
 
 def _state_observations(env: gymnasium.Env, num_states: int) -> Observations:
-    """What is seen in each state: its id or its row of ``features``, then through the observation wrappers."""
+    """Observations of all states: their ids or rows of ``features``, passed through the observation wrappers."""
     wrappers = []
     while isinstance(env, gymnasium.Wrapper):
         wrappers.append(env)

@@ -66,7 +66,7 @@ def monte_carlo_values(
         seed: the same seed gives the same bytes.
         deterministic: let SB3 models and tables take their most likely action.
         tolerance: weight below which the future is cut, in (0, 1).
-        max_copies: how many copies exist at once.
+        max_copies: number of copies that exist at once.
         progress: called as ``progress(done, total)``.
 
     Returns:
@@ -105,7 +105,7 @@ def query_histories(
     seed: int = 0,
     deterministic: bool = False,
 ) -> tuple[Observations, ...]:
-    """What a recurrent policy had seen when it came to each query.
+    """Observations that led a recurrent policy to each query.
 
     The queries are those that `monte_carlo_values` draws with the same arguments.
 
@@ -126,7 +126,7 @@ def query_histories(
 
 
 def _seeds(seed: int | np.random.Generator) -> list[np.random.SeedSequence]:
-    """Of the query draw, of the copies, of the policy and of the check of the copies."""
+    """Seeds of the query draw, of the copies, of the policy and of the check of the copies."""
     entropy = int(seed.integers(2**63)) if isinstance(seed, np.random.Generator) else int(seed)
     return np.random.SeedSequence(entropy).spawn(4)
 

@@ -1,4 +1,4 @@
-"""What all classical estimators share: the prompt, its constant, and the record they answer with."""
+"""The class of all classical estimators, and the arithmetic of prompts that they share."""
 
 from __future__ import annotations
 

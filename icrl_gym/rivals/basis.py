@@ -18,7 +18,7 @@ class Basis:
     Args:
         name: "radial": exp(-|x - centre|^2 / (2 width^2)) around distinct sources of the context; "linear": x itself.
         num_centres: at most this many, evenly spaced along the context.
-        width: in standard deviations of the context, times sqrt(effective dimension / 4).
+        width: width of the bumps, in standard deviations of the context, times sqrt(effective dimension / 4).
     """
 
     def __init__(self, name: BasisName = "radial", num_centres: int = 200, width: float = 2.0) -> None:

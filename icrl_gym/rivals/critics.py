@@ -1,4 +1,4 @@
-"""What the critics of Stable-Baselines3 and sb3-contrib say about the value of a state.
+"""Values of states according to the critics of Stable-Baselines3 and sb3-contrib.
 
 A critic with a V head (PPO, A2C, TRPO, MaskablePPO, RecurrentPPO) is read directly. One with Q heads gives the
 expectation over the policy's own actions: exactly where actions are discrete (DQN, QRDQN), by averaging over sampled
@@ -47,9 +47,9 @@ def sb3_critic_values(
         episode_starts: recurrent models only: (Q,) bool, True where the state is to be forgotten first.
         deterministic: the policy in question takes its most likely action. A V head does not depend on it (a note says
             so).
-        env: what the environment is called in the estimand, where the model does not know its own.
+        env: the environment or its name for the estimand, where the model does not know its own.
         num_action_samples: sampled actions per observation, for continuous Q critics of stochastic policies.
-        seed: of those samples; the global random state is left as it was.
+        seed: seed of those samples; the global random state is left as it was.
 
     Raises:
         TypeError: not an SB3 model.
@@ -164,7 +164,7 @@ def recurrent_critic_states(model: Any, histories: Sequence[Observations]) -> tu
 
     Args:
         model: RecurrentPPO.
-        histories: per query the raw observations from the start of its episode up to the query; see `query_histories`.
+        histories: the raw observations of each query's episode from its start up to the query; see `query_histories`.
 
     Returns:
         Hidden and cell state, (layers, Q, hidden) each; the queries are no episode starts any more.
@@ -208,7 +208,7 @@ def _check_observations(observations: Observations, space: spaces.Space) -> None
 
 
 def _reward_scale(model: Any) -> float:
-    """What VecNormalize divided the rewards by; 1 without it."""
+    """The number that VecNormalize divided the rewards by; 1 without it."""
     vec_normalize = model.get_vec_normalize_env()
     if vec_normalize is None or not vec_normalize.norm_reward:
         return 1.0

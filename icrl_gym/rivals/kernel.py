@@ -5,6 +5,8 @@ Widths are in standard deviations of the context, times sqrt(effective dimension
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 from scipy import linalg
 
@@ -21,14 +23,20 @@ from icrl_gym.rivals.base import (
 )
 
 
+@dataclass(eq=False)
 class KernelEstimator(PromptEstimator):
-    """Anything with one Gaussian width. Importance ratios multiply the weights of their sources."""
+    """An estimator with one Gaussian width. Importance ratios multiply the weights of their sources.
+
+    Args:
+        width: width of the kernel.
+    """
 
     weighs_ratios = True
 
-    def __init__(self, width: float) -> None:
-        check_positive(width=width)
-        self.width = width
+    width: float
+
+    def __post_init__(self) -> None:
+        check_positive(width=self.width)
 
     def _distances(self, features_BD: np.ndarray) -> np.ndarray:
         return scaled_distances(features_BD, self.prompt_.source_features, self.prompt_.kernel_width(self.width))
@@ -41,6 +49,7 @@ class KernelEstimator(PromptEstimator):
         return weights / weights.sum(axis=1, keepdims=True)
 
 
+@dataclass(eq=False)
 class KernelBasedRL(KernelEstimator):
     """Ormoneit & Sen 2002: the fixed point of v(x) = sum_k K(k | x) (r_k + discount_k v(S_k)), solved directly.
 
@@ -48,11 +57,10 @@ class KernelBasedRL(KernelEstimator):
     counts as often as the target would make it.
 
     Args:
-        width: of the kernel; 0.4 is its best fixed value on the project's own cells.
+        width: width of the kernel; 0.4 is its best fixed value on the project's own cells.
     """
 
-    def __init__(self, width: float = 0.4) -> None:
-        super().__init__(width)
+    width: float = 0.4
 
     def _fit(self, prompt: Prompt) -> None:
         next_NN = self._weights(all_features(prompt))[prompt.successors]
@@ -63,14 +71,14 @@ class KernelBasedRL(KernelEstimator):
         return self._weights(features_QD) @ self._targets_N
 
 
+@dataclass(eq=False)
 class NadarayaWatson(KernelEstimator):
     """Kernel regression on Monte Carlo returns; an end that did not terminate is worth the prompt's constant.
 
     With importance ratios the returns are weighted per decision, and normalised by the weights of the first actions.
     """
 
-    def __init__(self, width: float = 0.4) -> None:
-        super().__init__(width)
+    width: float = 0.4
 
     def _fit(self, prompt: Prompt) -> None:
         self._returns_N = returns(prompt)
@@ -79,17 +87,20 @@ class NadarayaWatson(KernelEstimator):
         return self._weights(features_QD) @ self._returns_N
 
 
+@dataclass(eq=False)
 class NearestNeighbours(KernelEstimator):
     """Mean Monte Carlo return of the k nearest sources, weighted by importance ratios; those with ratio 0 are none.
 
     Args:
-        num_neighbours: k; the context's length where that is shorter.
+        num_neighbours: k, or the context's length where that is shorter.
     """
 
-    def __init__(self, num_neighbours: int = 16) -> None:
-        super().__init__(width=1.0)
-        check_positive(num_neighbours=num_neighbours)
-        self.num_neighbours = num_neighbours
+    width: float = field(default=1.0, init=False)
+    num_neighbours: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(num_neighbours=self.num_neighbours)
 
     def _fit(self, prompt: Prompt) -> None:
         self._returns_N = returns(prompt)
@@ -102,6 +113,7 @@ class NearestNeighbours(KernelEstimator):
         return np.average(self._returns_N[nearest_QK], axis=1, weights=ratio_N[nearest_QK])
 
 
+@dataclass(eq=False)
 class GaussianProcessTD(KernelEstimator):
     """Gaussian-process TD (Engel, Mannor, Meir 2003, 2005) around the prompt's constant.
 
@@ -110,18 +122,20 @@ class GaussianProcessTD(KernelEstimator):
     rewards relative to the constant.
 
     Args:
-        width: of the kernel.
+        width: width of the kernel.
         noise: variance of a TD error, relative to ``prior``; > 0.
         trace_decay: 0 for white noise (2003), 1 for the noise of Monte Carlo returns (2005).
     """
 
     weighs_ratios = False
+    width: float = 1.6
+    noise: float = 0.03
+    trace_decay: float = 0.0
 
-    def __init__(self, width: float = 1.6, noise: float = 0.03, trace_decay: float = 0.0) -> None:
-        super().__init__(width)
-        check_positive(noise=noise)
-        check_fraction(trace_decay=trace_decay)
-        self.noise, self.trace_decay = noise, trace_decay
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(noise=self.noise)
+        check_fraction(trace_decay=self.trace_decay)
 
     def _fit(self, prompt: Prompt) -> None:
         num_sources = len(prompt)

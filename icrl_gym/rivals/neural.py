@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from icrl_gym.acting.policies import ActingPolicy, as_policy
 from icrl_gym.context.features import FeatureMap
 from icrl_gym.context.off_policy import discrete_action_space
-from icrl_gym.context.pairs import as_pairs, known_successors, next_action_ratios
+from icrl_gym.context.pairs import as_pairs, known_successors, next_action_ratios, pair_process
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.observations import Observations, as_batch, batch_size, infer_space
 from icrl_gym.rivals.base import PromptEstimator, all_features, check_positive, excess_rewards, importance_ratios
 from icrl_gym.values import Estimand, ValueEstimates
 
 
+@dataclass(eq=False)
 class NetworkEstimator(PromptEstimator):
     """A two-layer network regressed on targets that its own copy bootstraps.
 
@@ -29,29 +30,27 @@ class NetworkEstimator(PromptEstimator):
 
     Args:
         width: hidden units per layer.
-        num_steps: of Adam, on minibatches of ``batch_size``.
-        learning_rate: of Adam.
+        num_steps: number of Adam's steps, on minibatches of ``batch_size`` transitions.
+        learning_rate: Adam's.
         target_period: steps between renewals of the target copy.
-        seed: of the initial weights and the minibatches; the global generator is left alone.
+        batch_size: transitions in a minibatch.
+        seed: seed of the initial weights and the minibatches; the global generator is left alone.
     """
 
     weighs_ratios = True
 
-    def __init__(
-        self,
-        width: int = 64,
-        num_steps: int = 2000,
-        learning_rate: float = 1e-3,
-        target_period: int = 50,
-        batch_size: int = 128,
-        seed: int = 0,
-    ) -> None:
+    width: int = 64
+    num_steps: int = 2000
+    learning_rate: float = 1e-3
+    target_period: int = 50
+    batch_size: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         check_positive(
-            width=width, num_steps=num_steps, learning_rate=learning_rate, target_period=target_period,
-            batch_size=batch_size,
+            width=self.width, num_steps=self.num_steps, learning_rate=self.learning_rate,
+            target_period=self.target_period, batch_size=self.batch_size,
         )  # fmt: skip
-        self.width, self.num_steps, self.learning_rate = width, num_steps, learning_rate
-        self.target_period, self.batch_size, self.seed = target_period, batch_size, seed
 
     def _standardise(self, prompt: Prompt) -> Tensor:
         """Fix the scale; the rewards (N,) relative to the constant, in its units."""
@@ -108,6 +107,7 @@ class FittedValueNetwork(NetworkEstimator):
         return self._read(self._network, features_QD)
 
 
+@dataclass(eq=False)
 class FittedQEvaluation(NetworkEstimator):
     """Fitted Q evaluation (Le, Voloshin & Yue 2019): targets r + discount E_pi q_target(S', .) on pairs (S, A).
 
@@ -119,26 +119,18 @@ class FittedQEvaluation(NetworkEstimator):
         width, num_steps, learning_rate, target_period, batch_size, seed: see `NetworkEstimator`.
         policy: the target pi, anything `icrl_gym.collect` takes. Discrete actions that it states probabilities of are
             summed over; of others ``num_samples`` are drawn per state.
-        action_space: of the environment; needed for ``policy="random"``. Default: that of ``policy``, else inferred
+        action_space: the environment's; needed for ``policy="random"``. Default: that of ``policy``, else inferred
             from the log.
         num_samples: actions drawn per state.
     """
 
-    def __init__(
-        self,
-        width: int = 64,
-        num_steps: int = 2000,
-        learning_rate: float = 1e-3,
-        target_period: int = 50,
-        batch_size: int = 128,
-        seed: int = 0,
-        policy: Any = None,
-        action_space: spaces.Space | None = None,
-        num_samples: int = 8,
-    ) -> None:
-        super().__init__(width, num_steps, learning_rate, target_period, batch_size, seed)
-        check_positive(num_samples=num_samples)
-        self.policy, self.action_space, self.num_samples = policy, action_space, num_samples
+    policy: Any = None
+    action_space: spaces.Space | None = None
+    num_samples: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(num_samples=self.num_samples)
 
     def predict(self, observations: Observations) -> ValueEstimates:
         """State values E_pi q(s, .) of raw observations (Q,) + shape.
@@ -170,29 +162,20 @@ class FittedQEvaluation(NetworkEstimator):
         observations, actions = as_pairs(observations, actions, pair_space)
         inputs_QD = np.concatenate([self.prompt_.queries(observations), self._actions(actions)], axis=1)
         estimand = self._estimand()
-        name = None if estimand.env is None else f"{estimand.env} (state-action pairs)"
-        return ValueEstimates(
-            self._read(self._network, inputs_QD), (observations, actions), replace(estimand, env=name)
-        )
+        of_pairs = replace(estimand, env=pair_process(estimand.env))
+        return ValueEstimates(self._read(self._network, inputs_QD), (observations, actions), of_pairs)
 
     def _fit(self, prompt: Prompt) -> None:
         log = self._trajectory
         space = self._space_of_actions()
         self._actions = FeatureMap(space).fit(log.actions)
         self._acting = self._target(space)
-        columns_CD = all_features(prompt)
         pairs_ND = np.concatenate([prompt.source_features, self._actions(log.actions)], axis=1)
+        next_ND = all_features(prompt)[prompt.successors]
         if self._acting is None:
-            weight_N = next_action_ratios(log) * known_successors(log)
-            if not weight_N.any():
-                raise ValueError(
-                    "policy: is needed, as the log has no transition whose next action is known and counts"
-                )
-            next_actions_ND = self._actions(np.concatenate([log.actions[1:], log.actions[-1:]]))
-            next_NMD = np.concatenate([columns_CD[prompt.successors], next_actions_ND], axis=1)[:, None]
-            probability_NM = np.ones((len(log), 1))
+            next_NMD, probability_NM, weight_N = self._logged_next_pairs(next_ND)
         else:
-            next_NMD, probability_NM = self._expectation(log.next_observations, columns_CD[prompt.successors])
+            next_NMD, probability_NM = self._expectation(log.next_observations, next_ND)
             weight_N = np.ones(len(log))
         rewards_N, discounts_N = self._standardise(prompt), _tensor(prompt.discounts)
         expectation = _tensor(next_NMD), _tensor(probability_NM)
@@ -206,6 +189,15 @@ class FittedQEvaluation(NetworkEstimator):
                     q_N = self._network(_tensor(pairs_ND))[:, 0]
                 states_ND = _tensor(prompt.source_features)
                 self._state_network = self._train(states_ND, lambda _: q_N, importance_ratios(prompt))
+
+    def _logged_next_pairs(self, next_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Inputs (N, 1, D) of the successors with their logged actions, probabilities (N, 1), and weights (N,)."""
+        log = self._trajectory
+        weight_N = next_action_ratios(log) * known_successors(log)
+        if not weight_N.any():
+            raise ValueError("policy: is needed, as the log has no transition whose next action is known and counts")
+        next_actions_ND = self._actions(np.concatenate([log.actions[1:], log.actions[-1:]]))
+        return np.concatenate([next_ND, next_actions_ND], axis=1)[:, None], np.ones((len(log), 1)), weight_N
 
     def _values(self, features_QD: np.ndarray) -> np.ndarray:
         return self._read(self._state_network, features_QD)

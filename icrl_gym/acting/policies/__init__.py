@@ -35,11 +35,11 @@ def as_policy(
 
     Args:
         policy: see the module's docstring; an `ActingPolicy` is returned as it is.
-        action_space: of one environment, not of a vector.
-        observation_space: of one environment; needed to check tables and SB3 models.
+        action_space: action space of one environment, not of a vector.
+        observation_space: observation space of one environment; needed to check tables and SB3 models.
         deterministic: SB3 models, tables and probability objects take their most likely action. A callable decides for
             itself, whatever this says.
-        seed: of the adapter's own randomness; None draws fresh entropy.
+        seed: seed of the adapter's own randomness; None draws fresh entropy.
 
     Raises:
         ValueError: the policy does not fit the spaces, a table's rows are no distributions, or "random" is to be

@@ -33,7 +33,7 @@ def one_hot(index: np.ndarray, num_actions: int) -> np.ndarray:
 
 
 def determinism_suffix(deterministic: bool) -> str:
-    """What a deterministic policy's identity ends in."""
+    """The ending of a deterministic policy's identity."""
     return " (deterministic)" if deterministic else ""
 
 
