@@ -3,7 +3,7 @@ import pytest
 
 import icrl_gym as icrl
 from icrl_gym.context.prompt import Prompt
-from icrl_gym.evaluator.kernel import RELEVANCES, accumulate, lambda_return_errors
+from icrl_gym.evaluator.kernel import RELEVANCES, lambda_return_errors
 
 
 def walk(num_rows=200, seed=0, reward_scale=1.0, feature_scale=(1.0, 1.0)):
@@ -34,16 +34,6 @@ def test_scales_of_rewards_and_features_do_not_matter(name):
     expected = RELEVANCES[name](walk())
     scaled = RELEVANCES[name](walk(reward_scale=1e3, feature_scale=(10.0, 0.1)))
     np.testing.assert_allclose(scaled, expected, rtol=1e-6, atol=1e-9)
-
-
-def test_accumulate_is_the_backward_recursion():
-    rng = np.random.default_rng(1)
-    errors, decay = rng.normal(size=37), rng.uniform(0, 1, size=37) * (rng.random(37) > 0.2)
-    decay[-1] = 0.0
-    expected = errors.copy()
-    for k in range(35, -1, -1):
-        expected[k] += decay[k] * expected[k + 1]
-    np.testing.assert_allclose(accumulate(errors, decay), expected, rtol=1e-12)
 
 
 def test_constant_rewards_of_an_endless_log_leave_no_error():

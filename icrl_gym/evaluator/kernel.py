@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from icrl_gym.context.prompt import Prompt
+from icrl_gym.context.returns import decayed_sums
 from icrl_gym.evaluator.setting import Relevance, Setting
 
 RETURN_TRACE = 0.95  # lambda of the returns that features are correlated with
@@ -133,8 +134,7 @@ class Kernel:
         """Features divided by the kernel's width, (B, D)."""
         width = self.setting.bandwidth
         if self.setting.kernel == "gaussian":
-            width *= math.sqrt(self.prompt.effective_dimension / 4)
-            features_BD = features_BD * self.relevance_D
+            width, features_BD = self.prompt.kernel_width(width), features_BD * self.relevance_D
         return torch.as_tensor(features_BD / width, dtype=self.log_weights_K.dtype, device=self.log_weights_K.device)
 
 
@@ -191,21 +191,13 @@ class Rows:
 
 
 def lambda_return_errors(prompt: Prompt, trace_decay: float) -> np.ndarray:
-    """lambda-returns less the prompt's constant, (N,): sums of decayed TD errors of the constant."""
-    loss_N = 1.0 - prompt.discounts
-    errors_N = prompt.rewards - loss_N * (prompt.rewards.sum() / loss_N.sum())
-    return accumulate(errors_N, prompt.discounts * trace_decay * prompt.trace_links)
+    """lambda-returns less the log's constant, (N,): sums of decayed TD errors of the constant.
 
-
-def accumulate(errors_N: np.ndarray, decay_N: np.ndarray) -> np.ndarray:
-    """e_k = errors_k + decay_k e_{k+1}, (N,), by doubling; `Trace` is the same for tensors."""
-    sums_N, decay_N, span = errors_N.copy(), decay_N.copy(), 1
-    while span < len(sums_N) and decay_N.any():
-        sums_N[:-span] += decay_N[:-span] * sums_N[span:].copy()
-        shifted_N = np.zeros_like(decay_N)
-        shifted_N[:-span] = decay_N[span:]
-        decay_N, span = decay_N * shifted_N, 2 * span
-    return sums_N
+    They describe the log as it is, so importance ratios do not enter.
+    """
+    constant = replace(prompt, importance_ratios=None).constant
+    errors_N = prompt.rewards - (1.0 - prompt.discounts) * constant
+    return decayed_sums(errors_N, prompt.discounts * trace_decay * prompt.trace_links)
 
 
 def _keys(prompt: Prompt, num_landmarks: int, log_weights_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from icrl_gym.context.prompt import Prompt
-from icrl_gym.evaluator.kernel import Kernel, accumulate, lambda_return_errors
+from icrl_gym.context.returns import decayed_sums
+from icrl_gym.evaluator.kernel import Kernel, lambda_return_errors
 from icrl_gym.evaluator.network import CompiledPrompt
 from icrl_gym.evaluator.walks import TransitionModel
 
@@ -161,7 +162,7 @@ def _lambda_errors(compiled: CompiledPrompt, values_N: np.ndarray) -> np.ndarray
     assert compiled.readout.columns_LCR is not None
     columns_C = compiled.readout.columns_LCR[-1, :, 0].double().cpu().numpy()
     errors_N = prompt.rewards + prompt.discounts * columns_C[prompt.successors] - values_N
-    return accumulate(errors_N, prompt.discounts * _RETURN_TRACE * prompt.trace_links)
+    return decayed_sums(errors_N, prompt.discounts * _RETURN_TRACE * prompt.trace_links)
 
 
 def _autocorrelation(x_N: np.ndarray, links_N: np.ndarray) -> float:

@@ -102,7 +102,7 @@ class TransitionModel:
         left_MO = np.column_stack([moved_MD - ones_ME @ linear_ED, rewards_M - rewards_M.mean()])
         least_O = np.square(left_MO).sum(axis=0)
         least_O[:-1] *= 1 + 2 * len(gram_EE) / len(rows_M)  # the linear part was fitted to the same rows
-        kernel_MM = _gaussian(x_MD, x_MD, _width(prompt, BANDWIDTH))
+        kernel_MM = _gaussian(x_MD, x_MD, prompt.kernel_width(BANDWIDTH))
         weights_MO, reward_inverse_MM = np.zeros_like(left_MO), None
         for ridge in RIDGES:
             inverse_MM = _inverse(kernel_MM + ridge * np.eye(len(rows_M)))
@@ -135,9 +135,9 @@ class TransitionModel:
         z_QD, discounts_Q = features_QD, np.ones(len(features_QD))
         weights_QN = np.zeros((len(features_QD), len(x_ND)))
         for _ in range(num_steps):
-            kernel_QM = _gaussian(z_QD, x_ND[self.rows_M], _width(prompt, BANDWIDTH))
+            kernel_QM = _gaussian(z_QD, x_ND[self.rows_M], prompt.kernel_width(BANDWIDTH))
             if ended_N.any():
-                near_QN = _gaussian(z_QD, x_ND, _width(prompt, TERMINATION_BANDWIDTH))
+                near_QN = _gaussian(z_QD, x_ND, prompt.kernel_width(TERMINATION_BANDWIDTH))
                 ending_QN = near_QN[:, ended_N] / (near_QN.sum(axis=1, keepdims=True) + FAR)
                 weights_QN[:, ended_N] += discounts_Q[:, None] * ending_QN
                 discounts_Q = discounts_Q * (1.0 - ending_QN.sum(axis=1))
@@ -168,10 +168,6 @@ def _inverse(positive_MM: np.ndarray) -> np.ndarray:
 
 def _with_one(x_BD: np.ndarray) -> np.ndarray:
     return np.concatenate([np.ones((len(x_BD), 1)), x_BD], axis=1)
-
-
-def _width(prompt: Prompt, bandwidth: float) -> float:
-    return bandwidth * math.sqrt(prompt.effective_dimension / 4)
 
 
 def _gaussian(a_AD: np.ndarray, b_BD: np.ndarray, width: float) -> np.ndarray:
