@@ -106,7 +106,7 @@ class CompiledMixture:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What to know about this context, in plain words."""
+        """Sentences on what to be careful about in this context."""
         found = []
         if self.fell_back:
             count = sum(member.fell_back for member in self.members)

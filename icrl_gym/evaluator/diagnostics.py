@@ -23,7 +23,7 @@ class Diagnostics:
         support: (Q,) effective number of sources per query, share-weighted over the members: sources counted with
             weight exp(-distance^2 / 2) in kernel widths (inner-product kernel: 1 / sum K^2). Near 0 the estimate is
             the prompt's constant, not evidence.
-        warnings: in plain words; empty when all is well.
+        warnings: sentences on what to be careful about; empty when all is well.
         mixture: the prompt under the network that answered, with its trust and its share of imagination.
     """
 
@@ -45,7 +45,7 @@ class Diagnostics:
 def query_warnings(
     prompt: Prompt, trajectory: Trajectory, observations: Observations, values_Q: np.ndarray, support_Q: np.ndarray
 ) -> list[str]:
-    """What to know about these queries, in plain words."""
+    """Sentences on what to be careful about at these queries."""
     warnings = []
     thin = int((support_Q < THIN_SUPPORT).sum())
     if thin:

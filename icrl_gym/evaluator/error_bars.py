@@ -132,7 +132,7 @@ class PretrainedError:
         statistics_S: statistics of the prompt.
         shares_H: shares of the open heads as the gate gave them.
         first: the prompt under the first head, whether it answers or not; the statistics are read from it.
-        constant, level_shift, scale: what the first head says of the whole prompt, in units of reward (`QueryFacts`).
+        constant, level_shift, scale: the first head's numbers for the whole prompt, in units of reward (`QueryFacts`).
     """
 
     spread: SpreadHead

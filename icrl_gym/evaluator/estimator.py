@@ -48,7 +48,7 @@ class InContextEvaluator:
 
     Attributes:
         model: the network as selected; ``model.heads`` are its settings.
-        trajectory_, prompt_, compiled_: what `fit` made: the context, its prompt, and the prompt under the network.
+        trajectory_, prompt_, compiled_: the context, its prompt, and the prompt under the network, once fitted.
 
     Raises:
         ValueError, TypeError: an option is out of range.

@@ -201,8 +201,8 @@ def gated(values: Tensor, imagined: Tensor, gates: Gates, weigh: Weighing = cons
     Args:
         values: (B, H, 2, 2, Q), axes head, pseudo-terminations 0 or 1, free level 0 or 1.
         imagined: (B, H, 2, 2, Q) imagined returns whose ends take these values.
-        gates: what the gate decided for the B prompts.
-        weigh: how shares become weights.
+        gates: decisions of the gate for the B prompts.
+        weigh: rule by which shares become weights.
 
     Returns:
         Mixed values (B, Q).

@@ -46,8 +46,8 @@ def gaussian_attention(
     scores |x|^2/2 + log sink, which the query carries as a feature. The features come divided by the kernel width.
 
     Args:
-        destination_BD: (..., B, D).
-        source_ND: (..., N, D).
+        destination_BD: (..., B, D) features of the destinations.
+        source_ND: (..., N, D) features of the sources.
         key_bias_N: (..., N) log weights of the sources; -inf drops a source.
         log_sink: (...) log of the sink's weight in units of one source at distance zero; None for no sink.
     """

@@ -82,7 +82,7 @@ class Compiler:
         log_weights: (N,) log weights of the sources (bootstrap weights, say); -inf drops a source.
         importance_ratios: (N,) pi / mu of the logged actions, default the prompt's own; they weigh the sources and
             enter the traces.
-        device, dtype: where and how to compute; landmarks are always solved in float64, which costs little there.
+        device, dtype: torch device and dtype; landmarks are always solved in float64, which costs little there.
 
     Raises:
         ValueError: all sources are dropped, or weights or ratios are not N numbers of the right kind.

@@ -137,7 +137,7 @@ def query_statistics(
     """Statistics of queries in the order of `QUERY_STATISTICS`, (Q, T), scale-free.
 
     Args:
-        facts: what the first head says of the prompt and the queries.
+        facts: the first head's word on the prompt and the queries.
         by_head_HQ: values under each open head.
         shares_H: shares of the open heads.
         final_Q: the mixture's values; "imagination" is what walks and robust weights made of the plain mean.

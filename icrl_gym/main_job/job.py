@@ -33,7 +33,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
     """Run the main job. Whatever can be refused is refused before any work; a failed run leaves no folder.
 
     Args:
-        config: what to do.
+        config: the flags of the run.
         progress: called as ``progress(part, done, total)`` during the long parts.
 
     Raises:

@@ -19,10 +19,10 @@ from icrl_gym.values import ValueEstimates
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What one run found.
+    """The findings of one run.
 
     Attributes:
-        config: what was asked for.
+        config: the flags of the run.
         gamma: the discount that was used.
         trajectory: the context.
         truth: true values at the queries; their standard error is None where they are exact.
@@ -30,7 +30,7 @@ class Evaluation:
         scores: name -> figures of each against the truth.
         steps: name -> environment steps that it learned from, or None if unknown.
         notes: remarks that belong beside the numbers.
-        run_dir: where everything was written.
+        run_dir: folder of the run.
     """
 
     config: EvaluateConfig

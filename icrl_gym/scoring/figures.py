@@ -107,7 +107,7 @@ def attention_map(
             share a column, which shows the sum of their weights.
         query_values: (Q,) estimated values, which order the rows.
         source_values: (n,) estimated values at the states that the transitions start in, which order the columns.
-        label: what a weight is, with its unit.
+        label: name of a weight, with its unit.
     """
     figure = Figure(figsize=(8.2, 4.4), dpi=110, layout="constrained")
     axes = figure.subplots()
@@ -140,7 +140,7 @@ def value_along_episode(
         estimates: name -> values at the T states of the episode, in order of time.
         realised: (T,) the discounted return that this episode went on to collect from each state, or None.
         level: probability that an interval holds the value, in (0, 1).
-        ending: how the episode ended, for the title.
+        ending: the episode's ending in words, for the title.
 
     Raises:
         ValueError: no estimates.
