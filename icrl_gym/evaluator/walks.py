@@ -84,7 +84,7 @@ class TransitionModel:
 
     @classmethod
     def fit(cls, prompt: Prompt) -> TransitionModel | None:
-        """The model of a prompt; None where few transitions go on, states recur, or somebody else acted than the policy.
+        """The model of a prompt; None where few transitions go on, states recur, or another policy acted.
 
         What recurs is to be looked up, not extrapolated: it does if less than half of the sources are distinct.
         """
