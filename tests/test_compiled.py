@@ -124,7 +124,14 @@ def test_certificates_are_told_of_every_member_and_landmarks_have_none():
     assert first.certificates != third.certificates
 
 
-@pytest.mark.parametrize("heads", [HEADS, TWO, (Setting(), Setting(forgetting=1e-2), Setting(trace_decay=0.5))])
+ONE_KERNEL = (Setting(), Setting(forgetting=1e-2), Setting(trace_decay=0.5))
+EACH_ITS_OWN = tuple(
+    replace(Setting(), **{name: value})
+    for name, value in {"bandwidth": 2.0, "sink": 9.0, "relevance": "returns", "landmarks": 5, "step_size": 1.0}.items()
+)
+
+
+@pytest.mark.parametrize("heads", [HEADS, TWO, ONE_KERNEL, EACH_ITS_OWN])
 def test_heads_that_attend_alike_are_attended_to_once(monkeypatch, heads):
     sizes = []
     attend = kernel_module.gaussian_attention
@@ -143,6 +150,20 @@ def test_heads_that_attend_alike_are_attended_to_once(monkeypatch, heads):
     evaluator.predict(np.zeros((5, 2)))
     assert sizes == [5] * len(kernels)
     assert len(DISTINCT_KERNELS) == 6
+
+
+@pytest.mark.parametrize("landmarks", [0, 7])
+@pytest.mark.parametrize("relevance", ["uniform", "returns"])
+def test_support_is_the_same_with_a_sink_and_without(landmarks, relevance):
+    """With a sink it is read off the attention, without one it is counted from distances; sources are weighted."""
+    log, rng = make_log(), np.random.default_rng(1)
+    prompt = replace(Prompt.from_trajectory(log, GAMMA), importance_ratios=rng.exponential(size=len(log)))
+    queries = prompt.queries(log.next_observations[:5])
+    found = []
+    for sink in (0.0, 20.0):
+        kernel = compile_prompt(prompt, Setting(sink=sink, landmarks=landmarks, relevance=relevance)).kernel
+        found.append(kernel.support(queries, kernel.attend(queries)))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-9)
 
 
 def test_what_answered_keeps_no_matrix_of_the_context():
