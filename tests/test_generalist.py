@@ -483,7 +483,13 @@ def tabular_log():
 SOLVED = [Setting(), Setting(trace_decay=0.9, forgetting=1e-2), Setting(bandwidth=0.4, averaging=1.0, sink=0.0)]
 
 
-@pytest.mark.parametrize("setting", SOLVED)
+LANDMARKS = [
+    Setting(bandwidth=0.8, forgetting=1e-3, landmarks=9, **others)
+    for others in ({}, {"trace_decay": 0.9}, {"trace_decay": 0.5, "sink": 0.0}, {"pseudo_terminations": 2.0})
+]
+
+
+@pytest.mark.parametrize("setting", SOLVED + LANDMARKS)
 @pytest.mark.parametrize("level", [-1.0, 0.3, 1.0])
 def test_moving_the_level_is_solving_at_it(setting, level):
     prompt = make_prompt()
@@ -575,7 +581,7 @@ def test_error_bars_of_a_weighted_log_are_those_of_its_effective_size():
         model = Generalist(HEADS, Decided(gates_of(some_shares(), 0.3, 0.0)), Watched())
         mixture = compiled(model, replace(prompt, importance_ratios=given))
         errors = standard_errors(mixture, make_queries(prompt))
-        np.testing.assert_allclose(errors, expected * mixture.error_bars.scale, rtol=1e-9)
+        np.testing.assert_allclose(errors, expected * mixture.error_bars.facts.scale, rtol=1e-9)
 
 
 def degenerate_logs():

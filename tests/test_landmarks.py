@@ -12,7 +12,7 @@ from icrl_gym.evaluator.certificates import certificates
 from icrl_gym.evaluator.checkpoint import new_networks
 from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.mixture import Generalist
-from icrl_gym.evaluator.network import compile_prompt, with_free_level
+from icrl_gym.evaluator.network import compile_prompt
 from icrl_gym.evaluator.setting import Setting
 
 GAMMA = 0.9
@@ -156,17 +156,6 @@ def test_at_the_free_level_what_the_equations_leave_unmet_sums_to_zero(name, wei
         sums.append(abs(unmet.sum()) / np.abs(unmet).sum())
     assert sums[0] > 1e-5
     assert sums[1] < 1e-10
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("level", [-1.0, 0.3, 1.0])
-def test_moving_the_level_is_solving_at_it(name, level):
-    prompt, setting = make_prompt(), SETTINGS[name]
-    solved = compile_prompt(prompt, replace(setting, free_level=level))
-    moved = with_free_level(compile_prompt(prompt, setting), level)
-    assert moved.setting == solved.setting
-    np.testing.assert_allclose(moved.readout.columns_LCR, solved.readout.columns_LCR[..., :1], rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(values_of(moved), values_of(solved), rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

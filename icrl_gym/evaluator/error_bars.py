@@ -14,7 +14,7 @@ of succession). The error does NOT include what smoothing leaves out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -132,40 +132,24 @@ class PretrainedError:
         statistics_S: statistics of the prompt.
         shares_H: shares of the open heads as the gate gave them.
         first: the prompt under the first head, whether it answers or not; the statistics are read from it.
-        constant, level_shift, scale: the first head's numbers for the whole prompt, in units of reward (`QueryFacts`).
+        facts: the first head's numbers for the whole prompt, and for no query yet.
     """
 
     spread: SpreadHead
     statistics_S: Tensor
     shares_H: np.ndarray
     first: CompiledPrompt
-    constant: float
-    level_shift: float
-    scale: float
-
-    @classmethod
-    def of(
-        cls, spread: SpreadHead, statistics_S: Tensor, shares_H: np.ndarray, first: CompiledPrompt
-    ) -> PretrainedError:
-        """The error bars of a prompt from its first head, whose matrices are not kept."""
-        facts = QueryFacts.of(first, first.prompt.source_features[:0])
-        slim = first.without_matrices()
-        return cls(spread, statistics_S, shares_H, slim, facts.constant, facts.level_shift, facts.scale)
+    facts: QueryFacts
 
     def __call__(self, rows: Rows, by_member_HQ: np.ndarray, values_Q: np.ndarray) -> np.ndarray:
         """Standard errors (Q,) in units of reward."""
         attention_QN = rows[self.first.kernel]
-        facts = QueryFacts(
-            self.first.values(attention_QN)[-1].double().cpu().numpy(),
-            attention_mass(self.first.kernel, attention_QN),
-            self.constant,
-            self.level_shift,
-            self.scale,
-        )
+        first_Q, mass_Q = self.first.values(attention_QN)[-1], attention_mass(self.first.kernel, attention_QN)
+        facts = replace(self.facts, values_Q=first_Q.double().cpu().numpy(), mass_Q=mass_Q)
         statistics_QT = query_statistics(facts, by_member_HQ, self.shares_H, values_Q)
         with torch.no_grad():
             log_Q = self.spread(self.statistics_S[None], torch.as_tensor(statistics_QT[None]).float())[0]
-        return self._widening * self.scale * log_Q.double().exp().numpy()
+        return self._widening * facts.scale * log_Q.double().exp().numpy()
 
     @property
     def _widening(self) -> float:

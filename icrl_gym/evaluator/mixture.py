@@ -14,7 +14,7 @@ from icrl_gym.evaluator.error_bars import PretrainedError, SamplingError, Spread
 from icrl_gym.evaluator.gate import Gate
 from icrl_gym.evaluator.network import CompiledPrompt, Compiler, with_free_level
 from icrl_gym.evaluator.setting import Setting
-from icrl_gym.evaluator.statistics import prompt_statistics
+from icrl_gym.evaluator.statistics import QueryFacts, prompt_statistics
 from icrl_gym.evaluator.walks import TransitionModel
 
 LEAST_SHARE = 1e-6  # heads below it are not run; training has them all in its medians
@@ -83,6 +83,7 @@ class Generalist:
         with torch.no_grad():
             gates = self.gate(statistics_S[None])
         level, pseudo = float(gates.free_level_B[0]), float(gates.pseudo_terminations_B[0])
+        facts = QueryFacts.of(first, prompt.source_features[:0])
         shares = self._open(gates.shares_BH[0].tolist(), prompt)
         heads = [self._run(compiler, self.heads[index], first, level, pseudo) for index in shares]
         shares_H = np.array(list(shares.values()))
@@ -90,7 +91,7 @@ class Generalist:
         mixture = CompiledMixture(
             prompt,
             tuple(map(Member, (positive_H / positive_H.sum()).tolist(), heads)),
-            PretrainedError.of(self.spread, statistics_S, shares_H / shares_H.sum(), first),
+            PretrainedError(self.spread, statistics_S, shares_H / shares_H.sum(), first.without_matrices(), facts),
             float(gates.trust_B[0]),
             transitions,
             float(gates.imagination_B[0]),
