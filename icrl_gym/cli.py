@@ -45,7 +45,7 @@ from icrl_gym.configuration import (
 from icrl_gym.runs import standard_json, versions
 
 if TYPE_CHECKING:
-    from icrl_gym.main_job.job import Evaluation
+    from icrl_gym.main_job.result import Evaluation
 
 BAD_INPUT = 2  # exit code
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, gymnasium.error.Error)

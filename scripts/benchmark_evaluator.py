@@ -65,9 +65,7 @@ def num_heads(num_transitions: int) -> int:
     """Heads that the generalist opens on this log."""
     log = trajectory(num_transitions)
     estimates = icrl.InContextEvaluator.from_pretrained("generalist").fit(log, 0.99).predict(log.observations[:1])
-    assert estimates.diagnostics is not None
-    assert estimates.diagnostics.mixture is not None
-    return len(estimates.diagnostics.mixture.heads)
+    return len(estimates.diagnostics.members)
 
 
 def printed_form_per_query(num_transitions: int) -> Callable[[], object]:

@@ -207,7 +207,7 @@ def test_an_unwritable_folder_is_refused_before_any_work(capsys, monkeypatch, tm
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("icrl_gym.main_job.job.collect", lambda *a, **k: pytest.fail("work was started"))
+    monkeypatch.setattr("icrl_gym.main_job.subject.collect", lambda *a, **k: pytest.fail("work was started"))
     monkeypatch.setattr("icrl_gym.tracking.tempfile.TemporaryFile", refuse)
     line = refusal(capsys, "--policy", "random", *SMALL, "--run-dir", "mine")
     assert "log_dir: cannot write to the folder" in line
@@ -313,7 +313,7 @@ def test_an_interrupted_run_says_so(capsys, monkeypatch, tmp_path):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("icrl_gym.main_job.job.collect", interrupt)
+    monkeypatch.setattr("icrl_gym.main_job.subject.collect", interrupt)
     assert cli.main(["evaluate", *RANDOM, "--run-dir", "mine"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -11,17 +11,22 @@ import gymnasium
 import numpy as np
 import pytest
 
+from icrl_gym.acting.demo_policy import load_demo_policy
 from icrl_gym.configuration import EvaluateConfig
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.ground_truth.values import query_histories
-from icrl_gym.main_job import job as evaluation_module
-from icrl_gym.main_job.job import Evaluation, discounted_returns, evaluate
+from icrl_gym.main_job import job as job_module
+from icrl_gym.main_job import subject as subject_module
+from icrl_gym.main_job.job import evaluate
+from icrl_gym.main_job.result import Evaluation
+from icrl_gym.registry import make_estimator
 from icrl_gym.rivals.critics import sb3_critic_values
+from icrl_gym.scoring import figures
 from icrl_gym.scoring.score import score
 from icrl_gym.values import Estimand, ValueEstimates
 
 SMALL = EvaluateConfig(policy="random", context_length=80, gamma=0.8, num_queries=6, num_rollouts=3, tensorboard=False)
-FIGURES = {"estimates_against_truth", "error_by_layer", "attention", "value_along_episode"}
+FIGURES = {"estimates_against_truth", "attention", "value_along_episode"}
 
 
 def run(tmp_path, **changes):
@@ -103,7 +108,10 @@ def test_the_critic_of_the_same_policy_is_scored_beside_the_estimate(demo):
     found, _ = demo
     assert list(found.scores) == ["generalist", "PPO critic"]
     assert found.steps["generalist"] == 80
-    assert found.steps["PPO critic"] > 10_000
+    assert found.steps["PPO critic"] == load_demo_policy().num_timesteps == 30_720
+    assert "PPO critic (30,720 environment steps)" in found.verdict
+    rows = table(found.run_dir / "scores.csv")
+    assert {row["estimator"]: row["environment_steps"] for row in rows} == {"generalist": "80", "PPO critic": "30720"}
     assert found.gamma == 0.99  # the model's own
     for name, estimate in found.estimates.items():
         assert repr(found.scores[name]) == repr(score(estimate, found.truth))  # NaN equals NaN
@@ -116,12 +124,16 @@ def test_progress_is_reported_to_the_end_of_both_long_parts(demo):
     assert all(done == total for done, total in last.values())
 
 
-def test_events_hold_scalars_hyperparameters_and_four_figures(demo):
-    found, _ = demo
+def events_of(found):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    events = EventAccumulator(str(found.run_dir), size_guidance={"images": 0}).Reload()
+    return EventAccumulator(str(found.run_dir), size_guidance={"images": 0}).Reload()
+
+
+def test_events_hold_scalars_hyperparameters_and_figures(demo):
+    found, _ = demo
+    events = events_of(found)
     tags = events.Tags()
     assert set(tags["images"]) == FIGURES
     for name in found.scores:
@@ -245,27 +257,53 @@ def test_what_can_be_refused_is_refused_before_any_work(tmp_path, monkeypatch, c
     def no_work(*args, **kwargs):
         pytest.fail("work was started")
 
-    monkeypatch.setattr(evaluation_module, "collect", no_work)
+    monkeypatch.setattr(subject_module, "collect", no_work)
     with pytest.raises(ValueError, match=message):
         run(tmp_path, **changes)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("part", ["collect", "monte_carlo_values", "save_tables", "_log"])
-def test_a_run_that_fails_midway_leaves_no_folder(tmp_path, monkeypatch, part):
+@pytest.mark.parametrize(
+    ("module", "part"),
+    [
+        (subject_module, "collect"),
+        (subject_module, "monte_carlo_values"),
+        (job_module, "save_tables"),
+        (job_module, "_log"),
+    ],
+)
+def test_a_run_that_fails_midway_leaves_no_folder(tmp_path, monkeypatch, module, part):
     def fail(*args, **kwargs):
         raise RuntimeError("midway")
 
-    monkeypatch.setattr(evaluation_module, part, fail)
+    monkeypatch.setattr(module, part, fail)
     with pytest.raises(RuntimeError, match="midway"):
         run(tmp_path, tensorboard=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_estimator_with_layers_draws_its_own(tmp_path):
-    found = run(tmp_path, estimator="theorem_1")
-    assert found.estimates["theorem_1"].by_layer is not None
+def test_only_an_estimator_with_layers_has_a_figure_by_layer_and_it_is_its_own(tmp_path, monkeypatch):
+    drawn = []
+    draw = figures.error_by_layer
+    monkeypatch.setattr(figures, "error_by_layer", lambda rows, *others: drawn.append(rows) or draw(rows, *others))
+    found = run(tmp_path, estimator="theorem_1", tensorboard=True)
+    ((name, rows),) = drawn[0].items()
+    assert name == "theorem_1"
+    assert rows is found.estimates["theorem_1"].by_layer
+    assert set(events_of(found).Tags()["images"]) == {*FIGURES, "error_by_layer"}
     assert "theorem_1" in found.verdict
+
+
+def test_the_attention_that_is_drawn_is_that_of_what_answered(tmp_path, monkeypatch):
+    drawn = []
+    draw = figures.attention_map
+    monkeypatch.setattr(figures, "attention_map", lambda *given: drawn.append(given) or draw(*given))
+    found = run(tmp_path, tensorboard=True)
+    ((weights, at_queries, at_sources),) = drawn
+    evaluator = make_estimator("generalist").fit(found.trajectory, found.gamma)
+    np.testing.assert_array_equal(weights, evaluator.attention(found.truth.observations))
+    np.testing.assert_array_equal(at_queries, found.estimates["generalist"].values)
+    np.testing.assert_array_equal(at_sources, evaluator.predict(found.trajectory.observations).values)
 
 
 @pytest.mark.parametrize(
@@ -278,13 +316,13 @@ def test_an_estimator_with_layers_draws_its_own(tmp_path):
 )
 def test_the_return_of_an_episode_is_shown_only_where_it_is_known(tmp_path, monkeypatch, env, length, ending):
     calls = []
-    draw = evaluation_module.figures.value_along_episode
+    draw = figures.value_along_episode
 
     def spy(values, realised=None, *, ending=None):
         calls.append((values["generalist"], realised, ending))
         return draw(values, realised, ending=ending)
 
-    monkeypatch.setattr(evaluation_module.figures, "value_along_episode", spy)
+    monkeypatch.setattr(figures, "value_along_episode", spy)
     found = run(tmp_path, env=env, context_length=length, tensorboard=True, num_queries=2, num_rollouts=2)
     ((shown, realised, how),) = calls
     assert how == ending
@@ -330,8 +368,3 @@ def test_without_a_critic_the_verdict_compares_with_a_constant():
     verdict = a_result([2.0, 3.0, 4.0, 5.0]).verdict
     assert f"{1 / math.sqrt(1.25):.2g} of the truth's standard deviation" in verdict
     assert "no spread" in a_result([2.0, 3.0], truth=(1.0, 1.0)).verdict
-
-
-def test_discounted_returns_by_hand():
-    np.testing.assert_allclose(discounted_returns(np.array([1.0, 2.0, 4.0]), 0.5), [3.0, 4.0, 4.0])
-    assert discounted_returns(np.array([]), 0.5).shape == (0,)

@@ -74,13 +74,6 @@ def test_error_by_layer_is_the_rmse_of_each_row():
     assert draws(figure)
 
 
-def test_an_equilibrium_is_a_horizontal_line():
-    figure = error_by_layer({"equilibrium": np.array([[2.0, 3.0]])}, estimates([1.0, 2.0]))
-    (line,) = figure.axes[0].get_lines()
-    np.testing.assert_array_equal(line.get_ydata(), [1.0, 1.0])
-    np.testing.assert_array_equal(line.get_xdata(), [0, 1])  # the whole width, in axes coordinates
-
-
 def test_the_noise_floor_is_drawn_where_there_is_one():
     truth, rows = estimates([1.0, 2.0]), {"a": np.ones((3, 2))}
     (_, floor) = error_by_layer(rows, truth, noise_floor=0.25).axes[0].get_lines()
@@ -89,7 +82,7 @@ def test_the_noise_floor_is_drawn_where_there_is_one():
 
 
 def test_lines_differ_in_more_than_colour():
-    figure = error_by_layer({"a": np.zeros((1, 2)), "b": np.ones((1, 2))}, estimates([1.0, 2.0]), {"c": 1.0})
+    figure = error_by_layer({"a": np.zeros((3, 2)), "b": np.ones((3, 2))}, estimates([1.0, 2.0]), {"c": 1.0})
     assert len({line.get_linestyle() for line in figure.axes[0].get_lines()}) == 3
 
 
@@ -105,6 +98,15 @@ def test_the_attention_map_is_ordered_by_value():
     (image,) = figure.axes[0].get_images()
     np.testing.assert_array_equal(image.get_array(), [[5.0, 3.0, 4.0], [2.0, 0.0, 1.0]])
     assert draws(figure)
+
+
+def test_in_long_contexts_neighbours_share_a_column_and_no_weight_is_lost():
+    weights = np.random.default_rng(0).dirichlet(np.ones(1501), size=4)
+    figure = attention_map(weights, np.arange(4.0), np.random.default_rng(1).permutation(1501).astype(float))
+    (image,) = figure.axes[0].get_images()
+    assert image.get_array().shape == (4, 501)
+    np.testing.assert_allclose(image.get_array().sum(axis=1), 1.0)
+    assert "3 transitions of the context each" in figure.axes[0].get_xlabel()
 
 
 def test_signed_weights_get_a_diverging_map_centred_on_zero():

@@ -34,7 +34,8 @@ from icrl_gym.evaluator.gate import (
 )
 from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.mixture import Generalist
-from icrl_gym.evaluator.network import THEOREM_1, Setting, compile_prompt, with_free_level
+from icrl_gym.evaluator.network import compile_prompt, with_free_level
+from icrl_gym.evaluator.setting import THEOREM_1, Setting
 from icrl_gym.evaluator.statistics import QUERY_STATISTICS, STATISTICS, prompt_statistics, value_scale
 from icrl_gym.evaluator.walks import TransitionModel
 from icrl_gym.pretraining.shards import as_tensors, solve_example
@@ -104,11 +105,15 @@ def output_bias(network):
 
 
 def mixed_values(mixture, queries):
-    return mixture.evaluate(queries)[0][-1]
+    return mixture.read(queries).by_layer_LQ[-1]
+
+
+def shares_of(mixture):
+    return [member.share for member in mixture.members]
 
 
 def standard_errors(mixture, queries):
-    return mixture.evaluate(queries)[1]
+    return mixture.read(queries).stderr_Q
 
 
 def values_of(prompt, setting, queries, **options):
@@ -135,7 +140,7 @@ def test_theorem_1_is_one_of_its_settings():
     prompt = Prompt.from_trajectory(log, GAMMA)
     mixture = compiled(untrained((THEOREM_1,)), prompt)
     queries = prompt.queries(log.next_observations[::9])
-    assert mixture.heads[0].setting == THEOREM_1
+    assert mixture.members[0].setting == THEOREM_1
     np.testing.assert_allclose(mixed_values(mixture, queries), expected.values, rtol=1e-12)
     np.testing.assert_allclose(mixture.attribution(queries), expected.attribution(), rtol=1e-9, atol=1e-12)
 
@@ -145,8 +150,8 @@ def test_theorem_1_is_one_of_its_settings():
 def test_values_are_the_attribution_of_the_rewards_whatever_the_weights(seed, ends):
     prompt = make_prompt(seed=seed, ends=ends)
     mixture, queries = compiled(with_random_weights(prompt, seed), prompt), make_queries(prompt)
-    assert len(mixture.heads) > 1
-    assert any(head.setting.free_level for head in mixture.heads)
+    assert len(mixture.members) > 1
+    assert any(member.setting.free_level for member in mixture.members)
     values = mixed_values(mixture, queries)
     assert np.abs(values - values_of(prompt, HEADS[0], queries)).max() > 1e-3
     np.testing.assert_allclose(mixture.attribution(queries) @ prompt.rewards, values, rtol=1e-8)
@@ -170,12 +175,11 @@ def test_a_query_does_not_see_the_others(seed, noise):
     prompt = make_prompt(seed=seed, noise=noise)
     mixture = compiled(with_random_weights(prompt, seed, imagination=0.6), prompt)
     queries = 3 * make_queries(prompt)  # some far outside
-    values, errors = mixture.evaluate(queries)
+    values, errors = mixed_values(mixture, queries), standard_errors(mixture, queries)
     attribution = mixture.attribution(queries)
     for i in range(len(queries)):
-        value, error = mixture.evaluate(queries[i : i + 1])
-        np.testing.assert_allclose(value[:, 0], values[:, i], rtol=1e-9)
-        np.testing.assert_allclose(error, errors[i], rtol=1e-4)
+        np.testing.assert_allclose(mixed_values(mixture, queries[i : i + 1]), values[i], rtol=1e-9)
+        np.testing.assert_allclose(standard_errors(mixture, queries[i : i + 1]), errors[i], rtol=1e-4)
         np.testing.assert_allclose(mixture.attribution(queries[i : i + 1])[0], attribution[i], rtol=1e-8, atol=1e-10)
 
 
@@ -187,7 +191,7 @@ def test_scaled_rewards_scale_values_and_errors_whatever_the_weights(scale, seed
     model, queries = with_random_weights(prompt, seed, imagination=0.6), make_queries(prompt)
     one, other = compiled(model, prompt), compiled(model, scaled)
     assert one.imagination == other.imagination == pytest.approx(0.0 if noise else 0.6)
-    np.testing.assert_allclose(other.statistics_S, one.statistics_S, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(other.error_bars.statistics_S, one.error_bars.statistics_S, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mixed_values(other, queries), scale * mixed_values(one, queries), rtol=1e-5)
     np.testing.assert_allclose(standard_errors(other, queries), scale * standard_errors(one, queries), rtol=1e-4)
 
@@ -200,7 +204,7 @@ def test_the_order_of_observed_dimensions_does_not_matter(seed, noise):
     model, queries = with_random_weights(prompt, seed, imagination=0.6), make_queries(prompt)
     one, other = compiled(model, prompt), compiled(model, permuted)
     assert one.imagination == other.imagination == pytest.approx(0.0 if noise else 0.6)
-    np.testing.assert_allclose(other.statistics_S, one.statistics_S, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(other.error_bars.statistics_S, one.error_bars.statistics_S, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mixed_values(other, queries[:, order]), mixed_values(one, queries), rtol=1e-5)
     np.testing.assert_allclose(standard_errors(other, queries[:, order]), standard_errors(one, queries), rtol=1e-4)
 
@@ -255,9 +259,9 @@ def test_only_heads_without_a_share_are_left_out():
     shares = np.array([1 - mixing, 0.0, 0.0]) + mixing * softmax
     assert shares[2] < 0.01  # a head that hardly counts is run: training has it in its medians
     mixture = compiled(model, prompt)
-    np.testing.assert_allclose(mixture.shares, shares / shares.sum(), rtol=1e-5)
+    np.testing.assert_allclose(shares_of(mixture), shares / shares.sum(), rtol=1e-5)
     by_head = torch.as_tensor(np.stack([values_of(prompt, head, queries) for head in HEADS[:3]]))[None]
-    weights = consensus(by_head, torch.tensor([mixture.shares]).double())
+    weights = consensus(by_head, torch.tensor([shares_of(mixture)]))
     np.testing.assert_allclose(mixed_values(mixture, queries), (weights * by_head).sum(dim=1)[0], rtol=1e-7)
 
 
@@ -268,7 +272,7 @@ def test_far_from_the_prior_it_is_exactly_the_first_head(noise):
     queries = make_queries(prompt)
     model.gate.standardisation.get_buffer("mean_S")[3] += 100.0
     mixture = compiled(model, prompt)
-    assert (mixture.trust, mixture.shares, mixture.imagination) == (0.0, (1.0,), 0.0)
+    assert (mixture.trust, shares_of(mixture), mixture.imagination) == (0.0, [1.0], 0.0)
     np.testing.assert_array_equal(mixed_values(mixture, queries), values_of(prompt, HEADS[0], queries))
 
 
@@ -479,7 +483,13 @@ def tabular_log():
 SOLVED = [Setting(), Setting(trace_decay=0.9, forgetting=1e-2), Setting(bandwidth=0.4, averaging=1.0, sink=0.0)]
 
 
-@pytest.mark.parametrize("setting", SOLVED)
+LANDMARKS = [
+    Setting(bandwidth=0.8, forgetting=1e-3, landmarks=9, **others)
+    for others in ({}, {"trace_decay": 0.9}, {"trace_decay": 0.5, "sink": 0.0}, {"pseudo_terminations": 2.0})
+]
+
+
+@pytest.mark.parametrize("setting", SOLVED + LANDMARKS)
 @pytest.mark.parametrize("level", [-1.0, 0.3, 1.0])
 def test_moving_the_level_is_solving_at_it(setting, level):
     prompt = make_prompt()
@@ -557,9 +567,9 @@ def test_untrained_error_bars_are_one_value_scale_and_twice_that_far_out(trusted
     model = untrained()
     mixture = compiled(model, prompt)
     means = model.spread.standardisation.get_buffer("mean_S")
-    means[: len(STATISTICS)] = mixture.statistics_S + (0.0 if trusted else 50.0)
+    means[: len(STATISTICS)] = mixture.error_bars.statistics_S + (0.0 if trusted else 50.0)
     model.spread.standardisation.get_buffer("scale_S")[len(STATISTICS) :] = 100.0
-    expected = value_scale(mixture.first) * (1.0 if trusted else 2.0)
+    expected = value_scale(compile_prompt(prompt, HEADS[0])) * (1.0 if trusted else 2.0)
     np.testing.assert_allclose(standard_errors(mixture, make_queries(prompt)), expected, rtol=1e-6)
 
 
@@ -571,7 +581,7 @@ def test_error_bars_of_a_weighted_log_are_those_of_its_effective_size():
         model = Generalist(HEADS, Decided(gates_of(some_shares(), 0.3, 0.0)), Watched())
         mixture = compiled(model, replace(prompt, importance_ratios=given))
         errors = standard_errors(mixture, make_queries(prompt))
-        np.testing.assert_allclose(errors, expected * value_scale(mixture.first), rtol=1e-9)
+        np.testing.assert_allclose(errors, expected * mixture.error_bars.facts.scale, rtol=1e-9)
 
 
 def degenerate_logs():
@@ -751,7 +761,7 @@ def test_heads_that_fell_back_are_counted():
     prompt = make_prompt()
     mixture = compiled(with_random_weights(prompt, 0), prompt)
     assert not mixture.fell_back
-    heads = (replace(mixture.heads[0], fell_back=True), *mixture.heads[1:])
-    fallen = replace(mixture, heads=heads)
+    first, *others = mixture.members
+    fallen = replace(mixture, members=(replace(first, head=replace(first.head, fell_back=True)), *others))
     assert fallen.fell_back
-    assert any(f"1 of {len(heads)} heads" in warning for warning in fallen.warnings)
+    assert any(f"1 of {1 + len(others)} heads" in warning for warning in fallen.warnings)

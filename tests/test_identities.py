@@ -10,7 +10,9 @@ from icrl_gym.context.features import FeatureMap
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.evaluator import paper
-from icrl_gym.evaluator.network import THEOREM_1, Setting, compile_prompt
+from icrl_gym.evaluator.network import compile_prompt
+from icrl_gym.evaluator.recursion import Trace
+from icrl_gym.evaluator.setting import THEOREM_1, Setting
 from icrl_gym.reproduction.reference import ReferenceInput, ReferenceSetting, certainty_equivalence, run
 
 TOLERANCE = 1e-12
@@ -270,8 +272,6 @@ def test_a_source_of_weight_two_equals_the_same_source_twice():
 
 
 def test_trace_operator_and_its_transpose_are_adjoint():
-    from icrl_gym.evaluator.recursion import Trace
-
     rng = np.random.default_rng(0)
     decay = torch.tensor(rng.random(37) * (rng.random(37) > 0.2))
     decay[-1] = 0

@@ -86,7 +86,7 @@ def test_the_interval_grows_off_the_support_of_the_context(log, fitted):
 
 def test_options_given_by_hand_hold_in_every_head(log):
     estimates = icrl.InContextEvaluator.from_pretrained(bandwidth=2.0).fit(log, 0.99).predict(log.observations[:3])
-    assert {head.setting.bandwidth for head in estimates.diagnostics.mixture.heads} == {2.0}
+    assert {member.setting.bandwidth for member in estimates.diagnostics.members} == {2.0}
     layered = icrl.InContextEvaluator.from_pretrained(num_layers=5).fit(log, 0.99).predict(log.observations[:3])
     assert layered.by_layer.shape == (5, 3)
     with pytest.raises(ValueError, match="plain"):
@@ -96,7 +96,7 @@ def test_options_given_by_hand_hold_in_every_head(log):
 def test_action_values_come_from_the_same_mixture(log, fitted):
     estimates = fitted.predict_q(log.observations[:4], log.actions[:4])
     np.testing.assert_allclose(estimates.attribution() @ log.rewards, estimates.values, rtol=1e-9)
-    assert estimates.diagnostics.mixture is not None
+    assert len(estimates.diagnostics.members) > 1
 
 
 def test_unknown_names_and_missing_files_are_refused(tmp_path):
@@ -128,6 +128,6 @@ def test_weighted_logs_are_evaluated(log):
     plain = icrl.InContextEvaluator.from_pretrained().fit(log, 0.99).predict(log.observations[:5])
     assert np.isfinite(estimates.values).all()
     assert np.abs(estimates.values - plain.values).max() > 1e-3
-    traces = [head.setting.trace_decay for head in estimates.diagnostics.mixture.heads]
-    assert max(traces) == 0 < max(head.setting.trace_decay for head in plain.diagnostics.mixture.heads)
-    assert sum(estimates.diagnostics.mixture.shares) == pytest.approx(1)
+    traces = [member.setting.trace_decay for member in estimates.diagnostics.members]
+    assert max(traces) == 0 < max(member.setting.trace_decay for member in plain.diagnostics.members)
+    assert sum(member.share for member in estimates.diagnostics.members) == pytest.approx(1)

@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from icrl_gym.evaluator.gate import Gate, SpreadHead
+from icrl_gym.evaluator.error_bars import SpreadHead
+from icrl_gym.evaluator.gate import Gate
 from icrl_gym.evaluator.mixture import Generalist
-from icrl_gym.evaluator.network import Setting
+from icrl_gym.evaluator.setting import Setting
 from icrl_gym.evaluator.statistics import QUERY_STATISTICS, STATISTICS
 from icrl_gym.runs import replacing, write_text
 

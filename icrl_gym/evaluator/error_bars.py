@@ -1,79 +1,158 @@
-"""Sampling error of an equilibrium's values: how far the context's randomness moves them.
+"""Standard errors: from the sampling error of one equilibrium, or from a pretrained network.
 
-Values are v = W r, so the innovation of transition k (its TD error under the true values) enters v(q) with weight
-W_qk. Innovations are martingale differences, hence uncorrelated, and the sampling variance is
-sum_k W_qk^2 E[innovation_k^2]: the influence-function variance of LSTD, here with a softmax kernel (this project's own
-use of it). In-sample TD errors are too small, most of all where a transition is alone, such as the one episode end of a
-context; so each is taken as predicted by the others, which has the closed form a_k / (matrix^-1)_kk, and bounded by
-what values of the context's size can make of it. A context without any termination adds what one pseudo-termination
-would do to the constant (rule of succession). The error does NOT include what smoothing leaves out.
+`SamplingError` says how far the context's randomness moves an equilibrium's values. Values are v = W r, so the
+innovation of transition k (its TD error under the true values) enters v(q) with weight W_qk. Innovations are
+martingale differences, hence uncorrelated, and the sampling variance is sum_k W_qk^2 E[innovation_k^2]: the
+influence-function variance of LSTD, here with a softmax kernel (this project's own use of it). In-sample TD errors are
+too small, most of all where a transition is alone, such as the one episode end of a context; so each is taken as
+predicted by the others, which has the closed form a_k / (matrix^-1)_kk, and bounded by what values of the context's
+size can make of it. A context without any termination adds what one pseudo-termination would do to the constant (rule
+of succession). The error does NOT include what smoothing leaves out.
+
+`PretrainedError` is trained to hold nine tenths of the errors, whatever they come from.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from icrl_gym.evaluator.gate import CUT, Standardisation, small_network, trust
+from icrl_gym.evaluator.kernel import Kernel, Rows
 from icrl_gym.evaluator.network import CompiledPrompt
+from icrl_gym.evaluator.recursion import Equations
+from icrl_gym.evaluator.statistics import QueryFacts, attention_mass, query_statistics
 
 LARGEST_CONTEXT = 4096  # sources; beyond it inverting the matrix is not worth its time, and stderr is None
 
 
-@dataclass(frozen=True)
+class ErrorBars(Protocol):
+    """Standard errors of a compiled mixture's answers."""
+
+    def __call__(self, rows: Rows, by_member_HQ: np.ndarray, values_Q: np.ndarray) -> np.ndarray:
+        """Standard errors (Q,) in units of reward.
+
+        Args:
+            rows: attention of the queries.
+            by_member_HQ: values under each member.
+            values_Q: the mixture's values.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
 class SamplingError:
-    """Standard errors of one compiled prompt's queries.
+    """Sampling error of one compiled prompt, whose mixture it is alone.
 
     Attributes:
+        kernel, equations: those of the compiled prompt.
+        step_size: alpha.
+        factors: LU factors and pivots of the equilibrium's matrix.
         innovations_N1: (N, 1) TD errors, each as predicted by the other transitions.
         unseen: error of the constant where no termination was seen, else 0.
     """
 
-    compiled: CompiledPrompt
+    kernel: Kernel
+    equations: Equations
+    step_size: float
+    factors: tuple[Tensor, Tensor]
     innovations_N1: Tensor
     unseen: float
 
     @classmethod
     def of(cls, compiled: CompiledPrompt) -> SamplingError | None:
-        """None for finite depth, without forgetting or averaging, with landmarks, and for very long contexts."""
-        too_long = len(compiled.prompt) > LARGEST_CONTEXT
-        if compiled.readout.factors is None or compiled.setting.landmarks or too_long:
+        """The error of a compiled prompt; None at finite depth, without a ridge, with landmarks, in long contexts."""
+        factors, setting = compiled.readout.factors, compiled.setting
+        if factors is None or setting.landmarks or len(compiled.prompt) > LARGEST_CONTEXT:
             return None
-        return cls(compiled, _innovations(compiled), _unseen_termination(compiled))
+        innovations_N1, unseen = _innovations(compiled, factors), _unseen_termination(compiled)
+        return cls(compiled.kernel, compiled.equations, setting.step_size, factors, innovations_N1, unseen)
 
-    def __call__(self, attention_QN: Tensor) -> np.ndarray:
-        """Standard errors (Q,) from the queries' attention."""
-        compiled, context = self.compiled, self.compiled.context
-        assert compiled.readout.factors is not None
-        adjoint_NQ = torch.linalg.lu_solve(*compiled.readout.factors, attention_QN.mT.contiguous(), adjoint=True)
-        weights_NQ = compiled.setting.step_size * context.trace.transposed(adjoint_NQ)
-        loss_N1 = 1.0 - context.discounts_N1
-        share_N1 = context.weights_N1 / (context.weights_N1 * loss_N1).sum()
+    def __call__(self, rows: Rows, by_member_HQ: np.ndarray, values_Q: np.ndarray) -> np.ndarray:
+        """Standard errors (Q,) from the queries' attention alone."""
+        equations = self.equations
+        adjoint_NQ = torch.linalg.lu_solve(*self.factors, rows[self.kernel].mT.contiguous(), adjoint=True)
+        weights_NQ = self.step_size * equations.trace.transposed(adjoint_NQ)
+        loss_N1 = 1.0 - equations.discounts_N1
+        share_N1 = equations.weights_N1 / (equations.weights_N1 * loss_N1).sum()
         weights_NQ = weights_NQ + share_N1 * (1.0 - (loss_N1 * weights_NQ).sum(dim=0))
         variance_Q = (weights_NQ * self.innovations_N1).square().sum(dim=0) + self.unseen**2
         return variance_Q.sqrt().double().cpu().numpy()
 
 
-def _innovations(compiled: CompiledPrompt) -> Tensor:
+def _innovations(compiled: CompiledPrompt, factors: tuple[Tensor, Tensor]) -> Tensor:
     """Leave-one-out TD errors, (N, 1)."""
-    readout, context = compiled.readout, compiled.context
-    assert readout.factors is not None
+    readout, rewards_N1 = compiled.readout, compiled.equations.rewards_NR
     assert readout.columns_LCR is not None
-    identity_NN = torch.eye(
-        len(compiled.prompt), dtype=compiled.attention_CN.dtype, device=compiled.attention_CN.device
-    )
-    inverse_N1 = torch.linalg.lu_solve(*readout.factors, identity_NN).diagonal().unsqueeze(-1)
-    bound = context.rewards_NR.abs().max() + 2 * readout.columns_LCR[-1].abs().max()
+    identity_NN = torch.eye(len(compiled.prompt), dtype=rewards_N1.dtype, device=rewards_N1.device)
+    inverse_N1 = torch.linalg.lu_solve(*factors, identity_NN).diagonal().unsqueeze(-1)
+    bound = rewards_N1.abs().max() + 2 * readout.columns_LCR[-1].abs().max()
     tiny = torch.finfo(inverse_N1.dtype).tiny
     return (readout.memories_LNR[-1] / inverse_N1.abs().clamp(min=tiny)).clamp(-bound, bound)
 
 
 def _unseen_termination(compiled: CompiledPrompt) -> float:
-    """Shift of the prompt's constant by one pseudo-termination, if the context holds none."""
-    context, gamma = compiled.context, compiled.prompt.gamma
-    if bool((context.discounts_N1 == 0).any()):
+    """Shift of the prompt's constant by one pseudo-termination, if the context holds none, in units of reward."""
+    discounts_N1, gamma = compiled.equations.discounts_N1, compiled.prompt.gamma
+    if bool((discounts_N1 == 0).any()):
         return 0.0
-    loss = float((1.0 - context.discounts_N1).sum())
+    loss = float((1.0 - discounts_N1).sum())
     return abs(float(compiled.readout.constants_LR[-1, 0])) * gamma / (loss + gamma)
+
+
+class SpreadHead(nn.Module):
+    """Statistics of prompts (B, S) and of their queries (B, Q, T) -> log standard error in units of the value scale.
+
+    At initialisation the error is one value scale, whatever the query. Where its inputs leave what it was trained on,
+    the error is up to twice as wide.
+    """
+
+    def __init__(self, num_statistics: int, num_query_statistics: int, width: int = 32) -> None:
+        super().__init__()
+        self.standardisation = Standardisation(num_statistics + num_query_statistics)
+        self.network = small_network(num_statistics + num_query_statistics, width, 1)
+
+    def forward(self, statistics_BS: Tensor, query_statistics_BQT: Tensor) -> Tensor:
+        repeated = statistics_BS[:, None, :].expand(-1, query_statistics_BQT.shape[1], -1)
+        z_BQZ = self.standardisation(torch.cat([repeated, query_statistics_BQT], dim=-1))
+        doubt_BQ = torch.log(2.0 - trust(z_BQZ))
+        return self.network(z_BQZ.clamp(-CUT, CUT))[..., 0] + doubt_BQ
+
+
+@dataclass(frozen=True, eq=False)
+class PretrainedError:
+    """Error bars of a mixture: a 90 % interval is the value +- 1.645 of them.
+
+    Attributes:
+        spread: the network.
+        statistics_S: statistics of the prompt.
+        shares_H: shares of the open heads as the gate gave them.
+        first: the prompt under the first head, whether it answers or not; the statistics are read from it.
+        facts: the first head's numbers for the whole prompt, and for no query yet.
+    """
+
+    spread: SpreadHead
+    statistics_S: Tensor
+    shares_H: np.ndarray
+    first: CompiledPrompt
+    facts: QueryFacts
+
+    def __call__(self, rows: Rows, by_member_HQ: np.ndarray, values_Q: np.ndarray) -> np.ndarray:
+        """Standard errors (Q,) in units of reward."""
+        attention_QN = rows[self.first.kernel]
+        first_Q, mass_Q = self.first.values(attention_QN)[-1], attention_mass(self.first.kernel, attention_QN)
+        facts = replace(self.facts, values_Q=first_Q.double().cpu().numpy(), mass_Q=mass_Q)
+        statistics_QT = query_statistics(facts, by_member_HQ, self.shares_H, values_Q)
+        with torch.no_grad():
+            log_Q = self.spread(self.statistics_S[None], torch.as_tensor(statistics_QT[None]).float())[0]
+        return self._widening * facts.scale * log_Q.double().exp().numpy()
+
+    @property
+    def _widening(self) -> float:
+        """sqrt(N / effective sample size) of a weighted log (Kish), 1 without weights: training never saw any."""
+        ratios_N = self.first.prompt.importance_ratios
+        return 1.0 if ratios_N is None else float(np.sqrt(np.square(ratios_N).mean()) / ratios_N.mean())

@@ -6,63 +6,25 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from gymnasium import spaces
 
 from icrl_gym.context.features import FeatureFunction, FeatureMap
 from icrl_gym.context.pairs import as_pairs, known_successors, state_action_prompt, state_action_trajectory
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.evaluator.checkpoint import available_checkpoints, bundled_checkpoint, load_checkpoint
-from icrl_gym.evaluator.diagnostics import Diagnostics
-from icrl_gym.evaluator.error_bars import SamplingError
-from icrl_gym.evaluator.mixture import CompiledMixture, Generalist
-from icrl_gym.evaluator.network import EQUILIBRIUM, THEOREM_1, CompiledPrompt, Setting, compile_prompt
-from icrl_gym.observations import Observations, as_batch, named_leaves
+from icrl_gym.evaluator.diagnostics import Diagnostics, possible_values, query_warnings
+from icrl_gym.evaluator.mixture import Construction, Generalist, Network
+from icrl_gym.evaluator.setting import Options
+from icrl_gym.observations import Observations, as_batch
 from icrl_gym.values import ValueEstimates
 
-# Defaults when a depth is given by hand: softmax TD(.95) wants a narrower kernel, and no ridge.
-FINITE_DEPTH = Setting(num_layers=8, bandwidth=0.9, sink=0.0, forgetting=0.0, trace_decay=0.95)
-MODES = ("auto", "exact")
-QUERY_BLOCK = 4096  # rows of attention held at once
-THIN_SUPPORT = 0.5  # sources; queries below it are named in the warnings
-
-
-@dataclass(frozen=True)
-class Options:
-    """Keywords of `InContextEvaluator`; None takes the default of the network that the other keywords select."""
-
-    num_layers: int | Literal["equilibrium"] | None = None
-    bandwidth: float | None = None
-    trace_decay: float | None = None
-    sink: float | None = None
-    forgetting: float | None = None
-    step_size: float | None = None
-    averaging: float | None = None
-
-    def setting(self, plain: bool) -> Setting:
-        """The network these options select: Theorem 1's if plain, else by depth."""
-        chosen = {name: value for name, value in vars(self).items() if value is not None}
-        if plain:
-            base = THEOREM_1
-        else:
-            base = Setting() if chosen.get("num_layers", EQUILIBRIUM) == EQUILIBRIUM else FINITE_DEPTH
-        return replace(base, **chosen)
-
-    def on(self, head: Setting) -> Setting:
-        """These options in place of a head's own; at finite depth a head keeps its relevance and its share of width."""
-        chosen = {name: value for name, value in vars(self).items() if value is not None}
-        if chosen.get("num_layers", EQUILIBRIUM) != EQUILIBRIUM:
-            width = FINITE_DEPTH.bandwidth * head.bandwidth / Setting().bandwidth
-            head = replace(FINITE_DEPTH, bandwidth=width, relevance=head.relevance, averaging=head.averaging)
-        if not replace(head, landmarks=0, **chosen).allows_landmarks:
-            head = replace(head, landmarks=0)
-        return replace(head, **chosen)
+CONSTRUCTED = "constructed"
 
 
 class InContextEvaluator:
@@ -80,14 +42,13 @@ class InContextEvaluator:
         averaging: beta in [0, 1]; 0 is softmax TD, 1 kernel averaging.
         plain: True for Theorem 1's network as it stands in the paper (inner-product kernel, zero start, no extensions).
         features: own feature function ``(B,) + shape -> (B, D)`` instead of the space's default.
-        mode: "auto" or "exact".
         device: torch device.
         dtype: torch.float64 (default) or torch.float32.
         model: a pretrained mixture, or None for the construction alone. Options given by hand hold in all its heads.
 
     Attributes:
-        setting: the network as selected; a mixture's first head.
-        trajectory_, prompt_, compiled_: what `fit` made; of a mixture, `compiled_` is the context under its first head.
+        model: the network as selected; ``model.heads`` are its settings.
+        trajectory_, prompt_, compiled_: the context, its prompt, and the prompt under the network, once fitted.
 
     Raises:
         ValueError, TypeError: an option is out of range.
@@ -105,20 +66,19 @@ class InContextEvaluator:
         averaging: float | None = None,
         plain: bool = False,
         features: FeatureFunction | None = None,
-        mode: str = "auto",
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float64,
         model: Generalist | None = None,
     ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
         options = Options(num_layers, bandwidth, trace_decay, sink, forgetting, step_size, averaging)
         if model is not None and plain:
             raise ValueError("plain=True is Theorem 1's network, which is not pretrained: use the name 'constructed'")
-        self.model = None if model is None else replace(model, heads=tuple(map(options.on, model.heads)))
-        self.setting = options.setting(plain) if self.model is None else self.model.heads[0]
+        self.model: Network
+        if model is None:
+            self.model = Construction(options.setting(plain))
+        else:
+            self.model = replace(model, heads=tuple(map(options.on, model.heads)))
         self.features = features
-        self.mode = mode
         self.device = torch.device(device)
         self.dtype = dtype
 
@@ -185,38 +145,22 @@ class InContextEvaluator:
             TypeError, ValueError: the observations do not fit the observation space.
         """
         self._check_fitted()
-        compiled, space = self.compiled_, self.trajectory_.observation_space
-        evaluated = self._mixture or compiled
-        observations = as_batch(observations, space, "observations")
-        features_QD = self.prompt_.queries(observations)
-        blocks = [features_QD[i : i + QUERY_BLOCK] for i in range(0, max(1, len(features_QD)), QUERY_BLOCK)]
-        by_layer, stderr, support = [], [], []
-        for block in blocks:
-            attention_QN = compiled.attend(block)
-            support.append(_support(compiled, block, attention_QN))
-            if self._mixture is not None:
-                values_LQ, stderr_Q = self._mixture.evaluate(block)
-                by_layer.append(values_LQ)
-                stderr.append(stderr_Q)
-                continue
-            by_layer.append(compiled.values(attention_QN).double().cpu().numpy())
-            if self._sampling_error is not None:
-                stderr.append(self._sampling_error(attention_QN))
-        values_LQ = np.concatenate(by_layer, axis=1)
-        support_Q = np.concatenate(support)
-        notes = self.prompt_.feature_map.notes
-        warnings = (*self._context_warnings, *notes, *_query_warnings(self, observations, values_LQ[-1], support_Q))
+        observations = as_batch(observations, self.trajectory_.observation_space, "observations")
+        prompt, compiled = self.prompt_, self.compiled_
+        features_QD = prompt.queries(observations)
+        found = compiled.read(features_QD)
+        values_Q = found.by_layer_LQ[-1]
+        about_queries = query_warnings(prompt, self.trajectory_, observations, values_Q, found.support_Q)
+        warnings = (*compiled.warnings, *prompt.feature_map.notes, *about_queries)
         return ValueEstimates(
-            values=values_LQ[-1],
+            values=values_Q,
             observations=observations,
-            estimand=self.prompt_.estimand,
-            stderr=np.concatenate(stderr) if stderr else None,
-            by_layer=values_LQ,
-            diagnostics=Diagnostics(
-                compiled.setting, "exact", evaluated.fell_back, support_Q, warnings, compiled, self._mixture
-            ),
-            bounds=_possible_values(self.prompt_),
-            attribute=lambda: self._attribution(evaluated, features_QD),
+            estimand=prompt.estimand,
+            stderr=found.stderr_Q,
+            by_layer=found.by_layer_LQ,
+            diagnostics=Diagnostics(found.support_Q, warnings, compiled),
+            bounds=possible_values(prompt),
+            attribute=lambda: compiled.attribution(features_QD),
         )
 
     def predict_q(self, observations: Observations, actions: Any) -> ValueEstimates:
@@ -250,79 +194,23 @@ class InContextEvaluator:
         return attribution_QN
 
     def attention(self, observations: Observations) -> np.ndarray:
-        """Attention of queries over the context's sources, (Q, N); rows sum to 1 less the sink's share."""
-        self._check_fitted()
-        return self.compiled_.attend(self.prompt_.queries(observations)).double().cpu().numpy()
+        """Attention of queries over the context's sources, (Q, N): share-weighted over the heads that answer.
 
-    def _attribution(self, compiled: CompiledPrompt | CompiledMixture, features_QD: np.ndarray) -> np.ndarray:
-        if isinstance(compiled, CompiledMixture):
-            return compiled.attribution(features_QD)
-        return compiled.attribution(compiled.attend(features_QD)).double().cpu().numpy()
+        Rows sum to 1 less the sinks' shares. A landmark's attention falls on the transition that starts in it.
+
+        Raises:
+            RuntimeError: called before `fit`.
+            TypeError, ValueError: the observations do not fit the observation space.
+        """
+        self._check_fitted()
+        return self.compiled_.attention(self.prompt_.queries(observations))
 
     def _compile(self, trajectory: Trajectory, prompt: Prompt) -> Self:
         self.trajectory_, self.prompt_ = trajectory, prompt
         self._of_pairs: Self | None = None
-        self._mixture: CompiledMixture | None = None
-        self._sampling_error: SamplingError | None = None
-        if self.model is not None:
-            self._mixture = self.model.compile(prompt, self.device, self.dtype)
-            self.compiled_, self._context_warnings = self._mixture.first, self._mixture.warnings
-            return self
-        self.compiled_ = compile_prompt(prompt, self.setting, device=self.device, dtype=self.dtype)
-        self._sampling_error = SamplingError.of(self.compiled_)
-        growth = "the recursion grows on this context: the safe averager took over"
-        self._context_warnings = (growth,) if self.compiled_.fell_back else ()
+        self.compiled_ = self.model.compile(prompt, self.device, self.dtype)
         return self
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "compiled_"):
             raise RuntimeError("this evaluator has no context yet: call fit(trajectory, gamma) first")
-
-
-CONSTRUCTED = "constructed"
-
-
-def _support(compiled: CompiledPrompt, features_QD: np.ndarray, attention_QN: torch.Tensor) -> np.ndarray:
-    setting = compiled.setting
-    if setting.kernel == "inner_product":
-        return (1.0 / attention_QN.square().sum(dim=1)).double().cpu().numpy()
-    if setting.sink > 0:
-        mass_Q = attention_QN.sum(dim=1).clamp(max=1.0 - 1e-12)
-        return (setting.sink * mass_Q / (1.0 - mass_Q)).double().cpu().numpy()
-    width = setting.bandwidth * np.sqrt(compiled.prompt.effective_dimension / 4)
-    source_ND = torch.as_tensor(compiled.prompt.source_features / width)
-    distance_QN = torch.cdist(torch.as_tensor(features_QD / width), source_ND)
-    return torch.exp(-distance_QN.square() / 2).sum(dim=1).numpy()
-
-
-def _query_warnings(
-    evaluator: InContextEvaluator, observations: Observations, values: np.ndarray, support: np.ndarray
-) -> list[str]:
-    warnings = []
-    thin = int((support < THIN_SUPPORT).sum())
-    if thin:
-        warnings.append(
-            f"{thin} of {len(support)} queries lie off the context's support: expect the context's constant"
-        )
-    unseen = _unseen_ids(evaluator.trajectory_, observations)
-    if unseen:
-        warnings.append(f"{unseen} of {len(support)} queries hold an id that the context never visited")
-    low, high = _possible_values(evaluator.prompt_)
-    slack = 1e-9 * (high - low)
-    outside = int(((values > high + slack) | (values < low - slack)).sum())
-    if outside:
-        warnings.append(f"{outside} of {len(support)} values lie outside what rewards like the context's can add up to")
-    return warnings
-
-
-def _possible_values(prompt: Prompt) -> tuple[float, float]:
-    """What rewards like the context's can add up to; an episode may also end at once, hence 0 in between."""
-    low, high = min(prompt.rewards.min(), 0.0), max(prompt.rewards.max(), 0.0)
-    return float(low / (1 - prompt.gamma)), float(high / (1 - prompt.gamma))
-
-
-def _unseen_ids(trajectory: Trajectory, observations: Observations) -> int:
-    if not isinstance(trajectory.observation_space, spaces.Discrete):
-        return 0
-    (_, ids) = next(named_leaves(observations, "observations"))
-    return int((~np.isin(ids, trajectory.observations)).sum())

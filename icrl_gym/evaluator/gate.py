@@ -1,6 +1,8 @@
-"""Two small networks: the gate sets the mixture from the prompt's statistics, the spread head sets the error bars.
+"""The gate: a small network that sets the mixture from the prompt's statistics, and the mixing itself.
 
-Both start at the construction and are withdrawn to it where the statistics leave the range they were trained on.
+It starts at the construction and is withdrawn to it where the statistics leave the range it was trained on.
+
+Shape legend: B prompts, S statistics, H heads, Q queries.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ class Gates:
     """What the gate decides for B prompts.
 
     Attributes:
-        shares_BH: of the heads; they sum to 1 (how they become weights: `consensus`).
+        shares_BH: shares of the heads; they sum to 1 (how they become weights: `consensus`).
         free_level_B: share of the free level, in [-0.3, 1].
-        pseudo_terminations_B: in [0, 1].
-        trust_B: in [0, 1]; 0 is the construction.
+        pseudo_terminations_B: terminations to add to those seen, in [0, 1].
+        trust_B: trust in the adaptation, in [0, 1]; 0 is the construction.
         imagination_B: share of imagined returns in the values, in [0, 1].
     """
 
@@ -64,9 +66,9 @@ class Gate(nn.Module):
     imagined only where the next step is predictable.
 
     Args:
-        num_statistics: S.
-        num_heads: H.
-        width: of the hidden layers.
+        num_statistics: S, the number of inputs.
+        num_heads: H, the number of heads.
+        width: units in each hidden layer.
         num_members: networks that differ in their initial weights alone.
         constant_reward: column of the statistic that is 1 where all rewards are equal, else 0.
         predictability: column of the statistic that is 1 where the next step is known for certain.
@@ -86,7 +88,7 @@ class Gate(nn.Module):
         self.width = width
         self.constant_reward, self.predictability = constant_reward, predictability
         self.standardisation = Standardisation(num_statistics)
-        self.members = nn.ModuleList(_network(num_statistics, width, num_heads + 4) for _ in range(num_members))
+        self.members = nn.ModuleList(small_network(num_statistics, width, num_heads + 4) for _ in range(num_members))
 
     def forward(self, statistics_BS: Tensor) -> Gates:
         return mean_gates(self.by_member(statistics_BS))
@@ -153,25 +155,7 @@ def mean_gates(members: list[Gates]) -> Gates:
     return Gates(*(torch.stack(parts).mean(dim=0) for parts in zip(*(vars(m).values() for m in members), strict=True)))
 
 
-class SpreadHead(nn.Module):
-    """Statistics of prompts (B, S) and of their queries (B, Q, T) -> log standard error in units of the value scale.
-
-    At initialisation the error is one value scale, whatever the query.
-    """
-
-    def __init__(self, num_statistics: int, num_query_statistics: int, width: int = 32) -> None:
-        super().__init__()
-        self.standardisation = Standardisation(num_statistics + num_query_statistics)
-        self.network = _network(num_statistics + num_query_statistics, width, 1)
-
-    def forward(self, statistics_BS: Tensor, query_statistics_BQT: Tensor) -> Tensor:
-        repeated = statistics_BS[:, None, :].expand(-1, query_statistics_BQT.shape[1], -1)
-        z_BQZ = self.standardisation(torch.cat([repeated, query_statistics_BQT], dim=-1))
-        doubt_BQ = torch.log(2.0 - trust(z_BQZ))  # up to twice as wide where nothing was learned
-        return self.network(z_BQZ.clamp(-CUT, CUT))[..., 0] + doubt_BQ
-
-
-def _network(num_inputs: int, width: int, num_outputs: int) -> nn.Sequential:
+def small_network(num_inputs: int, width: int, num_outputs: int) -> nn.Sequential:
     """Two hidden layers, and an output that starts at zero."""
     out = nn.Linear(width, num_outputs)
     nn.init.zeros_(out.weight)
@@ -204,7 +188,7 @@ def consensus(values_BHQ: Tensor, shares_BH: Tensor) -> Tensor:
 
 
 def _median(values_BHQ: Tensor) -> Tensor:
-    """Over the heads, half-way between the middle two of an even number, (B, 1, Q)."""
+    """The median over the heads, half-way between the middle two of an even number, (B, 1, Q)."""
     sorted_BHQ, last = values_BHQ.sort(dim=1).values, values_BHQ.shape[1] - 1
     return (sorted_BHQ[:, last // 2, None] + sorted_BHQ[:, (last + 1) // 2, None]) / 2
 
@@ -217,11 +201,11 @@ def gated(values: Tensor, imagined: Tensor, gates: Gates, weigh: Weighing = cons
     Args:
         values: (B, H, 2, 2, Q), axes head, pseudo-terminations 0 or 1, free level 0 or 1.
         imagined: (B, H, 2, 2, Q) imagined returns whose ends take these values.
-        gates: of the B prompts.
-        weigh: how shares become weights.
+        gates: decisions of the gate for the B prompts.
+        weigh: rule by which shares become weights.
 
     Returns:
-        (B, Q).
+        Mixed values (B, Q).
     """
     mixed_BQ = _mixed(values, gates, weigh)
     ahead_K = (imagined != values).flatten(1).any(dim=1).nonzero()[:, 0]  # nothing is imagined elsewhere

@@ -6,7 +6,7 @@ Acrobot-v1 and Pendulum-v1 (docs/generalist.md); each one is an ordinary `Settin
 
 from __future__ import annotations
 
-from icrl_gym.evaluator.network import Setting
+from icrl_gym.evaluator.setting import Setting
 
 NUM_LANDMARKS = 200
 

@@ -67,8 +67,8 @@ def paper_forward(
     """The current-memory row before the first and after each layer; row L at the last column is +v_L(S_n).
 
     Args:
-        features: (n + 1, d).
-        rewards: (n,).
+        features: (n + 1, d) features of S_0 .. S_n.
+        rewards: (n,) rewards R_1 .. R_n.
         gamma: discount in [0, 1).
         num_layers: L >= 0.
         form: "tsm" (one head and the temporal shift module) or "dual_head".

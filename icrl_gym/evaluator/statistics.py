@@ -10,10 +10,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from icrl_gym.context.prompt import Prompt
+from icrl_gym.context.returns import decayed_sums
+from icrl_gym.evaluator.kernel import Kernel, lambda_return_errors
 from icrl_gym.evaluator.network import CompiledPrompt
-from icrl_gym.evaluator.relevance import accumulate, lambda_return_errors
 from icrl_gym.evaluator.walks import TransitionModel
 
 STATISTICS = (
@@ -47,7 +49,7 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt, model: TransitionMo
     Args:
         prompt: the context.
         first: the context compiled under the first head.
-        model: of the context's closed loop, if there is one.
+        model: model of the context's closed loop, if there is one.
     """
     n = len(prompt)
     terminated = int((prompt.discounts == 0).sum()) if prompt.gamma > 0 else 0
@@ -59,7 +61,7 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt, model: TransitionMo
     constant, spread = constant_of(first), values_N.std()
     errors_N = lambda_return_errors(prompt, _RETURN_TRACE)
     left_N = _lambda_errors(first, values_N)
-    mass_N = first.attention_CN[:n].sum(dim=1).double().cpu().numpy()
+    mass_N = attention_mass(first.kernel, first.attention_CK[:n])
     statistics = [
         math.log(n),
         math.log(1 - prompt.gamma),
@@ -77,7 +79,7 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt, model: TransitionMo
         _log_ratio(spread, abs(constant)),
         math.tanh(_ratio(first.level_shift, spread)),
         _log_ratio(_rms(left_N), _rms(errors_N)),
-        _log_ratio(mass_N.mean() * max(first.setting.sink, 1.0), 1.0),
+        _log_ratio(mass_N.mean(), 1.0),
         max(model.predictability, -1.0) if model is not None else 0.0,
     ]
     return np.array(statistics)
@@ -93,6 +95,11 @@ def constant_of(compiled: CompiledPrompt) -> float:
     return float(compiled.readout.constants_LR[-1, 0])
 
 
+def attention_mass(kernel: Kernel, attention_BN: Tensor) -> np.ndarray:
+    """Attention that falls on sources, in units of the sink's weight, (B,) float64."""
+    return attention_BN.sum(dim=1).double().cpu().numpy() * max(kernel.setting.sink, 1.0)
+
+
 def value_scale(compiled: CompiledPrompt) -> float:
     """The unit of the prompt's values: their standard deviation, at least a thousandth of the constant; 0 for none."""
     return float(np.hypot(source_values(compiled).std(), 1e-3 * constant_of(compiled)))
@@ -103,9 +110,10 @@ class QueryFacts:
     """What the first head says of a prompt's queries.
 
     Attributes:
-        values_Q: in units of reward.
-        mass_Q: attention in sources, sink apart.
-        constant, level_shift, scale: of the prompt, in units of reward.
+        values_Q: the first head's values, in units of reward.
+        mass_Q: attention that falls on sources, not on the sink.
+        constant, level_shift, scale: the prompt's constant, its free level above that, and the unit of its values, all
+            in units of reward.
     """
 
     values_Q: np.ndarray
@@ -119,7 +127,7 @@ class QueryFacts:
         """Read off the first head's compiled context."""
         attention_QN = first.attend(features_QD)
         values_Q = first.values(attention_QN)[-1].double().cpu().numpy()
-        mass_Q = attention_QN.sum(dim=1).double().cpu().numpy() * max(first.setting.sink, 1.0)
+        mass_Q = attention_mass(first.kernel, attention_QN)
         return cls(values_Q, mass_Q, constant_of(first), first.level_shift, value_scale(first))
 
 
@@ -129,9 +137,9 @@ def query_statistics(
     """Statistics of queries in the order of `QUERY_STATISTICS`, (Q, T), scale-free.
 
     Args:
-        facts: of the first head.
+        facts: the first head's word on the prompt and the queries.
         by_head_HQ: values under each open head.
-        shares_H: of the open heads.
+        shares_H: shares of the open heads.
         final_Q: the mixture's values; "imagination" is what walks and robust weights made of the plain mean.
     """
     scale = facts.scale or 1.0
@@ -154,7 +162,7 @@ def _lambda_errors(compiled: CompiledPrompt, values_N: np.ndarray) -> np.ndarray
     assert compiled.readout.columns_LCR is not None
     columns_C = compiled.readout.columns_LCR[-1, :, 0].double().cpu().numpy()
     errors_N = prompt.rewards + prompt.discounts * columns_C[prompt.successors] - values_N
-    return accumulate(errors_N, prompt.discounts * _RETURN_TRACE * prompt.trace_links)
+    return decayed_sums(errors_N, prompt.discounts * _RETURN_TRACE * prompt.trace_links)
 
 
 def _autocorrelation(x_N: np.ndarray, links_N: np.ndarray) -> float:

@@ -39,12 +39,12 @@ STILL = 1e-9  # features that vary less are never moved
 
 @dataclass(frozen=True, eq=False)
 class Walks:
-    """Where walks from Q queries ended and what they earned.
+    """Walks from Q queries: their ends and their earnings.
 
     Attributes:
-        ends_QD: features z_T.
-        discounts_Q: D_T.
-        reward_weights_QN: what is earned on the way as a linear function of the context's rewards.
+        ends_QD: features z_T of the states that the walks end in.
+        discounts_Q: discounts D_T of the values there.
+        reward_weights_QN: weights of the context's rewards in the earnings on the way.
     """
 
     ends_QD: np.ndarray
@@ -52,7 +52,7 @@ class Walks:
     reward_weights_QN: np.ndarray
 
     def returns(self, rewards_N: np.ndarray, end_values_Q: np.ndarray) -> np.ndarray:
-        """V_T (..., Q) with the values (..., Q) of the ends."""
+        """Imagined returns V_T (..., Q), given the values (..., Q) of the ends."""
         return self.reward_weights_QN @ rewards_N + self.discounts_Q * end_values_Q
 
 
@@ -65,11 +65,12 @@ class TransitionModel:
     kernel average over all sources.
 
     Attributes:
-        prompt: what it was fitted to.
+        prompt: the context that it was fitted to.
         rows_M: the sources in it, none of which terminated.
         linear_ED: (1 + D, D) linear part of the displacement.
         weights_MD: kernel weights of the displacement.
-        reward_inverse_MM: what turns the rows' rewards, less their mean, into kernel weights; None for the mean alone.
+        reward_inverse_MM: matrix that turns the rows' rewards, less their mean, into kernel weights; None for the mean
+            alone.
         explained_D: share of each displacement's variance that is predicted from the other transitions; nan where the
             feature never moves, or always by the same.
     """
@@ -83,7 +84,7 @@ class TransitionModel:
 
     @classmethod
     def fit(cls, prompt: Prompt) -> TransitionModel | None:
-        """None where few transitions go on, where somebody else than the policy acted, or where states recur.
+        """The model of a prompt; None where few transitions go on, states recur, or another policy acted.
 
         What recurs is to be looked up, not extrapolated: it does if less than half of the sources are distinct.
         """
@@ -102,7 +103,7 @@ class TransitionModel:
         left_MO = np.column_stack([moved_MD - ones_ME @ linear_ED, rewards_M - rewards_M.mean()])
         least_O = np.square(left_MO).sum(axis=0)
         least_O[:-1] *= 1 + 2 * len(gram_EE) / len(rows_M)  # the linear part was fitted to the same rows
-        kernel_MM = _gaussian(x_MD, x_MD, _width(prompt, BANDWIDTH))
+        kernel_MM = _gaussian(x_MD, x_MD, prompt.kernel_width(BANDWIDTH))
         weights_MO, reward_inverse_MM = np.zeros_like(left_MO), None
         for ridge in RIDGES:
             inverse_MM = _inverse(kernel_MM + ridge * np.eye(len(rows_M)))
@@ -135,9 +136,9 @@ class TransitionModel:
         z_QD, discounts_Q = features_QD, np.ones(len(features_QD))
         weights_QN = np.zeros((len(features_QD), len(x_ND)))
         for _ in range(num_steps):
-            kernel_QM = _gaussian(z_QD, x_ND[self.rows_M], _width(prompt, BANDWIDTH))
+            kernel_QM = _gaussian(z_QD, x_ND[self.rows_M], prompt.kernel_width(BANDWIDTH))
             if ended_N.any():
-                near_QN = _gaussian(z_QD, x_ND, _width(prompt, TERMINATION_BANDWIDTH))
+                near_QN = _gaussian(z_QD, x_ND, prompt.kernel_width(TERMINATION_BANDWIDTH))
                 ending_QN = near_QN[:, ended_N] / (near_QN.sum(axis=1, keepdims=True) + FAR)
                 weights_QN[:, ended_N] += discounts_Q[:, None] * ending_QN
                 discounts_Q = discounts_Q * (1.0 - ending_QN.sum(axis=1))
@@ -157,21 +158,17 @@ class TransitionModel:
 
 
 def imagination_steps(gamma: float) -> int:
-    """Half a horizon, at most `MOST_STEPS`."""
+    """Number of steps to imagine: half a horizon, at most `MOST_STEPS`."""
     return min(MOST_STEPS, math.ceil(0.5 / (1.0 - gamma)))
 
 
 def _inverse(positive_MM: np.ndarray) -> np.ndarray:
-    """By Cholesky's factors, four times as fast as the general inverse."""
+    """The inverse by Cholesky's factors, four times as fast as the general one."""
     return torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(positive_MM))).numpy()
 
 
 def _with_one(x_BD: np.ndarray) -> np.ndarray:
     return np.concatenate([np.ones((len(x_BD), 1)), x_BD], axis=1)
-
-
-def _width(prompt: Prompt, bandwidth: float) -> float:
-    return bandwidth * math.sqrt(prompt.effective_dimension / 4)
 
 
 def _gaussian(a_AD: np.ndarray, b_BD: np.ndarray, width: float) -> np.ndarray:

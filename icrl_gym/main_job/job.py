@@ -7,45 +7,33 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import Env
-from gymnasium.envs.registration import EnvSpec
 
-from icrl_gym.acting.environments import environment_spec, make_environment
-from icrl_gym.acting.policies import ActingPolicy, as_policy
-from icrl_gym.acting.policy_source import PolicySource, find_policy
+from icrl_gym.acting.environments import environment_spec
+from icrl_gym.acting.policy_source import find_policy
 from icrl_gym.configuration import DEFAULT_GAMMA, EvaluateConfig
-from icrl_gym.context.collection import collect
-from icrl_gym.context.trajectory import Trajectory
-from icrl_gym.ground_truth.transitions import TransitionTable
-from icrl_gym.ground_truth.values import exact_values, monte_carlo_values, query_histories
+from icrl_gym.context.returns import decayed_sums
 from icrl_gym.main_job.result import Evaluation, save_tables
-from icrl_gym.observations import Observations, batch_size, take
+from icrl_gym.main_job.subject import Subject
+from icrl_gym.observations import take
 from icrl_gym.registry import Estimator, make_estimator
-from icrl_gym.rivals.critics import recurrent_critic_states, sb3_critic_values
-from icrl_gym.runs import run_folder, versions, write_json
+from icrl_gym.runs import Progress, run_folder, versions, write_json
 from icrl_gym.scoring import figures
 from icrl_gym.scoring.score import Score, score
 from icrl_gym.tracking import EventWriter, open_writer
 from icrl_gym.values import ValueEstimates
-
-Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
-FIGURE_TRANSITIONS = 600  # columns of the attention map; a longer context is shown by evenly spaced transitions
-FIGURE_LAYERS = 24  # depth of the network whose layers are drawn where the estimator itself is an equilibrium
 
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evaluation:
     """Run the main job. Whatever can be refused is refused before any work; a failed run leaves no folder.
 
     Args:
-        config: what to do.
+        config: the flags of the run.
         progress: called as ``progress(part, done, total)`` during the long parts.
 
     Raises:
@@ -53,22 +41,17 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
         OSError: the model or the run folder cannot be read or written (FileExistsError: the folder exists).
     """
     config.check()
-    estimator = _estimator(config)
-    spec = environment_spec(config.env, config.environment_arguments(), config.wrapper)
-    source = find_policy(
-        config.policy, spec, trust=config.trust_model, algo=config.algo, vec_normalize=config.vec_normalize
-    )
-    with closing(make_environment(spec)) as env:
-        exact, reason = _exact_truth_applies(config, env, _acting(config, source, env))
+    estimator = _estimator(config.estimator, config.device)
+    subject = _subject(config, progress or _silent)
+    exact, remark = subject.exact_truth_applies(config.truth)
     with run_folder(config.run_dir, config.env) as folder:
         write_json(folder.path / "config.json", dataclasses.asdict(config))
         write_json(folder.path / "versions.json", versions())
         with open_writer(folder.path if config.tensorboard else None) as writer:
-            job = _Job(config, spec, source, estimator, exact, reason, progress or _silent)
-            evaluation = job.run(folder.final)
+            evaluation = _evaluation(config, subject, estimator, exact, remark, folder.final)
             save_tables(evaluation, folder.path)
             if config.tensorboard:
-                _log(evaluation, job, writer)
+                _log(evaluation, subject, estimator, writer)
     return evaluation
 
 
@@ -76,110 +59,43 @@ def _silent(part: str, done: int, total: int) -> None:
     """The progress of somebody who does not watch."""
 
 
-def _estimator(config: EvaluateConfig, **options: Any) -> Estimator:
+def _estimator(name: str, device: str) -> Estimator:
     try:
-        torch.empty(0, device=config.device)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {config.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    device = {} if config.device == "cpu" else {"device": config.device}
-    return make_estimator(config.estimator, **device, **options)
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return make_estimator(name, **({} if device == "cpu" else {"device": device}))
 
 
-def _acting(config: EvaluateConfig, source: PolicySource, env: Env) -> ActingPolicy:
-    spaces = env.action_space, env.observation_space
-    return as_policy(source.policy, *spaces, deterministic=config.deterministic, seed=config.seed)
+def _subject(config: EvaluateConfig, progress: Progress) -> Subject:
+    spec = environment_spec(config.env, config.environment_arguments(), config.wrapper)
+    source = find_policy(
+        config.policy, spec, trust=config.trust_model, algo=config.algo, vec_normalize=config.vec_normalize
+    )
+    gamma = float(getattr(source.model, "gamma", DEFAULT_GAMMA)) if config.gamma is None else config.gamma
+    return Subject(spec, source, gamma, config.deterministic, config.seed, progress)
 
 
-def _exact_truth_applies(config: EvaluateConfig, env: Env, actor: ActingPolicy) -> tuple[bool, str]:
-    """Whether to solve for the truth, and why not where there is a transition table all the same."""
-    if config.truth == "monte_carlo" or (config.truth == "auto" and not hasattr(env.unwrapped, "P")):
-        return False, ""
-    try:
-        actor.action_probabilities(take(TransitionTable.from_environment(env).observations, slice(1)))
-    except ValueError as error:
-        if config.truth == "exact":
-            raise
-        return False, f"the truth is simulated although {config.env} has a transition table: {error}"
-    return True, ""
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """The steps of one run, in order of data flow."""
-
-    config: EvaluateConfig
-    spec: EnvSpec
-    source: PolicySource
-    estimator: Estimator
-    exact: bool
-    remark: str
-    progress: Progress
-
-    @property
-    def gamma(self) -> float:
-        if self.config.gamma is not None:
-            return self.config.gamma
-        return float(getattr(self.source.model, "gamma", DEFAULT_GAMMA))
-
-    def run(self, run_dir: Path) -> Evaluation:
-        trajectory = self.context()
-        self.estimator.fit(trajectory, self.gamma)
-        truth = self.truth()
-        estimates = {self.config.estimator: self.estimator.predict(truth.observations)}
-        steps: dict[str, int | None] = {self.config.estimator: len(trajectory)}
-        notes = [self.remark]
-        if self.source.model is not None:
-            try:
-                estimates[self.source.critic_name] = self.critic(truth)
-                steps[self.source.critic_name] = self.source.training_steps
-            except ValueError as error:
-                notes.append(f"the critic is left out: {error}")
-        scores = {name: score(estimate, truth) for name, estimate in estimates.items()}
-        notes += _remarks(truth, estimates, scores, self.exact)
-        unique = tuple(dict.fromkeys(note for note in notes if note))
-        return Evaluation(self.config, self.gamma, trajectory, truth, estimates, scores, steps, unique, run_dir)
-
-    def context(self) -> Trajectory:
-        config = self.config
-        return collect(
-            self.spec, self.source.policy, config.context_length, config.seed, deterministic=config.deterministic,
-            progress=lambda done, total: self.progress("collecting the context", done, total),
-        )  # fmt: skip
-
-    def truth(self) -> ValueEstimates:
-        config = self.config
-        if self.exact:
-            with closing(make_environment(self.spec)) as env:
-                return exact_values(env, _acting(config, self.source, env), self.gamma)
-        return monte_carlo_values(
-            self.spec, self.source.policy, num_queries=config.num_queries, num_rollouts=config.num_rollouts,
-            gamma=self.gamma, seed=config.seed, deterministic=config.deterministic,
-            progress=lambda done, total: self.progress("measuring the truth", done, total),
-        )  # fmt: skip
-
-    def critic(self, truth: ValueEstimates) -> ValueEstimates:
-        config = self.config
-        memory: tuple[Any, ...] = ()
-        if self.source.recurrent:
-            histories = query_histories(
-                self.spec, self.source.policy, num_queries=config.num_queries, seed=config.seed,
-                deterministic=config.deterministic,
-            )  # fmt: skip
-            memory = recurrent_critic_states(self.source.model, histories), np.zeros(len(truth), dtype=bool)
-        values = sb3_critic_values(
-            self.source.model, truth.observations, *memory, deterministic=config.deterministic, env=truth.estimand.env
-        )
-        values.estimand.check_matches(truth.estimand)
-        return values
-
-    def critic_along(self, episode: Observations) -> ValueEstimates:
-        """The critic's values at the successive states of one whole episode."""
-        memory: tuple[Any, ...] = ()
-        if self.source.recurrent:
-            starts = np.zeros(batch_size(episode), dtype=bool)
-            starts[0] = True
-            memory = recurrent_critic_states(self.source.model, [take(episode, slice(1))]), starts
-        return sb3_critic_values(self.source.model, episode, *memory, deterministic=self.config.deterministic)
+def _evaluation(
+    config: EvaluateConfig, subject: Subject, estimator: Estimator, exact: bool, remark: str, run_dir: Path
+) -> Evaluation:
+    """The work itself, in order of data flow."""
+    trajectory, source = subject.context(config.context_length), subject.source
+    estimator.fit(trajectory, subject.gamma)
+    truth = subject.exact_truth() if exact else subject.simulated_truth(config.num_queries, config.num_rollouts)
+    estimates = {config.estimator: estimator.predict(truth.observations)}
+    steps: dict[str, int | None] = {config.estimator: len(trajectory)}
+    notes = [remark]
+    if source.model is not None:
+        try:
+            estimates[source.critic_name] = subject.critic(truth)
+            steps[source.critic_name] = source.training_steps
+        except ValueError as error:
+            notes.append(f"the critic is left out: {error}")
+    scores = {name: score(estimate, truth) for name, estimate in estimates.items()}
+    notes += _remarks(truth, estimates, scores, exact)
+    unique = tuple(dict.fromkeys(note for note in notes if note))
+    return Evaluation(config, subject.gamma, trajectory, truth, estimates, scores, steps, unique, run_dir)
 
 
 def _remarks(
@@ -193,9 +109,9 @@ def _remarks(
     return notes + [note for result in scores.values() for note in result.notes if "standard error" not in note]
 
 
-def _log(evaluation: Evaluation, job: _Job, writer: EventWriter) -> None:
-    """Scalars by estimator, hyperparameters with the main figures, and the pictures."""
-    step = evaluation.config.context_length
+def _log(evaluation: Evaluation, subject: Subject, estimator: Estimator, writer: EventWriter) -> None:
+    """Write scalars by estimator, hyperparameters with the main figures, and the pictures."""
+    step = len(evaluation.trajectory)
     for name, result in evaluation.scores.items():
         result.log(writer, step, prefix=name)
     metrics = {
@@ -205,67 +121,41 @@ def _log(evaluation: Evaluation, job: _Job, writer: EventWriter) -> None:
         if math.isfinite(getattr(result, figure))
     }
     writer.add_hparams({**dataclasses.asdict(evaluation.config), "gamma": evaluation.gamma}, metrics)
-    for tag, figure in _figures(evaluation, job).items():
+    for tag, figure in _figures(evaluation, subject, estimator).items():
         writer.add_figure(tag, figure, step)
 
 
-def _figures(evaluation: Evaluation, job: _Job) -> dict[str, Any]:
-    """The four figures; those that this estimator has nothing to show for are left out."""
-    truth, estimates, ours = evaluation.truth, evaluation.estimates, evaluation.config.estimator
+def _figures(evaluation: Evaluation, subject: Subject, estimator: Estimator) -> dict[str, Any]:
+    """Figures of what answered: one by layer only where it has layers, one of attention only where it attends."""
+    truth, estimates = evaluation.truth, evaluation.estimates
+    ours, own = evaluation.ours, estimates[evaluation.ours]
     drawn = {"estimates_against_truth": figures.estimates_against_truth(truth, estimates)}
-    layers = _layers(evaluation, job)
-    if layers:
+    if own.by_layer is not None and len(own.by_layer) > 1:
         references = {name: result.rmse for name, result in evaluation.scores.items() if name != ours}
         floor = evaluation.scores[ours].noise_floor
-        drawn["error_by_layer"] = figures.error_by_layer(layers, truth, references, floor)
-    if hasattr(job.estimator, "attention"):
-        shown = np.unique(np.linspace(0, len(evaluation.trajectory) - 1, FIGURE_TRANSITIONS).astype(int))
-        weights = job.estimator.attention(truth.observations)[:, shown]  # type: ignore[attr-defined]
-        sources = job.estimator.predict(take(evaluation.trajectory.observations, shown)).values
-        drawn["attention"] = figures.attention_map(weights, estimates[ours].values, sources)
-    drawn["value_along_episode"] = _episode_figure(evaluation, job)
+        drawn["error_by_layer"] = figures.error_by_layer({ours: own.by_layer}, truth, references, floor)
+    if hasattr(estimator, "attention"):
+        weights = estimator.attention(truth.observations)  # type: ignore[attr-defined]
+        sources = estimator.predict(evaluation.trajectory.observations).values
+        drawn["attention"] = figures.attention_map(weights, own.values, sources)
+    drawn["value_along_episode"] = _episode_figure(evaluation, subject, estimator)
     return drawn
 
 
-def _layers(evaluation: Evaluation, job: _Job) -> dict[str, np.ndarray]:
-    """Values by layer; an equilibrium has none, so a network of finite depth with the same name joins it."""
-    ours = evaluation.config.estimator
-    by_layer = evaluation.estimates[ours].by_layer
-    if by_layer is None:
-        return {}
-    if len(by_layer) > 1:
-        return {ours: by_layer}
-    finite = _estimator(evaluation.config, num_layers=FIGURE_LAYERS).fit(evaluation.trajectory, evaluation.gamma)
-    rows = finite.predict(evaluation.truth.observations).by_layer
-    return (
-        {ours: by_layer}
-        if rows is None
-        else {f"{ours}, {FIGURE_LAYERS} layers": rows, f"{ours}, equilibrium": by_layer}
-    )
-
-
-def _episode_figure(evaluation: Evaluation, job: _Job) -> Any:
-    """The longest episode of the context."""
+def _episode_figure(evaluation: Evaluation, subject: Subject, estimator: Estimator) -> Any:
+    """Values along the longest episode of the context."""
     trajectory = evaluation.trajectory
     ends = np.flatnonzero(trajectory.episode_ends)
     starts = np.concatenate([[0], ends[:-1] + 1])
     longest = int(np.argmax(ends - starts))
     rows = slice(int(starts[longest]), int(ends[longest]) + 1)
     observations, last = take(trajectory.observations, rows), ends[longest]
-    values = {evaluation.config.estimator: job.estimator.predict(observations)}
-    if job.source.critic_name in evaluation.estimates:
-        values[job.source.critic_name] = job.critic_along(observations)
+    values = {evaluation.ours: estimator.predict(observations)}
+    if subject.source.critic_name in evaluation.estimates:
+        values[subject.source.critic_name] = subject.critic_along(observations)
     if not trajectory.terminated[last]:
         ending = "cut by the time limit" if trajectory.truncated[last] else "still going when the context ended"
         return figures.value_along_episode(values, ending=ending)
-    realised = discounted_returns(trajectory.rewards[rows], evaluation.gamma)
+    rewards = trajectory.rewards[rows]
+    realised = decayed_sums(rewards, np.full(len(rewards), evaluation.gamma))
     return figures.value_along_episode(values, realised, ending="ended in a terminal state")
-
-
-def discounted_returns(rewards: np.ndarray, gamma: float) -> np.ndarray:
-    """Return from each step of a terminated episode, (T,): G_t = R_{t+1} + gamma G_{t+1}."""
-    returns = np.zeros(len(rewards))
-    following = 0.0
-    for step in reversed(range(len(rewards))):
-        following = returns[step] = rewards[step] + gamma * following
-    return returns

@@ -19,18 +19,18 @@ from icrl_gym.values import ValueEstimates
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What one run found.
+    """The findings of one run.
 
     Attributes:
-        config: what was asked for.
+        config: the flags of the run.
         gamma: the discount that was used.
         trajectory: the context.
         truth: true values at the queries; their standard error is None where they are exact.
         estimates: name -> values at the same queries; the in-context estimator first, then the critic if there is one.
         scores: name -> figures of each against the truth.
-        steps: name -> environment steps that it saw, or None if unknown.
+        steps: name -> environment steps that it learned from, or None if unknown.
         notes: remarks that belong beside the numbers.
-        run_dir: where everything was written.
+        run_dir: folder of the run.
     """
 
     config: EvaluateConfig
@@ -44,12 +44,15 @@ class Evaluation:
     run_dir: Path
 
     @property
+    def ours(self) -> str:
+        """Name of the in-context estimator."""
+        return next(iter(self.scores))
+
+    @property
     def verdict(self) -> str:
         """One plain sentence on who was nearer to the truth."""
         ours, *others = self.scores
-        if not others:
-            return _alone(ours, self.scores[ours])
-        return _compared(ours, others[0], self)
+        return _compared(ours, others[0], self) if others else _alone(ours, self.scores[ours])
 
 
 def save_tables(evaluation: Evaluation, folder: Path) -> None:
@@ -83,7 +86,7 @@ def _alone(name: str, result: Score) -> str:
 
 
 def _compared(ours: str, other: str, evaluation: Evaluation) -> str:
-    """Nearer only if the mean difference of squared errors is twice its standard error over the queries."""
+    """Who is nearer; only if the mean difference of squared errors is twice its standard error over the queries."""
     squared = {n: (e.values - evaluation.truth.values) ** 2 for n, e in evaluation.estimates.items()}
     difference = squared[ours] - squared[other]
     n = len(difference)

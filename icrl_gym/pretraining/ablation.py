@@ -22,7 +22,7 @@ from torch import Tensor
 from icrl_gym.configuration import PretrainConfig
 from icrl_gym.evaluator.gate import Gate, Gates, Weighing, consensus, gated, predictable, safe_gates
 from icrl_gym.evaluator.heads import HEADS
-from icrl_gym.evaluator.network import Setting
+from icrl_gym.evaluator.setting import Setting
 from icrl_gym.evaluator.statistics import STATISTICS
 from icrl_gym.pretraining.prior import FAMILIES
 from icrl_gym.pretraining.run import WITHOUT_EFFECT, log_errors, one_thread, values_vary

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from icrl_gym.configuration import PretrainConfig
 from icrl_gym.evaluator.checkpoint import new_networks, save_checkpoint
-from icrl_gym.evaluator.gate import Gate, SpreadHead
+from icrl_gym.evaluator.error_bars import SpreadHead
+from icrl_gym.evaluator.gate import Gate
 from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.pretraining.prior import FAMILIES

@@ -18,7 +18,8 @@ import torch
 from icrl_gym.context.features import FeatureMap
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.gate import UNPREDICTABLE
-from icrl_gym.evaluator.network import CompiledPrompt, Setting, compile_prompt, with_free_level
+from icrl_gym.evaluator.network import CompiledPrompt, compile_prompt, with_free_level
+from icrl_gym.evaluator.setting import Setting
 from icrl_gym.evaluator.statistics import STATISTICS, QueryFacts, prompt_statistics
 from icrl_gym.evaluator.walks import TransitionModel, imagination_steps
 from icrl_gym.pretraining.prior import FAMILIES, TaskBatch, sample_tasks

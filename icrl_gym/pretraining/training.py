@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from icrl_gym.evaluator.gate import Gate, Gates, SpreadHead, Weighing, consensus, distance_from_safe, gated
+from icrl_gym.evaluator.error_bars import SpreadHead
+from icrl_gym.evaluator.gate import Gate, Gates, Weighing, consensus, distance_from_safe, gated
 from icrl_gym.evaluator.statistics import QueryFacts, query_statistics
 
 Batch = dict[str, Tensor]

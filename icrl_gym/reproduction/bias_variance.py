@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from icrl_gym.evaluator.recursion import Context, Gates, Trace, gaussian_attention, run_layers
+from icrl_gym.evaluator.kernel import gaussian_attention
+from icrl_gym.evaluator.recursion import Equations, LayerParameters, Trace, run_layers
 from icrl_gym.scoring.figures import COLOURS, STYLES
 
 GAMMA, PERSISTENCE, NOISE, FREQUENCY = 0.95, 0.9, 0.5, 2.0
@@ -59,7 +60,7 @@ def read_outs(states: np.ndarray, width: float, trace: float, num_layers: int) -
     discount = torch.full((num_trials, n), GAMMA, dtype=torch.float64)
     decay = trace * discount
     decay[:, -1] = 0.0
-    context = Context(
+    equations = Equations(
         rewards_NR=torch.as_tensor(np.cos(FREQUENCY * states[:, :-1])).unsqueeze(-1),
         discounts_N1=discount.unsqueeze(-1),
         successors_N=torch.arange(1, n + 1).expand(num_trials, n),
@@ -67,7 +68,9 @@ def read_outs(states: np.ndarray, width: float, trace: float, num_layers: int) -
         trace=Trace.of(decay),
     )
     attention = gaussian_attention(column, column[:, :-1], no_bias, no_sink)
-    readout = run_layers(context, attention, Gates(constant_mode=False), num_layers, start_at_constant=False)
+    readout = run_layers(
+        equations, attention, LayerParameters(constant_mode=False), num_layers, start_at_constant=False
+    )
     return readout(gaussian_attention(query, column[:, :-1], no_bias, no_sink))[..., 0].numpy()
 
 

@@ -6,6 +6,7 @@ units of the environment's reward throughout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
@@ -23,7 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D")
 GREY = "#777777"
-FINEST_GRID = 600  # rows or columns of a map that are shown one by one; more are smoothed into pixels
+FINEST_GRID = 600  # rows or columns of a map that are shown one by one; more columns are added up, more rows smoothed
 VALUE_LABEL = "value (units of reward)"
 
 
@@ -35,7 +36,7 @@ def estimates_against_truth(
     Args:
         truth: values at Q queries; its intervals are the horizontal bars.
         estimates: name -> values at the same queries; their intervals are the vertical bars.
-        level: of the intervals, in (0, 1).
+        level: probability that an interval holds the value, in (0, 1).
 
     Raises:
         ValueError: no estimates, or one that `score` refuses.
@@ -71,8 +72,7 @@ def error_by_layer(
     """RMSE of the read-out after each layer, against horizontal lines such as the critic's RMSE.
 
     Args:
-        by_layer: name -> (L, Q) values after layers 1..L at the truth's Q queries; one row alone (an equilibrium, which
-            has no layers) is drawn as a horizontal line.
+        by_layer: name -> (L, Q) values after layers 1..L at the truth's Q queries.
         truth: values at the Q queries.
         references: name -> RMSE.
         noise_floor: RMSE that a perfect estimate is expected to show against this truth; drawn if it is not zero.
@@ -80,18 +80,13 @@ def error_by_layer(
     figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots()
     looks = zip(cycle(COLOURS), cycle(STYLES))
-    top = 0.0
     for (name, rows), (colour, style) in zip(by_layer.items(), looks, strict=False):
         errors = np.sqrt(np.mean((np.asarray(rows) - truth.values) ** 2, axis=1))
-        top = max(top, float(errors.max()))
-        if len(errors) == 1:
-            axes.axhline(errors[0], color=colour, linestyle=style, label=f"{name}: {errors[0]:.3g}")
-        else:
-            layers = np.arange(1, len(errors) + 1)
-            axes.plot(layers, errors, color=colour, marker="o", markersize=3, label=f"{name}: {errors[-1]:.3g}")
+        label = f"{name}: {errors[-1]:.3g}"
+        axes.plot(np.arange(1, len(errors) + 1), errors, style, color=colour, marker="o", markersize=3, label=label)
     for (name, error), (colour, style) in zip((references or {}).items(), looks, strict=False):
-        top = max(top, error)
         axes.axhline(error, color=colour, linestyle=style, linewidth=1.2, label=f"{name}: {error:.3g}")
+    top = max(float(np.max(line.get_ydata())) for line in axes.get_lines())
     if noise_floor > 0:
         axes.axhline(noise_floor, color=GREY, linewidth=0.9, label=f"noise floor of the truth: {noise_floor:.3g}")
     axes.set(xlabel="layer", ylabel="RMSE (units of reward)", ylim=(0, 1.08 * top if top > 0 else 1.0))
@@ -108,14 +103,17 @@ def attention_map(
     """Which transitions of the context each query looks at, both in the order of their estimated values.
 
     Args:
-        weights: (Q, n); signed weights get a diverging colour map.
+        weights: (Q, n); signed weights get a diverging colour map. In long contexts neighbours in the order of values
+            share a column, which shows the sum of their weights.
         query_values: (Q,) estimated values, which order the rows.
         source_values: (n,) estimated values at the states that the transitions start in, which order the columns.
-        label: what a weight is, with its unit.
+        label: name of a weight, with its unit.
     """
     figure = Figure(figsize=(8.2, 4.4), dpi=110, layout="constrained")
     axes = figure.subplots()
     ordered = weights[np.ix_(np.argsort(query_values, kind="stable"), np.argsort(source_values, kind="stable"))]
+    together = math.ceil(ordered.shape[1] / FINEST_GRID)
+    ordered = np.add.reduceat(ordered, np.arange(0, ordered.shape[1], together), axis=1)
     limit = float(np.quantile(np.abs(ordered), 0.995)) or float(np.abs(ordered).max()) or 1.0
     signed = bool((ordered < 0).any())
     norm = TwoSlopeNorm(0.0, -limit, limit) if signed else Normalize(0.0, limit)
@@ -124,7 +122,8 @@ def attention_map(
         interpolation="nearest" if max(ordered.shape) <= FINEST_GRID else "auto",
     )  # fmt: skip
     figure.colorbar(image, ax=axes, label=label, extend="both" if signed else "max")
-    axes.set(xlabel="transition of the context, lowest value first", ylabel="query, lowest value first")
+    each = "transition of the context" if together == 1 else f"{together} transitions of the context each"
+    axes.set(xlabel=f"{each}, lowest value first", ylabel="query, lowest value first")
     axes.set_title("Which transitions each query looks at")
     return figure
 
@@ -140,8 +139,8 @@ def value_along_episode(
     Args:
         estimates: name -> values at the T states of the episode, in order of time.
         realised: (T,) the discounted return that this episode went on to collect from each state, or None.
-        level: of the intervals, in (0, 1).
-        ending: how the episode ended, for the title.
+        level: probability that an interval holds the value, in (0, 1).
+        ending: the episode's ending in words, for the title.
 
     Raises:
         ValueError: no estimates.

@@ -1,0 +1,205 @@
+"""What a prompt becomes under a network: a mixture of members, read at any states.
+
+There is one form for all networks; the construction is a mixture of one. Whatever is reported (support, attention,
+settings, certificates) is that of the members that answered.
+
+Shape legend: H members, Q queries, N sources, K keys, D features, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.certificates import Certificates, certificates
+from icrl_gym.evaluator.error_bars import ErrorBars
+from icrl_gym.evaluator.gate import consensus
+from icrl_gym.evaluator.kernel import Kernel, Rows
+from icrl_gym.evaluator.network import CompiledPrompt
+from icrl_gym.evaluator.setting import Setting
+from icrl_gym.evaluator.walks import TransitionModel, Walks, imagination_steps
+
+OUTSIDE_PRIOR = 0.5  # trust below which a prompt counts as outside the prior
+QUERY_BLOCK = 4096  # rows of attention held at once
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One head that answered.
+
+    Attributes:
+        share: its weight in the answer, in [0, 1], wherever the members agree; shares sum to 1. A member with share 0
+            counts only in the median from which the others' distance is measured.
+        head: the prompt under this head.
+    """
+
+    share: float
+    head: CompiledPrompt = field(repr=False)
+
+    @property
+    def setting(self) -> Setting:
+        """The setting that was used: the fallback's, where it took over."""
+        return self.head.setting
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether the safe averager took over."""
+        return self.head.fell_back
+
+    @cached_property
+    def certificates(self) -> Certificates | None:
+        """Computed when first asked for, in O(N^2) time per power iteration; None for landmarks, which have none."""
+        if self.setting.landmarks:
+            return None
+        found = certificates(self.head)
+        self.head.kernel.release()
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a compiled mixture answers at Q queries.
+
+    Attributes:
+        by_layer_LQ: values after each layer, in units of reward.
+        stderr_Q: standard errors in units of reward, or None.
+        support_Q: effective number of sources, share-weighted over the members.
+    """
+
+    by_layer_LQ: np.ndarray
+    stderr_Q: np.ndarray | None
+    support_Q: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledMixture:
+    """A prompt run through a network, ready for queries.
+
+    At a query the members' values are weighed by their shares, less where one stands apart from the others there
+    (`consensus`). Support and attention are weighed by the shares alone: they depend on neither rewards nor values, and
+    where the members agree they are exactly those of the answer.
+
+    Attributes:
+        prompt: the context.
+        members: the heads that answer.
+        error_bars: gives the standard errors, or None where there are none.
+        trust: trust in the network's adaptation, in [0, 1]; below 0.5 the prompt counts as outside the prior.
+        transitions: model of the context's closed loop, or None.
+        imagination: share of imagined returns in the values, in [0, 1]; 0 without a model.
+    """
+
+    prompt: Prompt
+    members: tuple[Member, ...]
+    error_bars: ErrorBars | None = None
+    trust: float = 1.0
+    transitions: TransitionModel | None = None
+    imagination: float = 0.0
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether the safe averager took over in any member."""
+        return any(member.fell_back for member in self.members)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on what to be careful about in this context."""
+        found = []
+        if self.fell_back:
+            count = sum(member.fell_back for member in self.members)
+            where = f" in {count} of {len(self.members)} heads" if len(self.members) > 1 else ""
+            found.append(f"the recursion grows on this context{where}: there the safe averager took over")
+        if self.trust < OUTSIDE_PRIOR:
+            found.append(
+                f"this context is unlike what the model was pretrained on (trust {self.trust:.2f}): it is evaluated "
+                "nearly as by the construction, with wider intervals"
+            )
+        return tuple(found)
+
+    def read(self, features_QD: np.ndarray) -> Reading:
+        """Values, standard errors and support of queries, from one set of attention rows."""
+        blocks = [self._read(Rows(block)) for block in _blocks(features_QD)]
+        stderr = [block.stderr_Q for block in blocks if block.stderr_Q is not None]
+        return Reading(
+            np.concatenate([block.by_layer_LQ for block in blocks], axis=1),
+            np.concatenate(stderr) if stderr else None,
+            np.concatenate([block.support_Q for block in blocks]),
+        )
+
+    def attention(self, features_QD: np.ndarray) -> np.ndarray:
+        """Attention of queries over the context's sources, (Q, N), share-weighted over the members.
+
+        A landmark's attention falls on the source that it is. Rows sum to 1 less the sinks' shares. The attention of
+        states that walks from a query end in is not counted; `attribution` counts everything.
+        """
+        rows = Rows(features_QD)
+        return np.sum([share * k.over_sources(rows[k]) for k, share in self._kernel_shares.items()], axis=0)
+
+    def attribution(self, features_QD: np.ndarray) -> np.ndarray:
+        """The matrix W (Q, N) with values = W @ rewards; every member is solved again for N unit reward functions."""
+        walks = self._walks(features_QD)
+        if walks is None:
+            return self._mixed_attribution(features_QD)
+        rewards_QN = self._mixed_attribution(np.concatenate([features_QD, walks.ends_QD]))
+        direct_QN, ends_QN = rewards_QN[: len(features_QD)], rewards_QN[len(features_QD) :]
+        imagined_QN = walks.reward_weights_QN + walks.discounts_Q[:, None] * ends_QN
+        return (1.0 - self.imagination) * direct_QN + self.imagination * imagined_QN
+
+    def _read(self, rows: Rows) -> Reading:
+        by_member_HLQ = self._by_member(rows)
+        values_LQ = self._mixed(by_member_HLQ)
+        if (walks := self._walks(rows.features_QD)) is not None:
+            ends_LQ = self._mixed(self._by_member(Rows(walks.ends_QD)))
+            imagined_LQ = walks.returns(self.prompt.rewards, ends_LQ)
+            values_LQ = (1.0 - self.imagination) * values_LQ + self.imagination * imagined_LQ
+        stderr_Q = None if self.error_bars is None else self.error_bars(rows, by_member_HLQ[:, -1], values_LQ[-1])
+        return Reading(values_LQ, stderr_Q, self._support(rows))
+
+    def _support(self, rows: Rows) -> np.ndarray:
+        shares = self._kernel_shares.items()
+        return np.sum([share * kernel.support(rows.features_QD, rows[kernel]) for kernel, share in shares], axis=0)
+
+    @cached_property
+    def _kernel_shares(self) -> dict[Kernel, float]:
+        """Shares of the members added up by kernel, without kernels that have none."""
+        shares: dict[Kernel, float] = {}
+        for member in self.members:
+            if member.share > 0:
+                shares[member.head.kernel] = shares.get(member.head.kernel, 0.0) + member.share
+        return shares
+
+    def _by_member(self, rows: Rows) -> np.ndarray:
+        """Values (H, L, Q)."""
+        heads = [member.head for member in self.members]
+        return np.stack([head.values(rows[head.kernel]).double().cpu().numpy() for head in heads])
+
+    def _walks(self, features_QD: np.ndarray) -> Walks | None:
+        if self.transitions is None or not self.imagination > 0:
+            return None
+        return self.transitions.walk(features_QD, imagination_steps(self.prompt.gamma))
+
+    def _mixed(self, by_member_HLQ: np.ndarray) -> np.ndarray:
+        """Values (L, Q); the weights of the last layer hold in all."""
+        return np.einsum("hq,hlq->lq", self._weights(by_member_HLQ[:, -1]), by_member_HLQ)
+
+    def _weights(self, by_member_HQ: np.ndarray) -> np.ndarray:
+        shares_BH = torch.tensor([[member.share for member in self.members]], dtype=torch.float64)
+        return consensus(torch.as_tensor(by_member_HQ)[None], shares_BH)[0].numpy()
+
+    def _mixed_attribution(self, features_QD: np.ndarray) -> np.ndarray:
+        """The matrix W (Q, N) without imagination."""
+        rows, total_QN = Rows(features_QD), np.zeros((len(features_QD), len(self.prompt)))
+        weights_HQ = self._weights(self._by_member(rows)[:, -1])
+        for member, weight_Q in zip(self.members, weights_HQ, strict=True):
+            kernel = member.head.kernel
+            total_QN += weight_Q[:, None] * member.head.attribution(rows[kernel]).double().cpu().numpy()
+        for member in self.members:
+            member.head.kernel.release()
+        return total_QN
+
+
+def _blocks(features_QD: np.ndarray) -> list[np.ndarray]:
+    return [features_QD[i : i + QUERY_BLOCK] for i in range(0, max(1, len(features_QD)), QUERY_BLOCK)]

@@ -1,0 +1,239 @@
+"""Attention of states over the sources of one prompt: the softmax kernels, their widths, and what they look at.
+
+A Gaussian kernel weighs features by their *relevance*, read off the context, scale-free in features and in rewards:
+
+| relevance | weight of a feature (this project's own) |
+|---|---|
+| uniform | 1 |
+| returns | sqrt(c^2 + q^2 + 1/N + 1/100), c and q: correlations of the feature and its square with lambda-returns |
+
+Both leave the total variance of the features as it was. "returns" looks at rewards, but only through correlations.
+
+Shape legend: B destinations (columns or queries), N sources, K keys (the sources, or a few of them: landmarks), E end
+columns, C = N + E columns, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.context.returns import decayed_sums
+from icrl_gym.evaluator.setting import Relevance, Setting
+
+RETURN_TRACE = 0.95  # lambda of the returns that features are correlated with
+JITTER = 0.01
+
+
+def inner_product_attention(destination_BD: Tensor, source_ND: Tensor, key_bias_N: Tensor) -> Tensor:
+    """K(k | x) = softmax_k(<x, x_k> + b_k), (..., B, N). Theorem 1's kernel for b = 0."""
+    return torch.softmax(destination_BD @ source_ND.mT + key_bias_N.unsqueeze(-2), dim=-1)
+
+
+def gaussian_attention(
+    destination_BD: Tensor, source_ND: Tensor, key_bias_N: Tensor, log_sink: Tensor | None
+) -> Tensor:
+    """K(k | x) = w_k exp(-|x - x_k|^2 / 2) / (sink + sum_m w_m exp(-|x - x_m|^2 / 2)), (..., B, N), with w = exp(b).
+
+    One softmax over inner products: the key bias -|x_k|^2/2 makes the Gaussian, and the sink is one more key that
+    scores |x|^2/2 + log sink, which the query carries as a feature. The features come divided by the kernel width.
+
+    Args:
+        destination_BD: (..., B, D) features of the destinations.
+        source_ND: (..., N, D) features of the sources.
+        key_bias_N: (..., N) log weights of the sources; -inf drops a source.
+        log_sink: (...) log of the sink's weight in units of one source at distance zero; None for no sink.
+    """
+    one_B1 = torch.ones_like(destination_BD[..., :1])
+    bias_N1 = key_bias_N.unsqueeze(-1) - half_square(source_ND)
+    if log_sink is None:
+        scores_BN = torch.cat([destination_BD, one_B1], dim=-1) @ torch.cat([source_ND, bias_N1], dim=-1).mT
+        return torch.softmax(scores_BN, dim=-1)
+    query_BD = torch.cat([destination_BD, half_square(destination_BD), one_B1], dim=-1)
+    key_ND = torch.cat([source_ND, torch.zeros_like(bias_N1), bias_N1], dim=-1)
+    sink_1D = torch.zeros_like(key_ND[..., :1, :])
+    sink_1D[..., 0, -2] = 1.0
+    sink_1D[..., 0, -1] = log_sink
+    scores_BN = query_BD @ torch.cat([key_ND, sink_1D], dim=-2).mT
+    return torch.softmax(scores_BN, dim=-1)[..., :-1]
+
+
+def half_square(x_BD: Tensor) -> Tensor:
+    """|x|^2 / 2, keeping the feature axis: (..., B, 1)."""
+    return x_BD.square().sum(dim=-1, keepdim=True) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """One softmax kernel on one prompt, equal only to itself.
+
+    Attributes:
+        prompt: the context.
+        setting: kind, width and sink.
+        relevance_D: weights of the features.
+        rows_K: the sources that are keys.
+        log_weights_K: log weights of the keys.
+    """
+
+    prompt: Prompt
+    setting: Setting
+    relevance_D: np.ndarray
+    rows_K: np.ndarray
+    log_weights_K: Tensor
+
+    def attend(self, features_BD: np.ndarray) -> Tensor:
+        """Attention over the keys, (B, K); a row sums to 1 less the sink's share."""
+        destination_BD = self._scaled(features_BD)
+        if self.setting.kernel == "inner_product":
+            return inner_product_attention(destination_BD, self._keys_KD, self.log_weights_K)
+        log_sink = self._keys_KD.new_tensor(self.setting.sink).log() if self.setting.sink else None
+        return gaussian_attention(destination_BD, self._keys_KD, self.log_weights_K, log_sink)
+
+    @cached_property
+    def columns_CK(self) -> Tensor:
+        """Attention of all columns, sources and ends, over the keys; kept until `release`."""
+        return self.attend(np.concatenate([self.prompt.source_features, self.prompt.end_features]))
+
+    def release(self) -> None:
+        """Let go of the attention of the columns, the one large array; it is computed again when asked for."""
+        self.__dict__.pop("columns_CK", None)
+
+    def over_sources(self, attention_BK: Tensor) -> np.ndarray:
+        """Attention over the keys, put back to the N sources that the keys are, (B, N)."""
+        attention_BN = np.zeros((len(attention_BK), len(self.prompt)))
+        attention_BN[:, self.rows_K] = _array(attention_BK)
+        return attention_BN
+
+    def support(self, features_BD: np.ndarray, attention_BK: Tensor) -> np.ndarray:
+        """Effective number of sources, (B,): weighted with exp(-distance^2 / 2), for an inner product 1 / sum K^2.
+
+        Args:
+            features_BD: the destinations.
+            attention_BK: their attention.
+        """
+        if self.setting.kernel == "inner_product":
+            return _array(1.0 / attention_BK.square().sum(dim=1))
+        if self.setting.sink > 0:
+            mass_B = attention_BK.sum(dim=1).clamp(max=1.0 - 1e-12)
+            return _array(self.setting.sink * mass_B / (1.0 - mass_B))
+        distance_BK = torch.cdist(self._scaled(features_BD), self._keys_KD)
+        return _array(torch.exp(self.log_weights_K - distance_BK.square() / 2).sum(dim=1))
+
+    @cached_property
+    def _keys_KD(self) -> Tensor:
+        return self._scaled(self.prompt.source_features[self.rows_K])
+
+    def _scaled(self, features_BD: np.ndarray) -> Tensor:
+        """Features divided by the kernel's width, (B, D)."""
+        width = self.setting.bandwidth
+        if self.setting.kernel == "gaussian":
+            width, features_BD = self.prompt.kernel_width(width), features_BD * self.relevance_D
+        return torch.as_tensor(features_BD / width, dtype=self.log_weights_K.dtype, device=self.log_weights_K.device)
+
+
+class Kernels:
+    """The kernels of one prompt; settings that attend alike share one.
+
+    Args:
+        prompt: the context.
+        log_weights_N: log weights of the sources; -inf drops a source.
+        device: torch device of the attention.
+    """
+
+    def __init__(self, prompt: Prompt, log_weights_N: np.ndarray, device: str | torch.device) -> None:
+        self._prompt, self._log_weights_N, self._device = prompt, log_weights_N, device
+        self._kernels: dict[tuple[object, ...], Kernel] = {}
+        self._relevances: dict[Relevance, np.ndarray] = {}
+
+    def of(self, setting: Setting, dtype: torch.dtype) -> Kernel:
+        """The kernel of a setting, computed in this dtype."""
+        alike = setting.kernel, setting.bandwidth, setting.sink, setting.relevance, setting.landmarks, dtype
+        if alike not in self._kernels:
+            self._kernels[alike] = self._new(setting, dtype)
+        return self._kernels[alike]
+
+    def release(self) -> None:
+        """Let go of the attention of the columns in every kernel."""
+        for kernel in self._kernels.values():
+            kernel.release()
+
+    def _new(self, setting: Setting, dtype: torch.dtype) -> Kernel:
+        if setting.relevance not in self._relevances:
+            self._relevances[setting.relevance] = RELEVANCES[setting.relevance](self._prompt)
+        rows_K, log_weights_K = _keys(self._prompt, setting.landmarks, self._log_weights_N)
+        weights = torch.as_tensor(log_weights_K, dtype=dtype, device=self._device)
+        return Kernel(self._prompt, setting, self._relevances[setting.relevance], rows_K, weights)
+
+
+class Rows:
+    """Attention of a batch of queries, a matrix for each kernel, computed when first asked for.
+
+    Args:
+        features_QD: the queries.
+    """
+
+    def __init__(self, features_QD: np.ndarray) -> None:
+        self.features_QD = features_QD
+        self._by_kernel: dict[Kernel, Tensor] = {}
+
+    def __getitem__(self, kernel: Kernel) -> Tensor:
+        """(Q, K)."""
+        if kernel not in self._by_kernel:
+            self._by_kernel[kernel] = kernel.attend(self.features_QD)
+        return self._by_kernel[kernel]
+
+
+def lambda_return_errors(prompt: Prompt, trace_decay: float) -> np.ndarray:
+    """lambda-returns less the log's constant, (N,): sums of decayed TD errors of the constant.
+
+    They describe the log as it is, so importance ratios do not enter.
+    """
+    constant = replace(prompt, importance_ratios=None).constant
+    errors_N = prompt.rewards - (1.0 - prompt.discounts) * constant
+    return decayed_sums(errors_N, prompt.discounts * trace_decay * prompt.trace_links)
+
+
+def _keys(prompt: Prompt, num_landmarks: int, log_weights_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and log weights of the keys: every source, or landmarks evenly spaced over the distinct states."""
+    if not num_landmarks:
+        return np.arange(len(prompt)), log_weights_N
+    kept = np.flatnonzero(np.isfinite(log_weights_N))
+    _, first = np.unique(prompt.source_features[kept], axis=0, return_index=True)
+    distinct = kept[np.sort(first)]
+    num_keys = min(num_landmarks, len(distinct))
+    rows_K = distinct[np.linspace(0, len(distinct) - 1, num_keys).round().astype(int)]
+    return rows_K, np.full(num_keys, math.log(len(prompt) / num_keys))
+
+
+def _by_returns(prompt: Prompt) -> np.ndarray:
+    x_ND = prompt.source_features - prompt.source_features.mean(axis=0)
+    returns_N = lambda_return_errors(prompt, RETURN_TRACE)
+    squares_D = _correlations(x_ND, returns_N) ** 2 + _correlations(x_ND**2, returns_N) ** 2
+    weights_D = np.sqrt(squares_D + 1.0 / len(x_ND) + JITTER)
+    variance_D = x_ND.var(axis=0)
+    before, after = variance_D.sum(), (variance_D * weights_D**2).sum()
+    return weights_D * (np.sqrt(before / after) if after > 0 else 1.0)
+
+
+def _correlations(x_ND: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+    """Correlation of each column with y, (D,); 0 where either does not vary."""
+    x_ND, y_N = x_ND - x_ND.mean(axis=0), y_N - y_N.mean()
+    scale_D = np.sqrt(np.square(x_ND).sum(axis=0) * np.square(y_N).sum())
+    return np.divide(y_N @ x_ND, scale_D, out=np.zeros_like(scale_D), where=scale_D > 0)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()
+
+
+RELEVANCES: dict[Relevance, Callable[[Prompt], np.ndarray]] = {
+    "uniform": lambda prompt: np.ones(prompt.source_features.shape[1]),
+    "returns": _by_returns,
+}
