@@ -22,7 +22,7 @@ from icrl_gym.reproduction import (
 from icrl_gym.reproduction.attention_variants import VARIANTS, Extras
 from icrl_gym.reproduction.linear_limit import GaussianProcess
 from icrl_gym.reproduction.mrps import boyan_chains
-from icrl_gym.reproduction.pretraining import Recipe
+from icrl_gym.reproduction.sparse_training import TrainingPlan
 
 CLAIMS = (emergence, minimiser, large_prompts, regression, prompt_length, attention_race)
 
@@ -31,19 +31,19 @@ CLAIMS = (emergence, minimiser, large_prompts, regression, prompt_length, attent
 
 
 def test_similarities_of_the_construction_are_perfect_and_of_its_mirror_are_not():
-    recipe = Recipe(1)
+    plan = TrainingPlan(1)
     path = {
         "value_row": np.array([[[0.7, 0.7, -0.7], [-0.7, -0.7, 0.7]]]),
         "score": np.array([[2.0 * np.eye(4), -2.0 * np.eye(4)]]),
     }
-    found = emergence.similarities(path, recipe)
+    found = emergence.similarities(path, plan)
     for name in ("cosine of V", "cosine of A"):
         np.testing.assert_allclose(found[name], [1, -1])
     for name in ("implicit weights", "sensitivity"):
         np.testing.assert_allclose(found[name], [1, 1])  # the nearest parameters are the mirror itself
     np.testing.assert_allclose(found["value difference"], 0, atol=1e-20)
     path["value_row"] = path["value_row"] * np.array([1.0, 0.5, 1.0])
-    assert (emergence.similarities(path, recipe)["value difference"] > 0.01).all()
+    assert (emergence.similarities(path, plan)["value difference"] > 0.01).all()
 
 
 def test_ranks_divide_the_trainings_and_wait_for_each_other(monkeypatch):
@@ -64,9 +64,9 @@ def test_ranks_divide_the_trainings_and_wait_for_each_other(monkeypatch):
 
 def test_neu_of_silence_is_the_squared_norm_of_the_mean_reward():
     """With zero parameters the update is R psi(S_n); walks of length 0 make S_n uniform."""
-    recipe = Recipe(1, num_mrps=400, num_walks=32, num_layers=1, num_transitions=1)
+    plan = TrainingPlan(1, num_mrps=400, num_walks=32, num_layers=1, num_transitions=1)
     silent = {"silent": minimiser.candidates()["all zero"]}
-    unbiased, plug_in = minimiser.neu(silent, recipe, np.random.default_rng(0))["silent"]
+    unbiased, plug_in = minimiser.neu(silent, plan, np.random.default_rng(0))["silent"]
     mrps = boyan_chains(np.random.default_rng(0), 400)
     second = np.full((400, 1, 10), 0.1) @ mrps.transition
     expected = ((second[:, 0] * mrps.reward) ** 2).sum(axis=1).mean()

@@ -1,4 +1,4 @@
-"""`Claim`, what is claimed and how it is judged; `Outcome`, what was found."""
+"""`Claim`, what is claimed and how it is judged; `Outcome`, what was found, statement by statement."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 import numpy as np
 from scipy import stats
 
+from icrl_gym.scoring.document import Table, text
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from icrl_gym.reproduction.store import Store
 
-Verdict = Literal["holds", "holds with these limits", "does not hold", "not enough evidence"]
+Verdict = Literal["holds", "holds in part", "does not hold", "not enough evidence", "not tested"]
 OURS = "ours"  # the source of what no paper states
 LEVEL = 0.95  # of every interval
 
@@ -42,13 +44,13 @@ class Finding:
         object.__setattr__(self, "n", int(self.n))
 
     @classmethod
-    def mean(cls, name: str, samples: Sequence[float] | np.ndarray) -> Self:
+    def mean(cls, name: str, samples: Sequence[float] | np.ndarray, level: float = LEVEL) -> Self:
         """Mean of independent samples with Student's interval; no interval from a single sample."""
         samples = np.asarray(samples, dtype=np.float64).ravel()
         centre, n = float(samples.mean()), len(samples)
         if n < 2:
             return cls(name, centre, n)
-        half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * samples.std(ddof=1) / math.sqrt(n))
+        half = float(stats.t.ppf(0.5 + level / 2, n - 1) * samples.std(ddof=1) / math.sqrt(n))
         return cls(name, centre, n, centre - half, centre + half)
 
     @classmethod
@@ -65,21 +67,25 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table of the report; cells are text, numbers already written as they are to be read.
+class Statement:
+    """One sentence of a claim with its own verdict.
+
+    Attributes:
+        text: the sentence, as plain text.
+        verdict: what the numbers say about it; "not tested" for a sentence of the source that nothing here measures.
+        decides: whether the claim's verdict rests on it; the others are judged and shown beside it.
 
     Raises:
-        ValueError: a row has not as many cells as there are columns.
+        ValueError: the verdict is unknown.
     """
 
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    title: str = ""
+    text: str
+    verdict: Verdict
+    decides: bool = True
 
     def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.columns):
-                raise ValueError(f"rows must have {len(self.columns)} cells like columns, got {row!r}")
+        if self.verdict not in get_args(Verdict):
+            raise ValueError(f"verdict must be one of {get_args(Verdict)}, got {self.verdict!r}")
 
 
 @dataclass(frozen=True)
@@ -87,29 +93,59 @@ class Outcome:
     """What a claim's function found.
 
     Attributes:
-        verdict: the one that a sceptical reader would reach from the findings.
+        statements: the sentences of the claim, each judged by itself.
         findings: the numbers.
-        limits: where or in what sense the claim holds or fails; needed for "holds with these limits".
+        scope: words that complete the verdict, such as "at any size measured"; may be empty.
+        remarks: what a reader should know beside the verdict; may be empty.
         figure: drawn without pyplot, or None.
         caption: what the figure shows.
         tables: further numbers.
 
     Raises:
-        ValueError: the verdict is unknown, or lacks its limits.
+        ValueError: no statement decides.
     """
 
-    verdict: Verdict
+    statements: tuple[Statement, ...]
     findings: tuple[Finding, ...]
-    limits: str = ""
+    scope: str = ""
+    remarks: str = ""
     figure: Figure | None = field(default=None, compare=False, repr=False)
     caption: str = ""
     tables: tuple[Table, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.verdict not in get_args(Verdict):
-            raise ValueError(f"verdict must be one of {get_args(Verdict)}, got {self.verdict!r}")
-        if self.verdict == "holds with these limits" and not self.limits:
-            raise ValueError("limits must say what they are where the verdict is 'holds with these limits', got ''")
+        if not any(statement.decides for statement in self.statements):
+            raise ValueError("statements must hold one that decides the verdict")
+
+    @property
+    def verdict(self) -> Verdict:
+        """The claim's verdict: that of its deciding statements where they agree, "holds in part" where some hold."""
+        found = {statement.verdict for statement in self.statements if statement.decides} - {"not tested"}
+        if found == {"holds"}:
+            return "holds"
+        if found & {"holds", "holds in part"}:
+            return "holds in part"
+        return "does not hold" if "does not hold" in found else "not enough evidence"
+
+    @property
+    def headline(self) -> str:
+        """The verdict with its scope, in one line; what holds only in part says how much of it."""
+        deciding = [statement for statement in self.statements if statement.decides]
+        holding = sum(statement.verdict == "holds" for statement in deciding)
+        part = f"({holding} of {len(deciding)} statements)" if self.verdict == "holds in part" else ""
+        return " ".join(filter(None, (self.verdict, part, self.scope)))
+
+
+def table_of(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:
+    """A table of the report whose cells are text, numbers already written as they are to be read.
+
+    Raises:
+        ValueError: a row has not as many cells as there are columns.
+    """
+    for row in rows:
+        if len(row) != len(columns):
+            raise ValueError(f"rows must have {len(columns)} cells like columns, got {tuple(row)!r}")
+    return Table(title, tuple(columns), tuple(tuple(map(text, row)) for row in rows))
 
 
 # (quick, seeds, device, store) -> Outcome
@@ -127,7 +163,7 @@ class Claim:
         statement: what is claimed, in Markdown.
         source: the paper and its place there, or "ours".
         measured: what is measured, on what.
-        criterion: when the verdict is "holds", fixed before the measurement.
+        criterion: when each statement holds.
         function: measures and judges. It gets ``seeds`` (independent repetitions) and may keep finished pieces in
             ``store``.
         num_seeds: how many seeds a full run takes.

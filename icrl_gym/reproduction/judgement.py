@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from icrl_gym.reproduction.claim import Finding, Verdict
 
-_WORST_FIRST: tuple[Verdict, ...] = ("does not hold", "not enough evidence", "holds with these limits", "holds")
+_WORST_FIRST: tuple[Verdict, ...] = ("does not hold", "not enough evidence", "holds")
 
 
 def exactly(condition: bool) -> Verdict:
@@ -21,6 +24,11 @@ def above(finding: Finding, bound: float = 0.0) -> Verdict:
     return "does not hold" if finding.high < bound else "not enough evidence"
 
 
+def below(finding: Finding, bound: float) -> Verdict:
+    """Holds if the interval lies below the bound, fails if it lies above, is open otherwise or without an interval."""
+    return within(finding, -math.inf, bound)
+
+
 def within(finding: Finding, low: float, high: float) -> Verdict:
     """Holds if the interval lies inside (low, high), fails if it lies outside, is open otherwise."""
     if finding.low is None or finding.high is None:
@@ -30,7 +38,6 @@ def within(finding: Finding, low: float, high: float) -> Verdict:
     return "does not hold" if finding.high < low or finding.low > high else "not enough evidence"
 
 
-def together(*verdicts: Verdict, limited: bool = False) -> Verdict:
-    """The worst of several verdicts; "holds with these limits" instead of "holds" where ``limited``."""
-    worst = min(verdicts, key=_WORST_FIRST.index)
-    return "holds with these limits" if limited and worst == "holds" else worst
+def together(verdicts: Iterable[Verdict]) -> Verdict:
+    """The verdict on a sentence that several numbers must all support: the worst of them."""
+    return min(verdicts, key=_WORST_FIRST.index)

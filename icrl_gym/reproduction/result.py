@@ -18,8 +18,10 @@ class Result:
         quick: whether small sizes were used.
         num_seeds: independent repetitions.
         device: torch device.
-        seconds: of the run that finished it.
-        commit: of the code, with "+changes" where it was edited, or "unknown".
+        seconds: wall-clock time of the run that finished it.
+        commit: the code's commit, with "+changes" where it was edited, or "unknown".
+        sources: hash of the claim's source modules, as `fingerprint` gives it.
+        criterion: the criterion that was judged by.
         figure: the drawn file, if there is one.
     """
 
@@ -30,6 +32,8 @@ class Result:
     device: str
     seconds: float
     commit: str
+    sources: str
+    criterion: str
     figure: Path | None
 
     @property

@@ -1,0 +1,66 @@
+"""`fingerprint`: a hash of the code behind a number, so that a stored result is taken for the same code only."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGE = "icrl_gym"
+PRESENTATION = frozenset({  # modules that keep and show what was measured
+    "configuration", "reproduction.sources", "reproduction.store", "runs", "scoring.document", "scoring.figures",
+})  # fmt: skip
+
+
+@cache
+def fingerprint(module: str) -> str:
+    """SHA-256 over the sources of a module and of all modules of this library that it imports, directly or not.
+
+    The modules of `PRESENTATION` are left out: they write down what was measured.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(_closure(module)):
+        digest.update(f"{name}\n".encode() + _source(name))
+    return digest.hexdigest()
+
+
+def _closure(module: str) -> set[str]:
+    found, open_ends = set(), [module]
+    while open_ends:
+        name = open_ends.pop()
+        if name not in found:
+            found.add(name)
+            open_ends += [imported for imported in _imports(name) if _measures(imported)]
+    return found
+
+
+def _measures(module: str) -> bool:
+    package, _, name = module.partition(".")
+    return package == PACKAGE and bool(name) and name not in PRESENTATION
+
+
+def _imports(module: str) -> Iterator[str]:
+    """The modules that a module imports, by absolute name."""
+    for node in ast.walk(ast.parse(_source(module))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            members = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [member for member in members if _measures(member) and _file(member) is not None]
+            yield from modules or [node.module]
+
+
+def _source(module: str) -> bytes:
+    path = _file(module)
+    return b"" if path is None else path.read_bytes()
+
+
+def _file(module: str) -> Path | None:
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:  # the parent is a module, and this one of its names
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
