@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,13 @@ from icrl_gym.reproduction.report import write_report
 from icrl_gym.reproduction.result import Result
 from icrl_gym.reproduction.sources import fingerprint
 from icrl_gym.reproduction.store import Store
-from icrl_gym.runs import replacing, versions, write_json
+from icrl_gym.runs import Progress, replacing, versions, write_json
 from icrl_gym.scoring.document import Entry, Table
 from icrl_gym.tracking import check_writable, open_writer
 
 _logger = logging.getLogger(__name__)
 STAMPS = ("quick", "num_seeds", "device", "seconds", "commit", "sources", "criterion")
 RESULT, FIGURE, EVENTS, CONFIG, REPORT = "result.json", "figure.png", "events", "config.json", "reproduction.md"
-Progress = Callable[[str, int, int], None]  # part of the work, how much is done, of how much
 
 
 def reproduce(config: ReproduceConfig, progress: Progress | None = None) -> list[Result]:
@@ -76,9 +75,10 @@ def find_claims(names: Sequence[str]) -> list[Claim]:
 
 
 def stored_results(folder: Path) -> list[Result]:
-    """All results in a run folder, in the order of the report."""
+    """All results of this code and these criteria in a run folder, in the order of the report."""
     paths = [folder / claim.id / RESULT for claim in CLAIMS.values()]
-    return [_read(path) for path in paths if path.exists()]
+    results = [_read(path) for path in paths if path.exists()]
+    return [result for result in results if _marks(result.claim) == (result.sources, result.criterion)]
 
 
 def judged(claim: Claim, outcome: Outcome, num_seeds: int) -> Outcome:
@@ -121,8 +121,8 @@ def _result(claim: Claim, config: ReproduceConfig, run_folder: Path) -> Result:
     num_seeds = config.seeds or (claim.quick_seeds if config.quick else claim.num_seeds)
     if config.rerun:
         shutil.rmtree(folder, ignore_errors=True)
-    sources = fingerprint(claim.function.__module__)
-    wanted = {"sources": sources, "criterion": claim.criterion, "seeds": num_seeds, "device": config.device}
+    sources, criterion = _marks(claim)
+    wanted = {"sources": sources, "criterion": criterion, "seeds": num_seeds, "device": config.device}
     if (folder / RESULT).exists():
         result = _read(folder / RESULT)
         made = (result.sources, result.criterion, result.num_seeds, result.device)
@@ -135,10 +135,13 @@ def _result(claim: Claim, config: ReproduceConfig, run_folder: Path) -> Result:
     seconds = time.perf_counter() - start
     outcome = judged(claim, outcome, num_seeds)
     commit = versions()["commit"] or "unknown"
-    result = Result(
-        claim, outcome, config.quick, num_seeds, config.device, seconds, commit, sources, claim.criterion, None
-    )
+    result = Result(claim, outcome, config.quick, num_seeds, config.device, seconds, commit, sources, criterion, None)
     return _kept(result, folder, run_folder / EVENTS / claim.id if config.tensorboard else None)
+
+
+def _marks(claim: Claim) -> tuple[str, str]:
+    """What a stored result must agree with: the hash of the claim's sources, and its criterion."""
+    return fingerprint(claim.function.__module__), claim.criterion
 
 
 def _kept(result: Result, folder: Path, events: Path | None) -> Result:

@@ -17,13 +17,13 @@ PRESENTATION = frozenset({  # modules that keep and show what was measured
 
 @cache
 def fingerprint(module: str) -> str:
-    """SHA-256 over the sources of a module and of all modules of this library that it imports, directly or not.
+    """SHA-256 over the code of a module and of all modules of this library that it imports, directly or not.
 
-    The modules of `PRESENTATION` are left out: they write down what was measured.
+    Comments, docstrings and line breaks do not count, and the modules of `PRESENTATION` are left out.
     """
     digest = hashlib.sha256()
     for name in sorted(_closure(module)):
-        digest.update(f"{name}\n".encode() + _source(name))
+        digest.update(f"{name}\n{_code(name)}\n".encode())
     return digest.hexdigest()
 
 
@@ -44,7 +44,7 @@ def _measures(module: str) -> bool:
 
 def _imports(module: str) -> Iterator[str]:
     """The modules that a module imports, by absolute name."""
-    for node in ast.walk(ast.parse(_source(module))):
+    for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -53,9 +53,18 @@ def _imports(module: str) -> Iterator[str]:
             yield from modules or [node.module]
 
 
-def _source(module: str) -> bytes:
+def _code(module: str) -> str:
+    """The syntax tree without docstrings, as text."""
+    tree = _tree(module)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def _tree(module: str) -> ast.Module:
     path = _file(module)
-    return b"" if path is None else path.read_bytes()
+    return ast.parse("" if path is None else path.read_bytes())
 
 
 def _file(module: str) -> Path | None:

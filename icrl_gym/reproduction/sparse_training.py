@@ -22,7 +22,7 @@ from torch import Tensor
 
 from icrl_gym.reproduction.mrps import boyan_chains
 from icrl_gym.reproduction.state_network import Contexts, Parameters, at_query, count, grouped, values
-from icrl_gym.reproduction.store import replacing
+from icrl_gym.runs import replacing
 
 LOSSES = ("td", "neu", "msve", "mc")
 RETURN_LENGTH = 60  # steps of a return; gamma^60 = .002 at gamma = .9

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from icrl_gym.reproduction.sources import fingerprint
-from icrl_gym.runs import replacing, write_text
+from icrl_gym.runs import read_archive, write_archive, write_text
 
 CODE = "code.txt"  # the fingerprint of the code that made what is in the folder
 _log = logging.getLogger(__name__)
@@ -51,15 +51,9 @@ class Store:
             compute: makes the arrays by name.
 
         Raises:
-            ValueError: the stored file cannot be read.
+            ValueError: the stored file cannot be read; the message names it.
         """
         path = self.folder / f"{name}.npz"
         if not path.exists():
-            arrays = {key: np.asarray(array) for key, array in compute().items()}
-            with replacing(path) as unfinished, open(unfinished, "wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
-        except Exception as error:
-            raise ValueError(f"run_dir: {path} cannot be read, remove it: {error}") from error
+            write_archive(path, {}, {key: np.asarray(array) for key, array in compute().items()})
+        return read_archive(path)[1]
