@@ -93,9 +93,9 @@ def not_to_be_called(*arguments, **options):
     raise AssertionError("called again")
 
 
-def test_the_plain_ablation_is_the_pretraining_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "HEADS", HEADS[:NUM_HEADS])
-    model, _ = run.fit(replace(SMALL, out=tmp_path, tensorboard=False), TRAINING, VALIDATION)
+def test_the_plain_ablation_is_the_pretraining_itself(tmp_path):
+    heads = tuple(range(NUM_HEADS))
+    model, _ = run.fit(replace(SMALL, out=tmp_path, heads=heads, tensorboard=False), TRAINING, VALIDATION)
     with torch.no_grad():
         expected = model.gate(torch.as_tensor(VALIDATION.statistics))
     for name, tensor in vars(decide(PLAIN)).items():

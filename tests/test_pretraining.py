@@ -33,37 +33,27 @@ from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.statistics import STATISTICS
 from icrl_gym.pretraining import pretrain, run, shards, training
 from icrl_gym.pretraining.prior import FAMILIES, sample_tasks
-from icrl_gym.pretraining.shards import Examples, as_tensors, load_shards, make_shard, task_prompt
+from icrl_gym.pretraining.shards import Examples, ShardPlan, as_tensors, load_shards, make_shard, task_prompt
 
 ROOT = Path(__file__).parents[1]
 FEW = HEADS[:3]
-TINY = """
-from icrl_gym.pretraining import run, shards
-shards.LENGTHS, shards.MOST_TASKS, shards.NUM_QUERIES, run.HEADS = {24: 0.5, 32: 0.5}, 2, 6, run.HEADS[:3]
-"""
 # What every tiny run asks for; steps in two validations.
-SMALL = PretrainConfig(shards=4, validation_shards=2, steps=200, batch_size=8, width=8, members=2)
-
-
-def make_tiny(patch):
-    patch.setattr(shards, "LENGTHS", {24: 0.5, 32: 0.5})
-    patch.setattr(shards, "MOST_TASKS", 2)
-    patch.setattr(shards, "NUM_QUERIES", 6)
-    patch.setattr(run, "HEADS", FEW)
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    make_tiny(monkeypatch)
+SMALL = PretrainConfig(
+    shards=4, validation_shards=2, tasks_per_shard=2, lengths=((24, 0.5), (32, 0.5)), num_queries=6, heads=(0, 1, 2),
+    steps=200, batch_size=8, width=8, members=2,
+)  # fmt: skip
+PLAN = ShardPlan(FEW, SMALL.lengths, SMALL.num_queries, SMALL.tasks_per_shard)
+FLAGS = [
+    "--shards=4", "--validation-shards=2", "--tasks-per-shard=2", "--lengths", "24", "0.5", "32", "0.5",
+    "--num-queries=6", "--heads", "0", "1", "2", "--batch-size=8", "--width=8", "--members=2", "--no-tensorboard",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A folder of an uninterrupted run."""
-    with pytest.MonkeyPatch.context() as patch:
-        make_tiny(patch)
-        out = tmp_path_factory.mktemp("pretrain") / "run"
-        pretrain(replace(SMALL, out=out))
+    out = tmp_path_factory.mktemp("pretrain") / "run"
+    pretrain(replace(SMALL, out=out))
     return out
 
 
@@ -97,9 +87,9 @@ def not_to_be_called(*arguments, **options):
 
 def test_a_shard_has_the_same_bytes_every_time(tmp_path):
     for folder in ("a", "b"):
-        make_shard(tmp_path / folder / "one.npz", 7, 3, FEW)
-    make_shard(tmp_path / "a" / "next.npz", 7, 4, FEW)
-    make_shard(tmp_path / "a" / "other.npz", 8, 3, FEW)
+        make_shard(tmp_path / folder / "one.npz", 7, 3, PLAN)
+    make_shard(tmp_path / "a" / "next.npz", 7, 4, PLAN)
+    make_shard(tmp_path / "a" / "other.npz", 8, 3, PLAN)
     content = (tmp_path / "a" / "one.npz").read_bytes()
     assert content == (tmp_path / "b" / "one.npz").read_bytes()
     assert content not in ((tmp_path / "a" / name).read_bytes() for name in ("next.npz", "other.npz"))
@@ -108,7 +98,7 @@ def test_a_shard_has_the_same_bytes_every_time(tmp_path):
 def test_a_shard_is_made_once(tmp_path):
     path = tmp_path / "one.npz"
     path.write_bytes(b"here already")
-    make_shard(path, 0, 0, FEW)
+    make_shard(path, 0, 0, PLAN)
     assert path.read_bytes() == b"here already"
 
 
@@ -118,7 +108,7 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        make_shard(tmp_path / "one.npz", 0, 0, FEW)
+        make_shard(tmp_path / "one.npz", 0, 0, PLAN)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -177,10 +167,10 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(part, step, finished, so
             assert all(torch.equal(one[key][tensor], other[key][tensor]) for tensor in one[key])
 
 
-def run_tiny(code, folder, *arguments, launcher=()):
-    """A script with tiny tasks in a process of its own."""
+def run_script(code, folder, *arguments, launcher=()):
+    """A script in a process of its own."""
     script = folder / "script.py"
-    script.write_text("import os, signal, sys\nfrom pathlib import Path\n" + TINY + code)
+    script.write_text("import os, signal, sys\nfrom pathlib import Path\n" + code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, str(script), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -188,16 +178,15 @@ def run_tiny(code, folder, *arguments, launcher=()):
 
 def test_a_killed_run_goes_on_to_the_same_weights(finished, solved, tmp_path):
     code = """
+import tyro
 from icrl_gym.configuration import PretrainConfig
+from icrl_gym.pretraining import pretrain
 def kill(part, done, total):
     if "gate" in part:
         os.kill(os.getpid(), signal.SIGKILL)
-config = PretrainConfig(
-    out=Path(sys.argv[1]), shards=4, validation_shards=2, steps=200, batch_size=8, width=8, members=2
-)
-run.pretrain(config, kill)
+pretrain(tyro.cli(PretrainConfig), kill)
 """
-    killed = run_tiny(code, tmp_path, solved)
+    killed = run_script(code, tmp_path, "--out", solved, "--steps", 200, *FLAGS)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert torch.load(state_file(solved, "gate"), weights_only=True)["step"] == 100
     assert_same_weights(weights(pretrain(replace(SMALL, out=solved))), weights(finished / "generalist.safetensors"))
@@ -270,11 +259,11 @@ def test_training_stops_early_and_keeps_the_best_weights():
     state = training.train(gate, biased, sign_batch(1.0), sign_batch(-1.0), schedule, seed=0)
     assert (state.step, state.best_step, state.stale, state.best_loss) == (15, 0, 3, 5.0)
     assert torch.equal(output_bias(gate), before)  # no worse than untrained
-    assert state.average["members.0.4.bias"].sum() < -0.01
+    assert state.average["module.members.0.4.bias"].sum() < -0.01
 
     better = training.train(gate, biased, sign_batch(1.0), sign_batch(1.0), replace(schedule, steps=40), seed=0)
     assert (better.step, better.best_step) == (40, 40)
-    assert torch.equal(output_bias(gate), better.average["members.0.4.bias"])
+    assert torch.equal(output_bias(gate), better.average["module.members.0.4.bias"])
 
 
 def spoil_family(examples, family):
@@ -295,7 +284,7 @@ def test_an_excluded_family_is_not_trained_on(finished, tmp_path):
     spoilt = replace(config, out=tmp_path / "all", exclude=())
     _, states = run.fit(spoilt, spoil_family(examples, family), held_out)
     assert not np.isfinite(states["gate"].history[-1][1])
-    report = run.describe(config, model, examples, held_out, states, 1.0)
+    report = run.describe(config, model, examples, held_out, states)
     assert name not in report["families"]
     assert set(report["families"]) == set(FAMILIES) - {name}
 
@@ -528,6 +517,30 @@ def test_the_card_tells_what_was_trained(finished):
     assert told["known_limits"]
 
 
+def test_the_card_names_the_commit_of_the_training_not_of_the_writing(finished, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    _, before = load_checkpoint(out / "generalist.safetensors")
+    monkeypatch.setattr(run, "versions", lambda: {"commit": "later"})
+    pretrain(replace(SMALL, out=out))
+    assert load_checkpoint(out / "generalist.safetensors")[1].training == before.training
+    pretrain(replace(SMALL, out=out, steps=100))
+    assert load_checkpoint(out / "generalist.safetensors")[1].training["commit"] == "later"
+
+
+def test_the_learning_rate_rises_and_falls():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule, rates = training.learning_rate(optimizer, 100), []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    np.testing.assert_allclose(rates[:6], 2.0 * np.array([1, 2, 3, 4, 5, 6]) / 6, rtol=1e-6)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[52] == pytest.approx(2.0 * (1 + training.LAST_RATE) / 2, rel=0.03)  # half-way down the cosine
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(2.0 * training.LAST_RATE)
+
+
 def test_training_leaves_the_untrained_networks(finished):
     model, card = load_checkpoint(finished / "generalist.safetensors")
     assert card.training["best_steps"]["spread"] > 0
@@ -571,19 +584,21 @@ def test_losses_by_family_make_up_the_loss(finished):
         assert sum(losses[name] * tasks[name] for name in losses) / len(examples) == pytest.approx(whole, rel=1e-4)
 
 
-def test_a_folder_of_other_heads_or_another_seed_is_refused(solved, monkeypatch):
+def test_a_folder_of_other_examples_is_refused(solved):
     pretrain(replace(SMALL, out=solved, steps=5, tensorboard=False))
-    with pytest.raises(ValueError, match=r"out: .* of another seed or of other heads"):
-        pretrain(replace(SMALL, out=solved, seed=1))
-    monkeypatch.setattr(run, "HEADS", HEADS[:2])
-    with pytest.raises(ValueError, match=r"out: .* of another seed or of other heads"):
+    for name, other in (("seed", 1), ("heads", (0, 1)), ("num_queries", 7), ("lengths", ((24, 1.0),))):
+        with pytest.raises(ValueError, match=rf"out: .* of another choice of {name}; take another"):
+            pretrain(replace(SMALL, out=solved, **{name: other}))
+    path = solved / "examples.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({"seed": 0, "heads": content["heads"]}))
+    with pytest.raises(ValueError, match=r"out: .* holds shards of version 1, not 2; take another"):
         pretrain(replace(SMALL, out=solved))
 
 
-def test_shards_of_other_heads_are_refused_although_nothing_says_whose_they_are(solved, monkeypatch):
-    monkeypatch.setattr(run, "HEADS", HEADS[:2])
+def test_shards_of_other_heads_are_refused_although_nothing_says_whose_they_are(solved):
     with pytest.raises(ValueError, match=r"out: .* holds shards of 3 heads, not 2"):
-        pretrain(replace(SMALL, out=solved))
+        pretrain(replace(SMALL, out=solved, heads=(0, 1)))
 
 
 def test_other_settings_train_again_on_the_same_shards(finished, tmp_path, monkeypatch):
@@ -629,6 +644,10 @@ def test_a_damaged_file_is_named(name, finished, tmp_path):
 BAD_INPUT = {
     "shards": ("--shards", "0"),
     "validation_shards": ("--validation-shards", "0"),
+    "tasks_per_shard": ("--tasks-per-shard", "0"),
+    "num_queries": ("--num-queries", "0"),
+    "lengths": ("--lengths", "128", "0.5", "1", "0.5"),
+    "heads": ("--heads", "0", "77"),
     "steps": ("--steps", "0"),
     "batch_size": ("--batch-size", "0"),
     "width": ("--width", "0"),
@@ -687,9 +706,8 @@ def test_the_documented_commands_are_good_input(monkeypatch):
 
 def test_the_command_prints_the_checkpoint_and_shows_the_time_left(finished, solved, tmp_path, capsys):
     target = tmp_path / "there" / "mine.safetensors"
-    flags = [f"--{name}={getattr(SMALL, name)}" for name in ("shards", "steps", "width", "members")]
-    flags += ["--validation-shards", "2", "--batch-size", "8", "--no-tensorboard"]
-    assert cli.main(["pretrain", "--out", str(solved), "--checkpoint", str(target), *flags]) == 0
+    flags = ["--out", str(solved), "--steps", "200", *FLAGS]
+    assert cli.main(["pretrain", "--checkpoint", str(target), *flags]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{target}\n"
     for part in ("training the gate", "training the spread"):
@@ -699,7 +717,7 @@ def test_the_command_prints_the_checkpoint_and_shows_the_time_left(finished, sol
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "TimeRemainingColumn", not_to_be_called)
         with pytest.raises(AssertionError):
-            cli.main(["pretrain", "--out", str(solved), *flags])
+            cli.main(["pretrain", *flags])
 
 
 def test_events_can_be_read_back(finished):
@@ -731,20 +749,19 @@ TWO_PROCESSES = """
 import importlib.util
 from safetensors.torch import save_file
 import torch
+import tyro
+from icrl_gym.pretraining import run
 torch.set_num_threads(1)
-spec = importlib.util.spec_from_file_location("pretrain_script", sys.argv[1])
+spec = importlib.util.spec_from_file_location("pretrain_script", sys.argv.pop(1))
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
-out, fit = Path(sys.argv[2]), run.fit
+config, fit = tyro.cli(script.PretrainConfig), run.fit
 def fit_and_keep(*arguments, **options):
     model, states = fit(*arguments, **options)
-    save_file(model.gate.state_dict(), out / f"gate{os.environ['RANK']}.safetensors")
-    save_file(model.spread.state_dict(), out / f"spread{os.environ['RANK']}.safetensors")
+    save_file(model.gate.state_dict(), config.out / f"gate{os.environ['RANK']}.safetensors")
+    save_file(model.spread.state_dict(), config.out / f"spread{os.environ['RANK']}.safetensors")
     return model, states
 run.fit = fit_and_keep
-config = script.PretrainConfig(
-    out=out, shards=4, validation_shards=2, steps=100, batch_size=8, width=8, members=2
-)
 script.main(config)
 """
 
@@ -752,7 +769,9 @@ script.main(config)
 def test_two_processes_end_with_the_same_weights(finished, solved, tmp_path):
     out = tmp_path / "pair"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = run_tiny(TWO_PROCESSES, tmp_path, ROOT / "scripts" / "pretrain.py", out, launcher=launcher)
+    script = ROOT / "scripts" / "pretrain.py"
+    flags = ("--out", out, "--steps", 100, *FLAGS)
+    done = run_script(TWO_PROCESSES, tmp_path, script, *flags, launcher=launcher)
     assert done.returncode == 0, done.stderr
     for name in ("gate", "spread"):
         assert_same_weights(*(weights(out / f"{name}{rank}.safetensors") for rank in range(2)))

@@ -28,7 +28,7 @@ from icrl_gym.pretraining.prior import FAMILIES
 from icrl_gym.pretraining.run import WITHOUT_EFFECT, log_errors, one_thread, values_vary
 from icrl_gym.pretraining.shards import Examples, as_tensors
 from icrl_gym.pretraining.training import Batch, Schedule, gate_objective, train
-from icrl_gym.runs import versions, write_json
+from icrl_gym.runs import Progress, versions, write_json
 
 BEGIN, END, PLACE = "<!-- begin tables -->", "<!-- end tables -->", "<!-- tables -->"
 NUM_RESAMPLES = 2000
@@ -215,7 +215,7 @@ def measure(
     validation: Examples,
     seeds: Sequence[int],
     folder: Path,
-    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+    progress: Progress = lambda label, done, total: None,
 ) -> dict[str, np.ndarray]:
     """Log ratios by label, (seeds, tasks); what is finished is read from ``folder``, seed by seed.
 
@@ -265,7 +265,8 @@ def _read(path: Path) -> np.ndarray:
 
 def _settings(ablation: Ablation) -> dict[str, Any]:
     settings = asdict(ablation)
-    without_effect = (*WITHOUT_EFFECT, "seed", "shards", "validation_shards")  # the digest stands for the shards
+    of_shards = ("shards", "validation_shards", "tasks_per_shard", "lengths", "num_queries", "heads")  # see the digest
+    without_effect = (*WITHOUT_EFFECT, "seed", *of_shards)
     settings["config"] = {name: value for name, value in settings["config"].items() if name not in without_effect}
     del settings["label"]
     return settings
