@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_pretraining import NUM_HEADS, not_to_be_called, table
 
 from icrl_gym.configuration import PretrainConfig
 from icrl_gym.evaluator.gate import SAFE_IMAGINATION, SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gates, gated
@@ -19,41 +20,11 @@ from icrl_gym.pretraining import ablation, run
 from icrl_gym.pretraining.ablation import Ablation
 from icrl_gym.pretraining.prior import FAMILIES
 from icrl_gym.pretraining.run import values_vary
-from icrl_gym.pretraining.shards import Examples, as_tensors
+from icrl_gym.pretraining.shards import as_tensors
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "ablate_pretraining.py"
-NUM_HEADS, NUM_QUERIES = 3, 6
 SMALL = replace(ablation.RECIPE, steps=30, batch_size=16, width=8, members=2, pull=0.0, learning_rate=0.02)
 PLAIN = Ablation("plain", SMALL)
-
-
-def table(seed, count=40):
-    """Tasks of two families: which head is right, and at which level, can be read off the statistics.
-
-    What is imagined errs less than what is not, save where that is right.
-    """
-    rng = np.random.default_rng(seed)
-    statistics = rng.normal(size=(count, len(STATISTICS)))
-    statistics[:, STATISTICS.index("constant_reward")] = rng.random(count) < 0.5
-    statistics[:, STATISTICS.index("predictability")] = np.where(rng.random(count) < 0.5, 0.5, 0.95)
-    truth = rng.normal(size=(count, NUM_QUERIES))
-    values = truth[:, None, None, None] + rng.normal(size=(count, NUM_HEADS, 2, 2, NUM_QUERIES))
-    right = (statistics[:, 1] > 0).astype(int)
-    values[np.arange(count), right, :, 1] = truth[:, None]
-    imagined = truth[:, None, None, None] + 0.2 * rng.normal(size=values.shape)
-    return Examples(
-        statistics=statistics.astype(np.float32),
-        values=values.astype(np.float32),
-        imagined=imagined.astype(np.float32),
-        mass=np.ones((count, NUM_QUERIES), np.float32),
-        level_shift=np.zeros(count, np.float32),
-        truth=truth.astype(np.float32),
-        truth_stderr=np.zeros((count, NUM_QUERIES), np.float32),
-        constant=np.zeros(count),
-        scale=np.ones(count),
-        family=rng.integers(2, size=count),
-        length=np.full(count, 24),
-    )
 
 
 TRAINING, VALIDATION = table(0), table(1)
@@ -87,10 +58,6 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(ablation, "train", watched)
     return found
-
-
-def not_to_be_called(*arguments, **options):
-    raise AssertionError("called again")
 
 
 def test_the_plain_ablation_is_the_pretraining_itself(tmp_path):
@@ -328,11 +295,12 @@ def test_a_row_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '{"log_ratios": ["a"]}'])
 def test_a_damaged_row_is_named(tmp_path, content):
-    measure(tmp_path)
+    untrained = WANTED[1:2]
+    measure(tmp_path, untrained)
     path = next(tmp_path.iterdir())
     path.write_text(content)
     with pytest.raises(ValueError, match=f"{path.name} is damaged; remove it"):
-        measure(tmp_path)
+        measure(tmp_path, untrained)
 
 
 def test_geometric_means_with_intervals_over_tasks():
@@ -412,6 +380,7 @@ def script(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_the_script_writes_the_page_and_goes_on_from_its_rows(script, tmp_path, monkeypatch, capsys):
     def small(one):
         return replace(one, config=replace(SMALL, exclude=one.config.exclude))
