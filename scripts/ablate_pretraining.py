@@ -57,20 +57,20 @@ validation tasks, beside that of gates trained with all families. Means and inte
 
 @dataclass(frozen=True)
 class Config:
-    """What to read and write."""
+    """Folders, seeds and page."""
 
     out: Path = Path("runs/pretrain")
     """Folder of the shards; finished rows are kept in its ``ablation``."""
     shards: int = parts.RECIPE.shards
-    """To train on."""
+    """Number of shards to train on."""
     validation_shards: int = parts.RECIPE.validation_shards
-    """To measure on."""
+    """Number of shards to measure on."""
     seeds: tuple[int, ...] = (0, 1)
-    """Of initial weights and batches."""
+    """Seeds of initial weights and batches."""
     family_seeds: tuple[int, ...] = (0,)
-    """The same where a family is left out."""
+    """Seeds where a family is left out."""
     page: Path = Path("docs/generalist.md")
-    """Where the tables go; all other text in it stays."""
+    """Page that the tables go into; all other text in it stays."""
 
 
 def main(config: Config) -> None:
@@ -105,7 +105,7 @@ def main(config: Config) -> None:
 
 
 def count(seeds: tuple[int, ...]) -> str:
-    """In words."""
+    """The number of seeds in words."""
     return "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
 
 

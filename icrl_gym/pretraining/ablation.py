@@ -1,4 +1,4 @@
-"""What each part of the pretraining is worth: gates trained with one thing changed, on the examples of one run.
+"""Ablations of the pretraining: gates trained with one thing changed, on the examples of one run.
 
     ablations, left_out -> measure (one JSON file per finished gate) -> tables -> insert into a page
 
@@ -49,7 +49,7 @@ class Ablation:
             pseudo-terminations only at equal rewards, and imagination only where steps are predictable, stay.
         free_level, pseudo_terminations, imagination: False holds them at 0.
         robust: False takes the shares as weights, wherever a head stands apart.
-        share_of_tasks: to train on, drawn by the seed.
+        share_of_tasks: share of the training tasks that is used, drawn by the seed.
         trained: False takes the safe mixture as it is: nothing is learned, nothing read but the rules above.
     """
 
@@ -334,7 +334,7 @@ def family_table(
         rows: log ratios of `left_out`, (seeds, tasks) by label.
         reference: those of the small recipe with all families, at the same seeds.
         families_T: name of every task's family.
-        families: in the order of the table; one without a task says so.
+        families: names in the order of the table; one without a task says so.
     """
     lines, unseen = [], np.full_like(reference, np.nan)
     for name, ablation in zip(families, left_out(families), strict=True):

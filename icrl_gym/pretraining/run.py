@@ -122,7 +122,7 @@ def _untrained(num_heads: int, config: PretrainConfig) -> tuple[Gate, SpreadHead
 
 @dataclass(frozen=True)
 class _Run:
-    """Where the two trainings of a run keep and show what they find.
+    """The folder, writer and seed that the two trainings of a run have in common.
 
     Attributes:
         folder: folder of the training states.
@@ -225,14 +225,14 @@ def log_errors(error_BQ: Tensor, truth_BQ: Tensor) -> np.ndarray:
 
 
 def values_vary(batch: Batch) -> np.ndarray:
-    """Whether the true values spread by more than their noise, by task, (B,); if not, relative errors say nothing."""
+    """(B,) bool: the true values spread by more than their noise. Where they do not, relative errors say nothing."""
     std_B = batch["truth"].std(dim=1, unbiased=False)
     noise_B = batch["truth_stderr"].square().mean(dim=1).sqrt()
     return ((std_B > 2 * noise_B) & (std_B > 1e-4)).numpy()
 
 
 def mean_gates(gate: Gate, batch: Batch) -> dict[str, float]:
-    """What the gate decides, on average over tasks: shares of the heads, level, pseudo-terminations, trust."""
+    """Mean over tasks of the gate's decisions: shares of the heads, level, pseudo-terminations, trust."""
     with torch.no_grad():
         gates = gate(batch["statistics"])
     shares = {f"share{head}": float(share) for head, share in enumerate(gates.shares_BH.mean(dim=0))}
@@ -264,7 +264,7 @@ def describe(
     validation: Examples,
     states: Mapping[str, TrainingState],
 ) -> dict[str, Any]:
-    """What the card says of the training: commit and wall time are those of the steps, not of this call."""
+    """The training as the card tells it: commit and wall time are those of the steps, not of this call."""
     commits = list(dict.fromkeys(commit for state in states.values() for commit in state.commits))
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "checkpoint", "jobs")}
     return {

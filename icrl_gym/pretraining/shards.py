@@ -29,7 +29,7 @@ LEVEL_CORNERS = (0.0, 1.0)
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What the shards of one folder hold.
+    """The choice of tasks that the shards of one folder hold.
 
     Attributes:
         heads: settings that every task is solved under; the first gives the statistics.
@@ -56,7 +56,7 @@ class Examples:
         statistics: (B, S) float32.
         values: (B, H, 2, 2, Q) float32, in units of ``scale`` and relative to ``constant``, at the corners of
             pseudo-terminations and free level.
-        imagined: like ``values``, imagined returns whose ends take these values; equal to them where nothing may be
+        imagined: imagined returns whose ends take these values, in the same shape; equal to them where nothing may be
             imagined.
         mass: (B, Q) float32, the first head's attention in sources.
         level_shift: (B,) float32, in units of ``scale``.

@@ -58,7 +58,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """How one network is trained.
+    """Numbers that say how one network is trained.
 
     Attributes:
         steps: largest number of steps.
@@ -124,7 +124,7 @@ def gate_objective(loss: str, pull: float = 0.0, weigh: Weighing = consensus) ->
         loss: a name of `LOSSES`.
         pull: weight of the squared distance from the safe mixture, which holds the adaptation near what is known to
             carry over to real systems.
-        weigh: how shares become weights.
+        weigh: rule that turns shares into weights.
     """
 
     def objective(gate: nn.Module, batch: Batch) -> Tensor:
@@ -207,7 +207,7 @@ def train(
         examples, validation: tensors by name, equal length along the first axis.
         schedule: step sizes and numbers.
         seed: seed of the batches.
-        state: where to go on; None to start.
+        state: state to go on from; None to start.
         on_validation: called after each validation, to log and to checkpoint.
         commit: commit of this code, for the state.
     """

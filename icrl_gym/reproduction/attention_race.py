@@ -190,7 +190,7 @@ def _judge(found: dict[str, dict[str, dict[str, np.ndarray]]]) -> Outcome:
 
 
 def _smallest(beaten: dict[str, Finding]) -> Verdict:
-    """Whether every variant's error less softmax's lies above zero."""
+    """The verdict on every variant's error less softmax's lying above zero."""
     return together(above(apart) for apart in beaten.values())
 
 

@@ -29,7 +29,7 @@ class Finding:
     Attributes:
         name: what was measured, with its unit where it has one.
         value: the number; NaN where it is undefined.
-        n: how many independent draws it rests on.
+        n: number of independent draws it rests on.
         low, high: 95 % interval, or None where the number is no estimate (a maximum over all n cases, say).
     """
 
@@ -90,7 +90,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a claim's function found.
+    """The result of a claim's function.
 
     Attributes:
         statements: the sentences of the claim, each judged by itself.
@@ -166,9 +166,9 @@ class Claim:
         criterion: when each statement holds.
         function: measures and judges. It gets ``seeds`` (independent repetitions) and may keep finished pieces in
             ``store``.
-        num_seeds: how many seeds a full run takes.
-        quick_seeds: how many `--quick` takes.
-        least_seeds: how many the criterion needs; with fewer the verdict is "not enough evidence" whatever was found.
+        num_seeds: number of seeds of a full run.
+        quick_seeds: number of seeds with `--quick`.
+        least_seeds: number of seeds that the criterion needs; with fewer the verdict is "not enough evidence".
     """
 
     number: int

@@ -44,7 +44,7 @@ def scores_of(family: str, rng: np.random.Generator, num_mrps: int) -> np.ndarra
 
 @dataclass(frozen=True, eq=False)
 class Decay:
-    """What depth does on B contexts of one family of features.
+    """The effect of depth on B contexts of one family of features.
 
     Attributes:
         smallest_mass: (B,) min_s M^(s, s).

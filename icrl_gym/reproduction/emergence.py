@@ -168,7 +168,7 @@ def _succeeded(found: dict[str, np.ndarray]) -> int:
 
 
 def _scope(verdicts: dict[str, Verdict], succeeded: int, num_seeds: int) -> str:
-    """What completes the verdict: the theorem's loss, its seeds, and what the other losses did."""
+    """The words that complete the verdict: the theorem's loss, its seeds, and what the other losses did."""
     others = "; ".join(f"{verdict} under {loss}" for loss, verdict in verdicts.items() if loss != THEOREM)
     return f"under {THEOREM} in this budget ({succeeded} of {num_seeds} seeds); {others}"
 
@@ -201,7 +201,7 @@ def _remarks(verdicts: dict[str, Verdict], measured: dict, free: dict[str, np.nd
 
 
 def _stuck(loss: str, measured: dict) -> str:
-    """Whether a loss ended higher than it is at parameters that another loss found."""
+    """A sentence on a loss that ended higher, or lower, than it is at parameters that another loss found."""
     best = measured["neu"][f"loss {loss}"].min()
     own = measured[loss][f"loss {loss}"].mean()
     if best < own:

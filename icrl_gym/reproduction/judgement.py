@@ -1,4 +1,4 @@
-"""From findings to verdicts: an interval decides only where it leaves the bound out."""
+"""Rules that turn findings into verdicts: an interval decides only where it leaves the bound out."""
 
 from __future__ import annotations
 

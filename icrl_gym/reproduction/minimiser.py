@@ -81,7 +81,7 @@ def minimiser(quick: bool, seeds: Sequence[int], device: str, store: Store) -> O
 
 
 def _learned(quick: bool, device: str, store: Store) -> dict[str, Parameters]:
-    """What claim 5 trained under td and neu; of its seeds the one whose V is nearest to the construction."""
+    """Parameters that claim 5 trained, by loss; of its seeds the one whose V is nearest to the construction."""
     seeds = range(emergence.CLAIM.quick_seeds if quick else emergence.CLAIM.num_seeds)
     found = {}
     for loss in ("td", "neu", "msve"):
@@ -151,14 +151,14 @@ def _judge(
 
 
 def _scope(refuted: int, num_sizes: int) -> str:
-    """At how many sizes somebody is clearly below the construction, to complete the verdict."""
+    """The words that complete the verdict: the number of sizes where somebody is clearly below the construction."""
     if refuted == num_sizes:
         return "at any size measured"
     return f"at {refuted} of {num_sizes} sizes measured" if refuted else ""
 
 
 def _smallest(measured: dict[str, np.ndarray], index: int) -> tuple[Verdict, tuple[str, ...]]:
-    """Whether the construction's NEU is the smallest at one size, and who is clearly lower.
+    """The verdict on the construction's NEU being the smallest at one size, and the names of who is clearly lower.
 
     The intervals of the paired differences hold together for all rivals.
     """

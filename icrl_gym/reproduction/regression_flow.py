@@ -163,7 +163,7 @@ APPROACH_CRITERION = (
 
 
 def approach(paths: dict[str, np.ndarray], lengths: tuple[int, ...]) -> tuple[Statement, tuple[Finding, ...]]:
-    """Whether training on finite prompts approaches that on infinite ones; two claims ask, and are judged alike."""
+    """The statement that training on finite prompts approaches that on infinite ones, judged alike for two claims."""
     apart = distance(paths).max(axis=1)  # (N, G), the worst along the path
     distances = [
         Finding.mean(f"training path: largest relative distance, n = {n}", row)

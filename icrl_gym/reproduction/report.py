@@ -45,7 +45,7 @@ def write_report(results: Sequence[Result], path: Path) -> None:
     """Write ``path`` and its figures into the folder beside it that has the page's name, each file atomically.
 
     Args:
-        results: in the order of the page.
+        results: results in the order of the page.
         path: the page, ending in .md.
     """
     images = path.with_suffix("")

@@ -38,7 +38,7 @@ class Result:
 
     @property
     def command(self) -> str:
-        """What gives this result again."""
+        """The command that gives this result again."""
         words = ["icrl-gym reproduce", self.claim.id]
         if self.quick:
             words.append("--quick")

@@ -140,7 +140,7 @@ def _result(claim: Claim, config: ReproduceConfig, run_folder: Path) -> Result:
 
 
 def _marks(claim: Claim) -> tuple[str, str]:
-    """What a stored result must agree with: the hash of the claim's sources, and its criterion."""
+    """The marks that a stored result must agree with: the hash of the claim's sources, and its criterion."""
     return fingerprint(claim.function.__module__), claim.criterion
 
 

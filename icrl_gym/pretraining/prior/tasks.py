@@ -94,7 +94,7 @@ def sample_tasks(
         num_queries: Q.
         seed: one integer >= 0, or several.
         num_rollouts: copies per query where the truth is not exact; even.
-        device: where to simulate.
+        device: torch device of the simulation.
 
     Raises:
         ValueError: an unknown family, a count below its least value, or a negative seed.
@@ -135,7 +135,7 @@ def task_stream(
 
     Args:
         seed: one integer >= 0.
-        num_tasks, num_queries, num_rollouts, device: as in `sample_tasks`.
+        num_tasks, num_queries, num_rollouts, device: see `sample_tasks`.
         num_transitions: context lengths; each batch has one of them.
         weights: family -> weight instead of the table's; families left out are not drawn.
         exclude: families never drawn.
@@ -280,7 +280,7 @@ def _draw_sensors(draws: Draws, process: Process, layout: Layout, context: Strea
 
 
 def _observe_context(sensors: Sensors, process: Process, draws: Draws, context: Streams) -> tuple[Tensor, Tensor]:
-    """What is seen at the states and at the successors of the context; inside an episode they are the same rows."""
+    """Observations of the states and at the successors of the context; inside an episode they are the same rows."""
     ended_BN = context.ended.squeeze(1)
     memory_BK = 1 - draws.log_uniform(0.01, 0.5, NUM_CHANNELS)
     before, after = drift_along(ended_BN, NUM_CHANNELS, memory_BK, draws.generator)
