@@ -26,7 +26,7 @@ from icrl_gym.evaluator.gate import (
 )
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.statistics import STATISTICS
-from icrl_gym.pretraining import run, shards, training
+from icrl_gym.pretraining import run, shards, training, validation
 from icrl_gym.pretraining.prior import FAMILIES, sample_tasks
 from icrl_gym.pretraining.shards import Examples, as_tensors, make_shard, task_prompt
 
@@ -337,7 +337,7 @@ def test_validation_tables_by_hand():
         truth_stderr=np.zeros((4, 2)),
         family=[0, 0, 2, 2],
     )
-    rows = run.by_family(untrained_model(), examples)
+    rows = validation.by_family(untrained_model(), examples)
     names = list(FAMILIES)
     assert list(rows) == [*names, "all"]
     assert rows[names[0]]["tasks"] == 2
@@ -359,7 +359,7 @@ def test_validation_tables_by_hand():
 def test_coverage_allows_for_the_noise_of_the_truth():
     def coverage(noise):
         examples = table_examples([[4.0, 6.0]], [[0.0, 2.0]], [[noise, noise]], [0])
-        return run.by_family(untrained_model(), examples)["all"]["coverage"]
+        return validation.by_family(untrained_model(), examples)["all"]["coverage"]
 
     assert (coverage(0.0), coverage(3.0)) == (0.0, 1.0)  # 1.645 sqrt(1 + 9) = 5.2
 
@@ -370,13 +370,13 @@ def test_tables_compare_the_mixture_with_its_first_head():
     model = untrained_model()
     with torch.no_grad():
         output_bias(model.gate)[-3] = 50.0  # the level, free
-    row = run.by_family(model, examples)["all"]
+    row = validation.by_family(model, examples)["all"]
     assert (row["error"], row["constructed"], row["ratio"]) == pytest.approx((4.0, 2.0, 2.0))
     examples.statistics[0, STATISTICS.index("predictability")] = 1.0
     examples.imagined[...] = [3.0, 5.0]
     with torch.no_grad():
         output_bias(model.gate)[-1] = 50.0  # all imagined
-    row = run.by_family(model, examples)["all"]
+    row = validation.by_family(model, examples)["all"]
     assert (row["error"], row["constructed"], row["ratio"]) == pytest.approx((3.0, 2.0, 1.5))
 
 
@@ -401,7 +401,7 @@ def test_losses_by_family_make_up_the_loss():
         (model.gate, training.gate_objective("log_rmse", 1.0), batch),
         (model.spread, training.spread_objective, training.with_errors(batch, model.gate)),
     ):
-        losses = run.losses_by_family(network, objective, inputs, examples.family)
+        losses = validation.losses_by_family(network, objective, inputs, examples.family)
         tasks = {name: int((examples.family == list(FAMILIES).index(name)).sum()) for name in losses}
         assert sum(tasks.values()) == len(examples)
         with torch.no_grad():

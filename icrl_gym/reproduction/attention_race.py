@@ -182,7 +182,7 @@ def _judge(found: dict[str, dict[str, dict[str, np.ndarray]]]) -> Outcome:
     remarks = f"On Boyan chains the order is: {order}."
     if rivals:
         remarks += f" On the single-location task {', '.join(rivals)} did better than softmax."
-    rows = tuple((name, *(_with_interval(Finding.mean("", ratios[task, name])) for task in TASKS)) for name in VARIANTS)
+    rows = tuple((name, *(Finding.mean("", ratios[task, name]).text(3) for task in TASKS)) for name in VARIANTS)
     table = table_of(("attention", *TASKS), rows, "Error over that of predicting zero, with 95 % intervals over seeds.")
     caption = "Error after training over that of predicting zero, one point per seed; lower is better."
     figure = _figure(ratios)
@@ -192,10 +192,6 @@ def _judge(found: dict[str, dict[str, dict[str, np.ndarray]]]) -> Outcome:
 def _smallest(beaten: dict[str, Finding]) -> Verdict:
     """The verdict on every variant's error less softmax's lying above zero."""
     return together(above(apart) for apart in beaten.values())
-
-
-def _with_interval(finding: Finding) -> str:
-    return f"{finding.value:.3f}" + ("" if finding.low is None else f" [{finding.low:.3f}, {finding.high:.3f}]")
 
 
 def _figure(ratios: dict[tuple[str, str], np.ndarray]) -> Figure:

@@ -119,15 +119,11 @@ def _tables(errors: np.ndarray) -> tuple[Table, ...]:
                 errors[index, 0, :, 0] if method == ZERO else errors[index, METHODS.index(method), :, depth]
                 for depth in DEPTHS
             ]
-            rows.append((method, *(_cell(Finding.mean("", sample)) for sample in samples)))
+            rows.append((method, *(Finding.mean("", sample).text(3) for sample in samples)))
         if length == LENGTHS[-1]:
             rows += [(f"{name}, our earlier run", *(f"{digit:g}" for digit in EARLIER[name])) for name in EARLIER]
         tables.append(table_of(columns, rows, f"Mean squared value error, n = {length}, {errors.shape[2]:,} chains."))
     return tuple(tables)
-
-
-def _cell(finding: Finding) -> str:
-    return f"{finding.value:.3f} [{finding.low:.3f}, {finding.high:.3f}]"
 
 
 def _figure(errors: np.ndarray) -> Figure:

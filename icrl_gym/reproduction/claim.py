@@ -59,6 +59,11 @@ class Finding:
         interval = stats.binomtest(int(successes), int(n)).proportion_ci(LEVEL, method="wilson")
         return cls(name, successes / n, n, float(interval.low), float(interval.high))
 
+    def text(self, digits: int) -> str:
+        """The number with its interval, if it has one, with so many digits behind the point."""
+        interval = "" if self.low is None else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        return f"{self.value:.{digits}f}{interval}"
+
     @classmethod
     def largest(cls, name: str, samples: Sequence[float] | np.ndarray) -> Self:
         """The largest of n numbers; no interval."""
@@ -130,7 +135,7 @@ class Outcome:
     @property
     def headline(self) -> str:
         """The verdict with its scope, in one line; what holds only in part says how much of it."""
-        deciding = [statement for statement in self.statements if statement.decides]
+        deciding = [one for one in self.statements if one.decides and one.verdict != "not tested"]
         holding = sum(statement.verdict == "holds" for statement in deciding)
         part = f"({holding} of {len(deciding)} statements)" if self.verdict == "holds in part" else ""
         return " ".join(filter(None, (self.verdict, part, self.scope)))

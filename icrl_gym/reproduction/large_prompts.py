@@ -146,6 +146,13 @@ def _stored(store: Store, seed: int, norm: float, lengths: Sequence[int], num_pr
     return ErrorCurve(**store.arrays(f"curve-{norm:g}-seed-{seed}", compute))
 
 
+CAPTION = (
+    "Squared errors of a read over n Gaussian keys against its infinite-prompt limit, mean over seeds, at four"
+    " norms |a| of the query: the output and the gradients of a squared loss. Dotted: the asymptote e^(a^2) (d +"
+    " a^2) / n of the output."
+)
+
+
 def _judge(
     curves: list[list[ErrorCurve]],
     exact: Finding,
@@ -188,13 +195,8 @@ def _judge(
         Statement("The law c'/s^2 of the exponent, the logarithms and the powers of s in the bounds.", "not tested"),
     )  # fmt: skip
     findings = (exact, control, *slopes.values(), *flatter, *ratios.values(), *path)
-    caption = (
-        "Squared errors of a read over n Gaussian keys against its infinite-prompt limit, mean over seeds, at four"
-        " norms |a| of the query: the output and the gradients of a squared loss. Dotted: the asymptote e^(a^2) (d +"
-        " a^2) / n of the output."
-    )
     figure = _figure(curves, lengths)
-    return Outcome(statements, findings, "", _remarks(slopes), figure, caption, (_table(slopes),))
+    return Outcome(statements, findings, "", _remarks(slopes), figure, CAPTION, (_table(slopes),))
 
 
 def _slopes(curves: list[list[ErrorCurve]], from_length: int) -> dict[tuple[float, str], np.ndarray]:
@@ -215,13 +217,8 @@ def _remarks(slopes: dict[tuple[float, str], Finding]) -> str:
 
 
 def _table(slopes: dict[tuple[float, str], Finding]) -> Table:
-    rows = [(f"{norm:g}", *(_with_interval(slopes[norm, error]) for error in ERRORS)) for norm in NORMS]
+    rows = [(f"{norm:g}", *(slopes[norm, error].text(2) for error in ERRORS)) for norm in NORMS]
     return table_of(("norm of a", *ERRORS), rows, "Slopes of log squared error against log n.")
-
-
-def _with_interval(finding: Finding) -> str:
-    interval = "" if finding.low is None else f" [{finding.low:.2f}, {finding.high:.2f}]"
-    return f"{finding.value:.2f}{interval}"
 
 
 def _figure(curves: list[list[ErrorCurve]], lengths: Sequence[int]) -> Figure:
@@ -263,8 +260,8 @@ CLAIM = Claim(
     ),
     criterion=(
         f"Quadrature within {EXACT:g}. By 95 % intervals over seeds: every slope below 0; at |a| <= 1 slopes within"
-        f" {NEAR:g} of -1 and the output's constant within {NEAR:.0%} of e^(a^2) (d + a^2); every slope at |a| = 2"
-        " above that at 1, and at 3 above that at 2. As in claim 9, " + APPROACH_CRITERION + "."
+        f" {NEAR:g} of -1 and the output's constant within {100 * NEAR:.0f} % of e^(a^2) (d + a^2); every slope at"
+        " |a| = 2 above that at 1, and at 3 above that at 2. As in claim 9, " + APPROACH_CRITERION + "."
     ),
     function=large_prompts,
     num_seeds=5,

@@ -113,6 +113,13 @@ def _losses(everyone: dict[str, Parameters], quick: bool) -> Table:
     )
 
 
+CAPTION = (
+    "Norm of the expected update as depth and context grow, mean over seeds with 95 % intervals; the unbiased"
+    " estimate may be negative and is then not drawn; lines that leave at the top diverge. Left: the construction"
+    " and parameters with the same limit; right: wrong directions and trained parameters."
+)
+
+
 def _judge(
     measured: dict[str, np.ndarray],
     plug_in: np.ndarray,
@@ -139,15 +146,11 @@ def _judge(
         Statement("At the largest size the wrong directions have a higher NEU.",
                   together(map(above, margins)), decides=False),
     )  # fmt: skip
-    caption = (
-        "Norm of the expected update as depth and context grow, mean over seeds with 95 % intervals; the unbiased"
-        " estimate may be negative and is then not drawn; lines that leave at the top diverge. Left: the construction"
-        " and parameters with the same limit; right: wrong directions and trained parameters."
-    )
     table = _size_table(measured, sizes, by_size)
     findings, figure = (*last, *margins, left, bias), _figure(measured, sizes)
-    scope, remarks = _scope(refuted, len(sizes)), _remarks(refuted)
-    return Outcome(statements, findings, scope, remarks, figure, caption, (table, losses))
+    everywhere = set.intersection(*(set(lower) for _, lower in by_size))
+    scope, remarks = _scope(refuted, len(sizes)), _remarks(refuted, sorted(everywhere))
+    return Outcome(statements, findings, scope, remarks, figure, CAPTION, (table, losses))
 
 
 def _scope(refuted: int, num_sizes: int) -> str:
@@ -172,12 +175,14 @@ def _smallest(measured: dict[str, np.ndarray], index: int) -> tuple[Verdict, tup
     return together(map(above, apart.values())), lower
 
 
-def _remarks(refuted: int) -> str:
+def _remarks(refuted: int, everywhere: Sequence[str]) -> str:
     if not refuted:
         return ""
+    always = f" {' and '.join(everywhere)} is clearly lower at every size." if everywhere else ""
     return (
         "The construction is not the minimiser at these sizes, and in the limit not the only one: every stable alpha"
-        " (1, 1, -1) with any multiple of I has the same limit. The first table says at each size who is clearly lower."
+        f" (1, 1, -1) with any multiple of I has the same limit.{always} The first table says at each size who is"
+        " clearly lower."
     )
 
 
@@ -239,8 +244,8 @@ CLAIM = Claim(
     criterion=(
         "At every size the paired difference of every other NEU to the construction's lies above zero; does not hold"
         " where one lies below (95 % intervals that hold together for all rivals). Beside it: at the largest L and n"
-        f" the construction's NEU is below {VANISHED:.0%} of its mean at L = 1, n = 30, and every wrong direction's is"
-        " above the construction's."
+        f" the construction's NEU is below {100 * VANISHED:.0f} % of its mean at L = 1, n = 30, and every wrong"
+        " direction's is above the construction's."
     ),
     function=minimiser,
     num_seeds=10,

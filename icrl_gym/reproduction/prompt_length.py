@@ -110,6 +110,14 @@ def _checked(env_id: str, gamma: float, num_pilots: int, num_queries: int, num_r
         return budget_check(env_id, gamma, num_pilots, num_queries, num_rollouts)
 
 
+CAPTION = (
+    "Left: relative gap between five layers of softmax TD and of its linear form on Gaussian processes (solid:"
+    " independent transitions, dashed: trajectories), by the size of the features. Middle: on finite processes,"
+    " with the limit at infinite n dotted, by the scale of the features. Right: error reached with a budget's"
+    " length over the error that was wanted, one point per pilot."
+)
+
+
 def _judge(gaussian: np.ndarray, chains: np.ndarray, budgets: dict[str, np.ndarray], lengths: Sequence[int]) -> Outcome:
     findings, slopes_found, smallest = [], [], []
     for kind, name in enumerate(("independent transitions", "trajectories")):
@@ -126,34 +134,24 @@ def _judge(gaussian: np.ndarray, chains: np.ndarray, budgets: dict[str, np.ndarr
         Finding.mean(f"{name}, features U(-1, 1): relative gap at infinite n", chains[:, kind, 0, -1])
         for kind, name in enumerate(("Boyan chains", "random MRPs"))
     ]
-    hits = {env_id: np.abs(np.log(rows[:, 3])) < np.log(FACTOR) for env_id, rows in budgets.items()}
-    shares = [
-        Finding.share(f"prompt budget, {env_id}: reached error within a factor {FACTOR:g} of the wanted",
-                      int(hit.sum()), len(hit))
-        for env_id, hit in hits.items()
-    ]  # fmt: skip
-    medians = [
-        Finding(
-            f"prompt budget, {env_id}: median of reached over wanted error", float(np.median(rows[:, 3])), len(rows)
-        )
-        for env_id, rows in budgets.items()
-    ]
+    shares, medians = _budget_findings(budgets)
     worst = max(medians, key=lambda finding: abs(np.log(finding.value)))
     remarks = (
         f"The prompt budget is worst on {worst.name.split(', ')[1].split(':')[0]} (median of reached over wanted"
         f" {worst.value:.2f}). What a kernel leaves out at every length cannot be seen in one context."
     )
     findings += [*floors, *shares, *medians]
-    caption = (
-        "Left: relative gap between five layers of softmax TD and of its linear form on Gaussian processes (solid:"
-        " independent transitions, dashed: trajectories), by the size of the features. Middle: on finite processes,"
-        " with the limit at infinite n dotted, by the scale of the features. Right: error reached with a budget's"
-        " length over the error that was wanted, one point per pilot."
+    statements = (*_regimes(slopes_found, smallest, floors), *map(_useful, budgets, shares))
+    figure = _figure(gaussian, chains, budgets, lengths)
+    return Outcome(
+        statements, tuple(findings), remarks=remarks, figure=figure, caption=CAPTION, tables=(_table(budgets),)
     )
-    statements = (
-        Statement(
-            "On Gaussian features the gap falls with n at every size.", together(below(s, 0.0) for s in slopes_found)
-        ),
+
+
+def _regimes(slopes: list[Finding], smallest: list[Finding], floors: list[Finding]) -> tuple[Statement, ...]:
+    """The statements on how the gap to linear TD changes with n."""
+    return (
+        Statement("On Gaussian features the gap falls with n at every size.", together(below(s, 0.0) for s in slopes)),
         Statement(
             f"At the smallest size it falls below {VANISHING:g}.", together(below(f, VANISHING) for f in smallest)
         ),
@@ -161,18 +159,24 @@ def _judge(gaussian: np.ndarray, chains: np.ndarray, budgets: dict[str, np.ndarr
             f"On finite processes it stays above {STAYING:g} at infinite n.",
             together(above(f, STAYING) for f in floors),
         ),
-        *(
-            Statement(
-                f"{env_id}: at least {USEFUL:.0%} of budgets lead within a factor {FACTOR:g} of the wanted error.",
-                above(share, USEFUL),
-            )
-            for env_id, share in zip(budgets, shares, strict=True)
-        ),
     )
-    figure = _figure(gaussian, chains, budgets, lengths)
-    return Outcome(
-        statements, tuple(findings), remarks=remarks, figure=figure, caption=caption, tables=(_table(budgets),)
-    )
+
+
+def _useful(env_id: str, share: Finding) -> Statement:
+    wanted = f"at least {100 * USEFUL:.0f} % of budgets lead within a factor {FACTOR:g} of the wanted error"
+    return Statement(f"{env_id}: {wanted}.", above(share, USEFUL))
+
+
+def _budget_findings(budgets: dict[str, np.ndarray]) -> tuple[list[Finding], list[Finding]]:
+    """Per environment the share of budgets that lead near the wanted error, and the median of reached over wanted."""
+    shares, medians = [], []
+    for env_id, rows in budgets.items():
+        hit = np.abs(np.log(rows[:, 3])) < np.log(FACTOR)
+        name = f"prompt budget, {env_id}: reached error within a factor {FACTOR:g} of the wanted"
+        shares.append(Finding.share(name, int(hit.sum()), len(hit)))
+        name = f"prompt budget, {env_id}: median of reached over wanted error"
+        medians.append(Finding(name, float(np.median(rows[:, 3])), len(rows)))
+    return shares, medians
 
 
 def _table(budgets: dict[str, np.ndarray]) -> Table:
@@ -249,7 +253,8 @@ CLAIM = Claim(
     criterion=(
         f"On Gaussian features the gap falls at every size (95 % interval of the slope below 0) to below {VANISHING:g}"
         f" at the smallest size; on finite processes it stays above {STAYING:g} at infinite n; in each environment at"
-        f" least {USEFUL:.0%} of budgets lead within a factor {FACTOR:g} of the wanted error. Every interval decides."
+        f" least {100 * USEFUL:.0f} % of budgets lead within a factor {FACTOR:g} of the wanted error. Every interval"
+        " decides."
     ),
     function=prompt_length,
     num_seeds=10,

@@ -91,7 +91,7 @@ def _remarks(statements: tuple[Statement, ...], purity: dict[str, Finding], head
         parts.append(
             "Finite-prompt training comes near the infinite-prompt path and then no nearer: with time it moves to a"
             " smaller A with a larger b, because in finite prompts the few long queries are the noisy ones. That a step"
-            f" must take {SHRINKING:.0%} off was set after runs in which the last one took nothing."
+            f" must take {100 * SHRINKING:.0f} % off was set after runs in which the last one took nothing."
         )
     if divides.verdict == "does not hold":
         risk = {name: one["risk"].mean() for name, one in heads.items()}

@@ -158,7 +158,7 @@ def distance(paths: dict[str, np.ndarray]) -> np.ndarray:
 
 APPROACH_CRITERION = (
     "with every fourfold n the largest relative distance along the training path to the infinite-prompt path shrinks by"
-    f" at least {SHRINKING:.0%} (95 % intervals over seeds)"
+    f" at least {100 * SHRINKING:.0f} % (95 % intervals over seeds)"
 )
 
 
@@ -174,5 +174,6 @@ def approach(paths: dict[str, np.ndarray], lengths: tuple[int, ...]) -> tuple[St
         for (few, before), (many, after) in pairwise(zip(lengths, apart, strict=True))
     ]
     verdict = together(above(step, SHRINKING) for step in shrunk)
-    text = f"Finite-prompt training nears the infinite-prompt path by {SHRINKING:.0%} or more with every fourfold n."
+    step = f"{100 * SHRINKING:.0f} % or more with every fourfold n"
+    text = f"Finite-prompt training nears the infinite-prompt path by {step}."
     return Statement(text, verdict), (*distances, *shrunk)

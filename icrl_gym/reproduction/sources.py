@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import sys
 from collections.abc import Iterator
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGE = "icrl_gym"
+ROOT = Path(__file__).parents[1]  # folder of the package
 PRESENTATION = frozenset({  # modules that keep and show what was measured
     "configuration", "reproduction.sources", "reproduction.store", "runs", "scoring.document", "scoring.figures",
 })  # fmt: skip
@@ -68,8 +69,10 @@ def _tree(module: str) -> ast.Module:
 
 
 def _file(module: str) -> Path | None:
-    try:
-        spec = find_spec(module)
-    except ModuleNotFoundError:  # the parent is a module, and this one of its names
-        return None
-    return None if spec is None or spec.origin is None else Path(spec.origin)
+    """The source of a module; None where there is none, such as for a name inside a module."""
+    package, *parts = module.split(".")
+    if package != PACKAGE:
+        found = getattr(sys.modules.get(module), "__file__", None)
+        return None if found is None else Path(found)
+    path = ROOT.joinpath(*parts)
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)

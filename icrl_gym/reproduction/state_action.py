@@ -148,6 +148,12 @@ def _predicted(pairs: np.ndarray, reward: np.ndarray) -> np.ndarray:
     return InContextEvaluator().fit(log, GAMMA).predict_q(every_state, every_action).values
 
 
+CAPTION = (
+    "Left: largest error of deep softmax TD on state-action columns (one-hot, tau = 10, 400 layers) against exact"
+    " Q^pi; mean and middle 80 % of MDPs. Right: `predict_q` of the library as it comes, every MDP a dot."
+)
+
+
 def action_values(quick: bool, seeds: Sequence[int], device: str, store: Store) -> Outcome:
     """Claim 12."""
     num_mdps, lengths, num_logs = (40, LENGTHS[:3], 3) if quick else (200, LENGTHS, 10)
@@ -191,12 +197,8 @@ def action_values(quick: bool, seeds: Sequence[int], device: str, store: Store) 
         " is unknown. Errors of `predict_q` are compared as logarithms since a first quick run, whose squared errors at"
         " n = 100 were dominated by a few MDPs."
     )
-    caption = (
-        "Left: largest error of deep softmax TD on state-action columns (one-hot, tau = 10, 400 layers) against exact"
-        " Q^pi; mean and middle 80 % of MDPs. Right: `predict_q` of the library as it comes, every MDP a dot."
-    )
     figure = _figure(lengths, floor, found["squared"])
-    return Outcome(statements, findings, remarks=remarks, figure=figure, caption=caption)
+    return Outcome(statements, findings, remarks=remarks, figure=figure, caption=CAPTION)
 
 
 def _figure(lengths: Sequence[int], floor: np.ndarray, squared: np.ndarray) -> Figure:
