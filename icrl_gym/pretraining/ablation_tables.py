@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from icrl_gym.pretraining.ablation import REFERENCE, left_out
-from icrl_gym.scoring.document import Entry, Table, markdown_table, text
+from icrl_gym.scoring.document import Field, Table, markdown_table, text
 from icrl_gym.scoring.statistics import bootstrap_interval
 
 BEGIN, END, PLACE = "<!-- begin tables -->", "<!-- end tables -->", "<!-- tables -->"
@@ -92,5 +92,5 @@ def _figure(logs_RT: np.ndarray) -> str:
 
 
 def _markdown(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = ((text(first), *(Entry(cell, math.nan) for cell in others)) for first, *others in lines)
+    rows = ((text(first), *(Field(cell, math.nan) for cell in others)) for first, *others in lines)
     return markdown_table(Table("", tuple(names), tuple(rows)))

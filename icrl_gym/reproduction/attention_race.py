@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from icrl_gym.reproduction.attention_variants import VARIANTS, Extras, Variant
-from icrl_gym.reproduction.claim import LEVEL, Claim, Finding, Outcome, Statement, Verdict, table_of
+from icrl_gym.reproduction.claim import LEVEL, Claim, Finding, Judgement, Outcome, Statement, table_of
 from icrl_gym.reproduction.judgement import above, below, together
 from icrl_gym.reproduction.mrps import boyan_chains
 from icrl_gym.reproduction.store import Store
@@ -189,7 +189,7 @@ def _judge(found: dict[str, dict[str, dict[str, np.ndarray]]]) -> Outcome:
     return Outcome(statements, (*findings, lead), remarks=remarks, figure=figure, caption=caption, tables=(table,))
 
 
-def _smallest(beaten: dict[str, Finding]) -> Verdict:
+def _smallest(beaten: dict[str, Finding]) -> Judgement:
     """The verdict on every variant's error less softmax's lying above zero."""
     return together(above(apart) for apart in beaten.values())
 

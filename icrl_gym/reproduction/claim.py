@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from icrl_gym.reproduction.store import Store
 
-Verdict = Literal["holds", "holds in part", "does not hold", "not enough evidence", "not tested"]
+Judgement = Literal["holds", "holds in part", "does not hold", "not enough evidence", "not tested"]
 OURS = "ours"  # the source of what no paper states
 LEVEL = 0.95  # of every interval
 
@@ -85,12 +85,12 @@ class Statement:
     """
 
     text: str
-    verdict: Verdict
+    verdict: Judgement
     decides: bool = True
 
     def __post_init__(self) -> None:
-        if self.verdict not in get_args(Verdict):
-            raise ValueError(f"verdict must be one of {get_args(Verdict)}, got {self.verdict!r}")
+        if self.verdict not in get_args(Judgement):
+            raise ValueError(f"verdict must be one of {get_args(Judgement)}, got {self.verdict!r}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Outcome:
             raise ValueError("statements must hold one that decides the verdict")
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Judgement:
         """The claim's verdict: that of its deciding statements where they agree, "holds in part" where some hold."""
         found = {statement.verdict for statement in self.statements if statement.decides} - {"not tested"}
         if found == {"holds"}:

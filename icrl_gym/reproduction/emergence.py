@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from icrl_gym.reproduction import free_training
-from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Statement, Table, Verdict, table_of
+from icrl_gym.reproduction.claim import Claim, Finding, Judgement, Outcome, Statement, Table, table_of
 from icrl_gym.reproduction.judgement import above, together
 from icrl_gym.reproduction.mrps import boyan_chains
 from icrl_gym.reproduction.sparse_training import LOSSES, TrainingPlan, draw, loss_of, train
@@ -120,7 +120,7 @@ def _alike(
 
 def _judge(paths: dict, measured: dict, free: dict[str, np.ndarray], num_seeds: int) -> Outcome:
     findings = [finding for loss, found in measured.items() for finding in _findings(loss, found)]
-    verdicts: dict[str, Verdict] = {loss: _emerges(found) for loss, found in measured.items()}
+    verdicts: dict[str, Judgement] = {loss: _emerges(found) for loss, found in measured.items()}
     findings += [
         Finding.mean(f"{loss}: value difference", found["value difference"]) for loss, found in measured.items()
     ]
@@ -156,7 +156,7 @@ def _findings(loss: str, found: dict[str, np.ndarray]) -> tuple[Finding, ...]:
     return (*(Finding.mean(f"{loss}: {name}", found[name]) for name in judged), share)
 
 
-def _emerges(found: dict[str, np.ndarray]) -> Verdict:
+def _emerges(found: dict[str, np.ndarray]) -> Judgement:
     """Both cosines and both similarities by their intervals."""
     v, a, weights, slopes, _ = _findings("", found)
     return together([above(v, NEAR), above(a, NEAR), above(weights, ALIKE), above(slopes, ALIKE)])
@@ -167,13 +167,13 @@ def _succeeded(found: dict[str, np.ndarray]) -> int:
     return int(((found["cosine of V"] > NEAR) & (found["cosine of A"] > NEAR)).sum())
 
 
-def _scope(verdicts: dict[str, Verdict], succeeded: int, num_seeds: int) -> str:
+def _scope(verdicts: dict[str, Judgement], succeeded: int, num_seeds: int) -> str:
     """The words that complete the verdict: the theorem's loss, its seeds, and what the other losses did."""
     others = "; ".join(f"{verdict} under {loss}" for loss, verdict in verdicts.items() if loss != THEOREM)
     return f"under {THEOREM} in this budget ({succeeded} of {num_seeds} seeds); {others}"
 
 
-def _remarks(verdicts: dict[str, Verdict], measured: dict, free: dict[str, np.ndarray], num_seeds: int) -> str:
+def _remarks(verdicts: dict[str, Judgement], measured: dict, free: dict[str, np.ndarray], num_seeds: int) -> str:
     emerged = [loss for loss, verdict in verdicts.items() if verdict == "holds"]
     parts = [f"The theorem is about {THEOREM}, whose exact formula is not available; the other losses are ours."]
     for loss, found in measured.items():

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from icrl_gym.reproduction import emergence
-from icrl_gym.reproduction.claim import LEVEL, Claim, Finding, Outcome, Statement, Table, Verdict, table_of
+from icrl_gym.reproduction.claim import LEVEL, Claim, Finding, Judgement, Outcome, Statement, Table, table_of
 from icrl_gym.reproduction.judgement import above, below, together, within
 from icrl_gym.reproduction.sparse_training import (
     LOSSES,
@@ -160,7 +160,7 @@ def _scope(refuted: int, num_sizes: int) -> str:
     return f"at {refuted} of {num_sizes} sizes measured" if refuted else ""
 
 
-def _smallest(measured: dict[str, np.ndarray], index: int) -> tuple[Verdict, tuple[str, ...]]:
+def _smallest(measured: dict[str, np.ndarray], index: int) -> tuple[Judgement, tuple[str, ...]]:
     """The verdict on the construction's NEU being the smallest at one size, and the names of who is clearly lower.
 
     The intervals of the paired differences hold together for all rivals.
@@ -189,7 +189,7 @@ def _remarks(refuted: int, everywhere: Sequence[str]) -> str:
 def _size_table(
     measured: dict[str, np.ndarray],
     sizes: Sequence[tuple[int, int]],
-    by_size: Sequence[tuple[Verdict, tuple[str, ...]]],
+    by_size: Sequence[tuple[Judgement, tuple[str, ...]]],
 ) -> Table:
     """NEU by parameters and size; "lower" marks what is clearly below the construction."""
 

@@ -24,7 +24,7 @@ from icrl_gym.reproduction.result import Result
 from icrl_gym.reproduction.sources import fingerprint
 from icrl_gym.reproduction.store import Store
 from icrl_gym.runs import Progress, replacing, versions, write_json
-from icrl_gym.scoring.document import Entry, Table
+from icrl_gym.scoring.document import Field, Table
 from icrl_gym.tracking import check_writable, open_writer
 
 _logger = logging.getLogger(__name__)
@@ -196,5 +196,5 @@ def _read(path: Path) -> Result:
 
 
 def _read_table(table: dict[str, Any]) -> Table:
-    rows = tuple(tuple(Entry(**entry) for entry in row) for row in table["rows"])
+    rows = tuple(tuple(Field(**field) for field in row) for row in table["rows"])
     return Table(table["title"], tuple(table["columns"]), rows, table["note"])

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from icrl_gym.evaluator import paper
 from icrl_gym.reproduction import linear_attention
-from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Statement, Verdict
+from icrl_gym.reproduction.claim import Claim, Finding, Judgement, Outcome, Statement
 from icrl_gym.reproduction.empirical import EmpiricalModel
 from icrl_gym.reproduction.judgement import exactly, together, within
 from icrl_gym.reproduction.mrps import MRPBatch, random_mrps
@@ -155,7 +155,7 @@ def _judge(gaps: np.ndarray, unvisited: np.ndarray, linear: np.ndarray, remainde
         Finding.largest("linear kernel: largest relative difference from the linear transformer", linear[:, 1]),
     ]
     mean_residual, *equal = exact
-    controls: list[Verdict] = [
+    controls: list[Judgement] = [
         within(order, 2.0 - 2 * SLOPE_TOLERANCE, 2.0 + 2 * SLOPE_TOLERANCE) for order in orders[1:]
     ]
     statements = (
