@@ -1,10 +1,11 @@
-"""`Claim`, what is claimed and how it is judged; `Outcome`, what was found, statement by statement."""
+"""`Claim`, what is claimed and how it is judged; `Outcome`, what was found; `Result`, an outcome and its origin."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from icrl_gym.reproduction.store import Store
 
 Judgement = Literal["holds", "holds in part", "does not hold", "not enough evidence", "not tested"]
-OURS = "ours"  # the source of what no paper states
 LEVEL = 0.95  # of every interval
 
 
@@ -187,3 +187,44 @@ class Claim:
     num_seeds: int = 1
     quick_seeds: int = 1
     least_seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """One claim's outcome in a run.
+
+    Attributes:
+        claim: what was claimed.
+        outcome: what was found; its figure is None once it was read back from disk.
+        quick: whether small sizes were used.
+        num_seeds: independent repetitions.
+        device: torch device.
+        seconds: wall-clock time of the run that finished it.
+        commit: the code's commit, with "+changes" where it was edited, or "unknown".
+        sources: hash of the claim's source modules, as `fingerprint` gives it.
+        criterion: the criterion that was judged by.
+        figure: the drawn file, if there is one.
+    """
+
+    claim: Claim
+    outcome: Outcome
+    quick: bool
+    num_seeds: int
+    device: str
+    seconds: float
+    commit: str
+    sources: str
+    criterion: str
+    figure: Path | None
+
+    @property
+    def command(self) -> str:
+        """The command that gives this result again."""
+        words = ["icrl-gym reproduce", self.claim.id]
+        if self.quick:
+            words.append("--quick")
+        if self.num_seeds != (self.claim.quick_seeds if self.quick else self.claim.num_seeds):
+            words.append(f"--seeds {self.num_seeds}")
+        if self.device != "cpu":
+            words.append(f"--device {self.device}")
+        return " ".join(words)

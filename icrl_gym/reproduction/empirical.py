@@ -42,12 +42,6 @@ class EmpiricalModel:
         return cls(counts, pairs / visits[..., None], sums / visits)
 
     @property
-    def closed(self) -> np.ndarray:
-        """(B,) bool: every successor is a source too."""
-        entered = (self.counts[..., None] * self.transition).sum(axis=1) > 0
-        return np.all(~entered | (self.counts > 0), axis=1)
-
-    @property
     def complete(self) -> np.ndarray:
         """(B,) bool: every state is a source."""
         return np.all(self.counts > 0, axis=1)

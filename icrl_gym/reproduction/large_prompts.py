@@ -65,12 +65,11 @@ class ErrorCurve:
 
     Attributes:
         lengths: (N,) n.
-        mean, variance: (N, 3) over prompts, of `ERRORS`; the variance is that of the mean.
+        mean: (N, 3) over prompts, of `ERRORS`.
     """
 
     lengths: np.ndarray
     mean: np.ndarray
-    variance: np.ndarray
 
 
 def error_curve(rng: np.random.Generator, norm: float, lengths: Sequence[int], num_prompts: int) -> ErrorCurve:
@@ -89,12 +88,8 @@ def error_curve(rng: np.random.Generator, norm: float, lengths: Sequence[int], n
             keys = rng.standard_normal((min(block, num_prompts - start), n, DIMENSION))
             found = _gradients(*_read(keys, z), z)
             squared.append(np.stack([((a - b) ** 2).sum(axis=(1, 2)) for a, b in zip(found, limits, strict=True)], 1))
-        rows.append(np.concatenate(squared))
-    return ErrorCurve(
-        np.array(lengths),
-        np.stack([row.mean(axis=0) for row in rows]),
-        np.stack([row.var(axis=0, ddof=1) / len(row) for row in rows]),
-    )
+        rows.append(np.concatenate(squared).mean(axis=0))
+    return ErrorCurve(np.array(lengths), np.stack(rows))
 
 
 def _read(keys: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from icrl_gym.reproduction.claim import Finding, Statement, table_of
-from icrl_gym.reproduction.result import Result
+from icrl_gym.reproduction.claim import Finding, Result, Statement, table_of
 from icrl_gym.runs import replacing, write_text
 from icrl_gym.scoring.document import Table, markdown_table
 

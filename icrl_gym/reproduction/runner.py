@@ -17,10 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from icrl_gym.configuration import ReproduceConfig
-from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Statement
+from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Result, Statement
 from icrl_gym.reproduction.claims import CLAIMS
 from icrl_gym.reproduction.report import write_report
-from icrl_gym.reproduction.result import Result
 from icrl_gym.reproduction.sources import fingerprint
 from icrl_gym.reproduction.store import Store
 from icrl_gym.runs import Progress, replacing, versions, write_json
