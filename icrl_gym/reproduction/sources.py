@@ -51,7 +51,9 @@ def _imports(module: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             members = [f"{node.module}.{alias.name}" for alias in node.names]
             modules = [member for member in members if _measures(member) and _file(member) is not None]
-            yield from modules or [node.module]
+            yield from modules
+            if len(modules) < len(members):
+                yield node.module
 
 
 def _code(module: str) -> str:
