@@ -119,7 +119,7 @@ def run_reproduce(command: ReproduceConfig) -> None:
         if bars.live.is_started:
             bars.stop()
     for result in results:
-        sys.stdout.write(f"{result.claim.number:>2}  {result.claim.title}: {result.outcome.verdict}\n")
+        sys.stdout.write(f"{result.claim.number:>2}  {result.claim.title}: {result.outcome.headline}\n")
 
 
 def run_pretrain(command: PretrainConfig) -> None:

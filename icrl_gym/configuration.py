@@ -131,25 +131,34 @@ class PretrainConfig:
     checkpoint: Path | None = None
     """Where to write the checkpoint (.safetensors, its card beside it). Default: generalist.safetensors in ``out``."""
     seed: int = 0
-    """Of tasks, initial weights and batches."""
+    """Seed of tasks, initial weights and batches."""
     shards: int = 320
-    """Shards of up to 16 tasks to train on."""
+    """Number of shards to train on."""
     validation_shards: int = 48
     """Shards to stop early by and to report; drawn from another stream."""
+    tasks_per_shard: int = 16
+    """Most tasks in a shard; contexts above 512 transitions come in smaller shards."""
+    lengths: tuple[tuple[int, float], ...] = ((128, 0.15), (256, 0.35), (512, 0.35), (1024, 0.12), (2048, 0.03))
+    """Transitions of a context, each number followed by its share of the shards."""
+    num_queries: int = 64
+    """Queries per task."""
+    heads: tuple[int, ...] = ()
+    """Heads of the mixture, by their numbers in icrl_gym/evaluator/heads.py; none means all. The first gives the
+    statistics, and the untrained mixture is this head alone."""
     exclude: tuple[str, ...] = ()
     """Families of the prior never trained on; validation still shows them."""
     loss: str = "log_rmse"
-    """Of the gate: log_rmse, relative_rmse or huber."""
+    """Loss of the gate: log_rmse, relative_rmse or huber."""
     pull: float = 1.0
     """Weight of the gate's distance from the safe mixture (docs/generalist.md); 0 lets it adapt as the prior likes."""
     steps: int = 3000
-    """Most steps of each network."""
+    """Largest number of steps of each network."""
     batch_size: int = 256
     """Tasks per step."""
     learning_rate: float = 2e-3
-    """Largest, after warm-up; a cosine brings it down."""
+    """Largest learning rate, after warm-up; a cosine brings it down."""
     width: int = 32
-    """Of the hidden layers."""
+    """Width of the hidden layers."""
     members: int = 4
     """Gates whose mean is taken; they differ in their initial weights."""
     jobs: int = 1
@@ -163,9 +172,14 @@ class PretrainConfig:
 
     def check(self) -> None:
         """Raise ValueError if a field is out of its range; the message names it."""
-        for name in ("shards", "validation_shards", "steps", "batch_size", "width", "members", "jobs"):
+        sizes = ("shards", "validation_shards", "tasks_per_shard", "num_queries")
+        for name in (*sizes, "steps", "batch_size", "width", "members", "jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}")
+        if not self.lengths or any(number < 2 or not 0 < share < float("inf") for number, share in self.lengths):
+            raise ValueError(f"lengths must be numbers of at least 2, each with a share above 0, got {self.lengths!r}")
+        if len(set(self.heads)) < len(self.heads) or any(number < 0 for number in self.heads):
+            raise ValueError(f"heads must be different numbers of at least 0, got {self.heads!r}")
         if self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed!r}")
         if not 0 <= self.pull < float("inf"):

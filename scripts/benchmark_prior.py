@@ -1,4 +1,4 @@
-"""How many tasks of each family are simulated per second of processor time.
+"""Measure the tasks of each family that are simulated per second of processor time.
 
     python scripts/benchmark_prior.py [--num-tasks 64] [--num-transitions 256]
 
@@ -20,7 +20,7 @@ from icrl_gym.pretraining.prior import FAMILIES, sample_tasks
 
 @dataclass(frozen=True)
 class Config:
-    """What to measure."""
+    """Sizes of the measurement."""
 
     families: tuple[str, ...] = tuple(FAMILIES)
     """Families to time."""

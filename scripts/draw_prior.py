@@ -27,7 +27,7 @@ COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49")
 
 @dataclass(frozen=True)
 class Config:
-    """What to draw."""
+    """Sizes of the pictures and tables."""
 
     seed: int = 0
     """First seed; a batch has one layout, so several seeds show several."""
@@ -40,7 +40,7 @@ class Config:
     num_queries: int = 32
     """Queries per task."""
     folder: Path = Path("docs")
-    """Where prior.md and the folder prior/ go."""
+    """Folder that prior.md and prior/ go into."""
     num_threads: int = 1
     """Threads of torch."""
 

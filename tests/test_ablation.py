@@ -10,50 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_pretraining import NUM_HEADS, not_to_be_called, table
 
 from icrl_gym.configuration import PretrainConfig
 from icrl_gym.evaluator.gate import SAFE_IMAGINATION, SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gates, gated
 from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.statistics import STATISTICS
-from icrl_gym.pretraining import ablation, run
+from icrl_gym.pretraining import ablation, ablation_tables, run
 from icrl_gym.pretraining.ablation import Ablation
 from icrl_gym.pretraining.prior import FAMILIES
-from icrl_gym.pretraining.run import values_vary
-from icrl_gym.pretraining.shards import Examples, as_tensors
+from icrl_gym.pretraining.shards import as_tensors
+from icrl_gym.pretraining.validation import values_vary
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "ablate_pretraining.py"
-NUM_HEADS, NUM_QUERIES = 3, 6
 SMALL = replace(ablation.RECIPE, steps=30, batch_size=16, width=8, members=2, pull=0.0, learning_rate=0.02)
 PLAIN = Ablation("plain", SMALL)
-
-
-def table(seed, count=40):
-    """Tasks of two families: which head is right, and at which level, can be read off the statistics.
-
-    What is imagined errs less than what is not, save where that is right.
-    """
-    rng = np.random.default_rng(seed)
-    statistics = rng.normal(size=(count, len(STATISTICS)))
-    statistics[:, STATISTICS.index("constant_reward")] = rng.random(count) < 0.5
-    statistics[:, STATISTICS.index("predictability")] = np.where(rng.random(count) < 0.5, 0.5, 0.95)
-    truth = rng.normal(size=(count, NUM_QUERIES))
-    values = truth[:, None, None, None] + rng.normal(size=(count, NUM_HEADS, 2, 2, NUM_QUERIES))
-    right = (statistics[:, 1] > 0).astype(int)
-    values[np.arange(count), right, :, 1] = truth[:, None]
-    imagined = truth[:, None, None, None] + 0.2 * rng.normal(size=values.shape)
-    return Examples(
-        statistics=statistics.astype(np.float32),
-        values=values.astype(np.float32),
-        imagined=imagined.astype(np.float32),
-        mass=np.ones((count, NUM_QUERIES), np.float32),
-        level_shift=np.zeros(count, np.float32),
-        truth=truth.astype(np.float32),
-        truth_stderr=np.zeros((count, NUM_QUERIES), np.float32),
-        constant=np.zeros(count),
-        scale=np.ones(count),
-        family=rng.integers(2, size=count),
-        length=np.full(count, 24),
-    )
 
 
 TRAINING, VALIDATION = table(0), table(1)
@@ -89,13 +60,9 @@ def calls(monkeypatch):
     return found
 
 
-def not_to_be_called(*arguments, **options):
-    raise AssertionError("called again")
-
-
-def test_the_plain_ablation_is_the_pretraining_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "HEADS", HEADS[:NUM_HEADS])
-    model, _ = run.fit(replace(SMALL, out=tmp_path, tensorboard=False), TRAINING, VALIDATION)
+def test_the_plain_ablation_is_the_pretraining_itself(tmp_path):
+    heads = tuple(range(NUM_HEADS))
+    model, _ = run.fit(replace(SMALL, out=tmp_path, heads=heads, tensorboard=False), TRAINING, VALIDATION)
     with torch.no_grad():
         expected = model.gate(torch.as_tensor(VALIDATION.statistics))
     for name, tensor in vars(decide(PLAIN)).items():
@@ -328,17 +295,18 @@ def test_a_row_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '{"log_ratios": ["a"]}'])
 def test_a_damaged_row_is_named(tmp_path, content):
-    measure(tmp_path)
+    untrained = WANTED[1:2]
+    measure(tmp_path, untrained)
     path = next(tmp_path.iterdir())
     path.write_text(content)
     with pytest.raises(ValueError, match=f"{path.name} is damaged; remove it"):
-        measure(tmp_path)
+        measure(tmp_path, untrained)
 
 
 def test_geometric_means_with_intervals_over_tasks():
     rng = np.random.default_rng(3)
     logs_T = rng.normal(0.1, 0.5, size=400)
-    value, low, high = ablation.geometric_mean(
+    value, low, high = ablation_tables.ratio_with_interval(
         np.stack([logs_T - 1.0, logs_T + 1.0])
     )  # seeds are averaged, not resampled
     assert value == pytest.approx(np.exp(logs_T.mean()))
@@ -349,7 +317,7 @@ def test_geometric_means_with_intervals_over_tasks():
 def test_the_table_compares_with_the_recipe_task_by_task():
     reference = np.log([[0.5, 2.0, 1.0], [0.5, 2.0, 1.0]])
     rows = {"small recipe": reference, "other": reference + np.log(1.1), "safe": np.log([[1.0, 1.0, 4.0]])}
-    lines = ablation.ablation_table(rows).splitlines()
+    lines = ablation_tables.ablation_table(rows).splitlines()
     assert lines[1] == "| --- | ---: | ---: | ---: | ---: |"
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     assert [row[0] for row in cells] == list(rows)
@@ -363,9 +331,9 @@ def test_the_table_of_families_takes_a_familys_own_tasks():
     names = np.array(["grid", "loop", "grid"])
     reference = np.log([[0.5, 3.0, 0.5]])
     rows = {"without grid": np.log([[0.6, 9.0, 0.6]]), "without loop": np.log([[9.0, 3.3, 9.0]])}
-    lines = ablation.family_table(rows, reference, names, ["loop", "queue", "grid"]).splitlines()[2:]
+    lines = ablation_tables.family_table(rows, reference, names, ["loop", "queue", "grid"]).splitlines()[2:]
     assert lines == [
-        "| loop | 1 | 3.300 [3.300, 3.300] | 3.000 [3.000, 3.000] | 1.100 [1.100, 1.100] |",
+        "| loop | 1 | 3.300 | 3.000 | 1.100 |",
         "| queue | 0 | no validation task |  |  |",
         "| grid | 2 | 0.600 [0.600, 0.600] | 0.500 [0.500, 0.500] | 1.200 [1.200, 1.200] |",
         lines[-1],
@@ -377,7 +345,7 @@ def test_the_table_of_families_takes_a_familys_own_tasks():
 def test_the_table_of_the_card_ends_with_all():
     row = {"tasks": 4.0, "error": 0.5, "constructed": 1.0, "ratio": 0.5, "worst_ratio": 1.25, "coverage": 0.9}
     empty = dict.fromkeys(row) | {"tasks": 0.0}
-    lines = ablation.card_table({"all": row, "queue": empty, "grid": row}).splitlines()
+    lines = ablation_tables.card_table({"all": row, "queue": empty, "grid": row}).splitlines()
     assert lines[2:] == [
         "| grid | 4 | 0.500 | 1.000 | 0.500 | 1.250 | 0.900 |",
         "| queue | 0 |  |  |  |  |  |",
@@ -387,11 +355,11 @@ def test_the_table_of_the_card_ends_with_all():
 
 def test_the_page_keeps_its_other_text():
     page = "# Head\n\ntext\n\n<!-- tables -->\n\n## Tail\n"
-    once = ablation.insert_tables(page, "| a |\n")
+    once = ablation_tables.insert_tables(page, "| a |\n")
     assert once == "# Head\n\ntext\n\n<!-- begin tables -->\n\n| a |\n\n<!-- end tables -->\n\n## Tail\n"
-    assert ablation.insert_tables(once, "| a |\n") == once
+    assert ablation_tables.insert_tables(once, "| a |\n") == once
     edited = once.replace("text", "other text")
-    assert ablation.insert_tables(edited, "| b |") == edited.replace("| a |", "| b |")
+    assert ablation_tables.insert_tables(edited, "| b |") == edited.replace("| a |", "| b |")
 
 
 @pytest.mark.parametrize(
@@ -400,7 +368,7 @@ def test_the_page_keeps_its_other_text():
 )
 def test_a_page_without_a_place_is_refused(page):
     with pytest.raises(ValueError, match="page must hold one"):
-        ablation.insert_tables(page, "| a |")
+        ablation_tables.insert_tables(page, "| a |")
 
 
 @pytest.fixture
@@ -412,6 +380,7 @@ def script(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_the_script_writes_the_page_and_goes_on_from_its_rows(script, tmp_path, monkeypatch, capsys):
     def small(one):
         return replace(one, config=replace(SMALL, exclude=one.config.exclude))

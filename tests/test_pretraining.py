@@ -1,24 +1,20 @@
-"""Pretraining from an empty folder to a checkpoint, on tiny tasks: the same bytes however often it was interrupted."""
+"""The pieces of the pretraining: shards, batches, losses, the loop, the tables, and what is refused."""
 
 import json
 import os
 import re
 import shlex
-import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from tiny_pretraining import FEW, NUM_HEADS, PLAN, SMALL, not_to_be_called, table
 
 from icrl_gym import cli
 from icrl_gym.configuration import PretrainConfig
-from icrl_gym.evaluator.checkpoint import load_checkpoint, new_networks
+from icrl_gym.evaluator.checkpoint import new_networks
 from icrl_gym.evaluator.gate import (
     SAFE_IMAGINATION,
     SAFE_LEVEL,
@@ -28,78 +24,20 @@ from icrl_gym.evaluator.gate import (
     distance_from_safe,
     safe_gates,
 )
-from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.statistics import STATISTICS
-from icrl_gym.pretraining import pretrain, run, shards, training
+from icrl_gym.pretraining import run, shards, training, validation
 from icrl_gym.pretraining.prior import FAMILIES, sample_tasks
-from icrl_gym.pretraining.shards import Examples, as_tensors, load_shards, make_shard, task_prompt
+from icrl_gym.pretraining.shards import Examples, as_tensors, make_shard, task_prompt
 
 ROOT = Path(__file__).parents[1]
-FEW = HEADS[:3]
-TINY = """
-from icrl_gym.pretraining import run, shards
-shards.LENGTHS, shards.MOST_TASKS, shards.NUM_QUERIES, run.HEADS = {24: 0.5, 32: 0.5}, 2, 6, run.HEADS[:3]
-"""
-# What every tiny run asks for; steps in two validations.
-SMALL = PretrainConfig(shards=4, validation_shards=2, steps=200, batch_size=8, width=8, members=2)
-
-
-def make_tiny(patch):
-    patch.setattr(shards, "LENGTHS", {24: 0.5, 32: 0.5})
-    patch.setattr(shards, "MOST_TASKS", 2)
-    patch.setattr(shards, "NUM_QUERIES", 6)
-    patch.setattr(run, "HEADS", FEW)
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    make_tiny(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder of an uninterrupted run."""
-    with pytest.MonkeyPatch.context() as patch:
-        make_tiny(patch)
-        out = tmp_path_factory.mktemp("pretrain") / "run"
-        pretrain(replace(SMALL, out=out))
-    return out
-
-
-@pytest.fixture
-def solved(finished, tmp_path):
-    """A folder with the shards of that run, and nothing trained."""
-    out = tmp_path / "run"
-    for part in ("train", "validation"):
-        shutil.copytree(finished / part, out / part)
-    return out
-
-
-def weights(path):
-    return {name: tensor.numpy() for name, tensor in load_file(path).items()}
-
-
-def assert_same_weights(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-
-
-def state_file(out, name):
-    (path,) = out.glob(f"training-*/{name}.pt")
-    return path
-
-
-def not_to_be_called(*arguments, **options):
-    raise AssertionError("called again")
 
 
 def test_a_shard_has_the_same_bytes_every_time(tmp_path):
     for folder in ("a", "b"):
-        make_shard(tmp_path / folder / "one.npz", 7, 3, FEW)
-    make_shard(tmp_path / "a" / "next.npz", 7, 4, FEW)
-    make_shard(tmp_path / "a" / "other.npz", 8, 3, FEW)
+        make_shard(tmp_path / folder / "one.npz", 7, 3, PLAN)
+    make_shard(tmp_path / "a" / "next.npz", 7, 4, PLAN)
+    make_shard(tmp_path / "a" / "other.npz", 8, 3, PLAN)
     content = (tmp_path / "a" / "one.npz").read_bytes()
     assert content == (tmp_path / "b" / "one.npz").read_bytes()
     assert content not in ((tmp_path / "a" / name).read_bytes() for name in ("next.npz", "other.npz"))
@@ -108,7 +46,7 @@ def test_a_shard_has_the_same_bytes_every_time(tmp_path):
 def test_a_shard_is_made_once(tmp_path):
     path = tmp_path / "one.npz"
     path.write_bytes(b"here already")
-    make_shard(path, 0, 0, FEW)
+    make_shard(path, 0, 0, PLAN)
     assert path.read_bytes() == b"here already"
 
 
@@ -118,23 +56,8 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        make_shard(tmp_path / "one.npz", 0, 0, FEW)
+        make_shard(tmp_path / "one.npz", 0, 0, PLAN)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_examples_are_in_units_of_the_first_head(finished):
-    examples = load_shards(sorted((finished / "train").iterdir()))
-    count = len(examples)
-    assert examples.values.shape == examples.imagined.shape == (count, len(FEW), 2, 2, 6)
-    assert examples.statistics.shape == (count, len(STATISTICS))
-    assert set(examples.length) <= {24, 32}
-    assert all(np.isfinite(getattr(examples, field.name)).all() for field in fields(examples))
-    family = str(np.array(list(FAMILIES))[examples.family[0]])
-    length = int(examples.length[0])
-    batch = sample_tasks(family, num_tasks=4, num_transitions=length, num_queries=6, seed=(0, 0))
-    in_rewards = examples.constant[:, None] + examples.scale[:, None] * examples.truth
-    truth = (batch.values[0] + batch.values_second[0]).double().numpy() / 2
-    np.testing.assert_allclose(in_rewards[0], truth, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["dirichlet", "chain"])
@@ -147,64 +70,8 @@ def test_one_hot_tasks_keep_their_columns(family):
     assert prompt.effective_dimension == 1
 
 
-def test_a_second_call_makes_no_shard_and_takes_no_step(finished, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    shutil.copytree(finished, out)
-    expected = weights(out / "generalist.safetensors")
-    (out / "generalist.safetensors").unlink()
-    monkeypatch.setattr(shards, "sample_tasks", not_to_be_called)
-    monkeypatch.setattr(torch.optim.AdamW, "step", not_to_be_called)
-    assert_same_weights(weights(pretrain(replace(SMALL, out=out))), expected)
-
-
-@pytest.mark.parametrize(("part", "step"), [("drawing", 3), ("gate", 100), ("gate", 200), ("spread", 100)])
-def test_an_interrupted_run_goes_on_to_the_same_weights(part, step, finished, solved):
-    def interrupt(doing, done, total):
-        if part in doing and done == step:
-            raise KeyboardInterrupt
-
-    if part == "drawing":
-        shutil.rmtree(solved)
-    config = replace(SMALL, out=solved)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(config, interrupt)
-    assert not (solved / "generalist.safetensors").exists()
-    assert_same_weights(weights(pretrain(config)), weights(finished / "generalist.safetensors"))
-    for name in ("gate", "spread"):
-        one, other = (torch.load(state_file(out, name), weights_only=True) for out in (solved, finished))
-        assert one["history"] == other["history"]
-        for key in ("network", "average"):
-            assert all(torch.equal(one[key][tensor], other[key][tensor]) for tensor in one[key])
-
-
-def run_tiny(code, folder, *arguments, launcher=()):
-    """A script with tiny tasks in a process of its own."""
-    script = folder / "script.py"
-    script.write_text("import os, signal, sys\nfrom pathlib import Path\n" + TINY + code)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(script), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
-def test_a_killed_run_goes_on_to_the_same_weights(finished, solved, tmp_path):
-    code = """
-from icrl_gym.configuration import PretrainConfig
-def kill(part, done, total):
-    if "gate" in part:
-        os.kill(os.getpid(), signal.SIGKILL)
-config = PretrainConfig(
-    out=Path(sys.argv[1]), shards=4, validation_shards=2, steps=200, batch_size=8, width=8, members=2
-)
-run.pretrain(config, kill)
-"""
-    killed = run_tiny(code, tmp_path, solved)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert torch.load(state_file(solved, "gate"), weights_only=True)["step"] == 100
-    assert_same_weights(weights(pretrain(replace(SMALL, out=solved))), weights(finished / "generalist.safetensors"))
-
-
-def test_going_on_from_a_state_is_bitwise_also_between_validations(finished):
-    examples = as_tensors(load_shards(sorted((finished / "train").iterdir())))
+def test_going_on_from_a_state_is_bitwise_also_between_validations():
+    examples = as_tensors(table(0))
     schedule = training.Schedule(steps=30, batch_size=4, validate_every=10)
     objective, calls = training.gate_objective("log_rmse"), []
 
@@ -228,6 +95,7 @@ def test_going_on_from_a_state_is_bitwise_also_between_validations(finished):
     for name in ("network", "average", "best"):
         one, other = getattr(state, name), getattr(expected, name)
         assert all(torch.equal(one[key], other[key]) for key in one), name
+    assert state.schedule == expected.schedule
 
 
 def output_bias(gate):
@@ -270,11 +138,11 @@ def test_training_stops_early_and_keeps_the_best_weights():
     state = training.train(gate, biased, sign_batch(1.0), sign_batch(-1.0), schedule, seed=0)
     assert (state.step, state.best_step, state.stale, state.best_loss) == (15, 0, 3, 5.0)
     assert torch.equal(output_bias(gate), before)  # no worse than untrained
-    assert state.average["members.0.4.bias"].sum() < -0.01
+    assert state.average["module.members.0.4.bias"].sum() < -0.01
 
     better = training.train(gate, biased, sign_batch(1.0), sign_batch(1.0), replace(schedule, steps=40), seed=0)
     assert (better.step, better.best_step) == (40, 40)
-    assert torch.equal(output_bias(gate), better.average["members.0.4.bias"])
+    assert torch.equal(output_bias(gate), better.average["module.members.0.4.bias"])
 
 
 def spoil_family(examples, family):
@@ -283,29 +151,26 @@ def spoil_family(examples, family):
     return replace(examples, values=values)
 
 
-def test_an_excluded_family_is_not_trained_on(finished, tmp_path):
-    examples = load_shards(sorted((finished / "train").iterdir()))
-    held_out = load_shards(sorted((finished / "validation").iterdir()))
-    family = int(examples.family[0])
-    name = list(FAMILIES)[family]
+def test_an_excluded_family_is_not_trained_on(tmp_path):
+    examples, held_out = table(0), table(1)
+    name = next(iter(FAMILIES))
     config = replace(SMALL, out=tmp_path, steps=20, tensorboard=False, exclude=(name,))
-    model, states = run.fit(config, spoil_family(examples, family), held_out)
+    model, states = run.fit(config, spoil_family(examples, 0), held_out)
     losses = np.array([history for state in states.values() for history in state.history])
     assert np.isfinite(losses).all()
     spoilt = replace(config, out=tmp_path / "all", exclude=())
-    _, states = run.fit(spoilt, spoil_family(examples, family), held_out)
+    _, states = run.fit(spoilt, spoil_family(examples, 0), held_out)
     assert not np.isfinite(states["gate"].history[-1][1])
-    report = run.describe(config, model, examples, held_out, states, 1.0)
+    report = run.describe(config, model, examples, held_out, states)
     assert name not in report["families"]
     assert set(report["families"]) == set(FAMILIES) - {name}
 
 
-def test_a_folder_with_nothing_left_to_train_on_is_bad_input(finished, tmp_path):
-    examples = load_shards(sorted((finished / "train").iterdir()))
-    only = examples.select(examples.family == examples.family[0])
-    config = replace(SMALL, out=tmp_path, exclude=(list(FAMILIES)[int(examples.family[0])],))
+def test_a_folder_with_nothing_left_to_train_on_is_bad_input(tmp_path):
+    examples = table(0)
+    config = replace(SMALL, out=tmp_path, exclude=(next(iter(FAMILIES)),))
     with pytest.raises(ValueError, match="exclude: nothing to train on"):
-        run.fit(config, only, examples)
+        run.fit(config, examples.select(examples.family == 0), examples)
 
 
 TRUTH = torch.tensor([[0.0, 2.0]])  # standard deviation 1
@@ -472,7 +337,7 @@ def test_validation_tables_by_hand():
         truth_stderr=np.zeros((4, 2)),
         family=[0, 0, 2, 2],
     )
-    rows = run.by_family(untrained_model(), examples)
+    rows = validation.by_family(untrained_model(), examples)
     names = list(FAMILIES)
     assert list(rows) == [*names, "all"]
     assert rows[names[0]]["tasks"] == 2
@@ -494,7 +359,7 @@ def test_validation_tables_by_hand():
 def test_coverage_allows_for_the_noise_of_the_truth():
     def coverage(noise):
         examples = table_examples([[4.0, 6.0]], [[0.0, 2.0]], [[noise, noise]], [0])
-        return run.by_family(untrained_model(), examples)["all"]["coverage"]
+        return validation.by_family(untrained_model(), examples)["all"]["coverage"]
 
     assert (coverage(0.0), coverage(3.0)) == (0.0, 1.0)  # 1.645 sqrt(1 + 9) = 5.2
 
@@ -505,65 +370,38 @@ def test_tables_compare_the_mixture_with_its_first_head():
     model = untrained_model()
     with torch.no_grad():
         output_bias(model.gate)[-3] = 50.0  # the level, free
-    row = run.by_family(model, examples)["all"]
+    row = validation.by_family(model, examples)["all"]
     assert (row["error"], row["constructed"], row["ratio"]) == pytest.approx((4.0, 2.0, 2.0))
     examples.statistics[0, STATISTICS.index("predictability")] = 1.0
     examples.imagined[...] = [3.0, 5.0]
     with torch.no_grad():
         output_bias(model.gate)[-1] = 50.0  # all imagined
-    row = run.by_family(model, examples)["all"]
+    row = validation.by_family(model, examples)["all"]
     assert (row["error"], row["constructed"], row["ratio"]) == pytest.approx((3.0, 2.0, 1.5))
 
 
-def test_the_card_tells_what_was_trained(finished):
-    model, card = load_checkpoint(finished / "generalist.safetensors")
-    told = card.training
-    assert model.heads == FEW
-    assert told["settings"]["steps"] == 200
-    assert "out" not in told["settings"]
-    assert told["families"] == {name: family.weight for name, family in FAMILIES.items()}
-    assert told["tasks"] == len(load_shards(sorted((finished / "train").iterdir())))
-    assert set(told["validation"]) == {*FAMILIES, "all"}
-    assert set(told["steps"]) == set(told["validation_loss"]) == {"gate", "spread"}
-    assert told["known_limits"]
+def test_the_learning_rate_rises_and_falls():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule, rates = training.learning_rate(optimizer, 100), []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    np.testing.assert_allclose(rates[:6], 2.0 * np.array([1, 2, 3, 4, 5, 6]) / 6, rtol=1e-6)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[52] == pytest.approx(2.0 * (1 + training.LAST_RATE) / 2, rel=0.03)  # half-way down the cosine
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(2.0 * training.LAST_RATE)
 
 
-def test_training_leaves_the_untrained_networks(finished):
-    model, card = load_checkpoint(finished / "generalist.safetensors")
-    assert card.training["best_steps"]["spread"] > 0
-    assert any(parameter.any() for parameter in model.spread.network[-1].parameters())
-
-
-def test_the_global_generator_is_left_alone(solved):
-    torch.manual_seed(5)
-    expected = torch.get_rng_state()
-    pretrain(replace(SMALL, out=solved, steps=5, tensorboard=False))
-    assert torch.equal(torch.get_rng_state(), expected)
-
-
-def test_bfloat16_trains_other_weights_to_nearly_the_same_loss(solved):
-    losses = []
-    for bf16 in (False, True):
-        pretrain(replace(SMALL, out=solved, steps=100, bf16=bf16, tensorboard=False))
-        (state,) = [
-            torch.load(path, weights_only=True)
-            for path in sorted(solved.glob("training-*/gate.pt"), key=lambda path: path.stat().st_mtime_ns)[-1:]
-        ]
-        losses.append(state["history"][-1][2])
-    assert len(list(solved.glob("training-*"))) == 2
-    assert losses[0] != losses[1]
-    assert losses[1] == pytest.approx(losses[0], abs=0.05)
-
-
-def test_losses_by_family_make_up_the_loss(finished):
-    examples = load_shards(sorted((finished / "train").glob("*.npz")))
-    model, _ = load_checkpoint(finished / "generalist.safetensors")
+def test_losses_by_family_make_up_the_loss():
+    examples = table(0)
+    model = Generalist(FEW, *new_networks(NUM_HEADS, 4))
     batch = as_tensors(examples)
     for network, objective, inputs in (
         (model.gate, training.gate_objective("log_rmse", 1.0), batch),
         (model.spread, training.spread_objective, training.with_errors(batch, model.gate)),
     ):
-        losses = run.losses_by_family(network, objective, inputs, examples.family)
+        losses = validation.losses_by_family(network, objective, inputs, examples.family)
         tasks = {name: int((examples.family == list(FAMILIES).index(name)).sum()) for name in losses}
         assert sum(tasks.values()) == len(examples)
         with torch.no_grad():
@@ -571,29 +409,19 @@ def test_losses_by_family_make_up_the_loss(finished):
         assert sum(losses[name] * tasks[name] for name in losses) / len(examples) == pytest.approx(whole, rel=1e-4)
 
 
-def test_a_folder_of_other_heads_or_another_seed_is_refused(solved, monkeypatch):
-    pretrain(replace(SMALL, out=solved, steps=5, tensorboard=False))
-    with pytest.raises(ValueError, match=r"out: .* of another seed or of other heads"):
-        pretrain(replace(SMALL, out=solved, seed=1))
-    monkeypatch.setattr(run, "HEADS", HEADS[:2])
-    with pytest.raises(ValueError, match=r"out: .* of another seed or of other heads"):
-        pretrain(replace(SMALL, out=solved))
-
-
-def test_shards_of_other_heads_are_refused_although_nothing_says_whose_they_are(solved, monkeypatch):
-    monkeypatch.setattr(run, "HEADS", HEADS[:2])
-    with pytest.raises(ValueError, match=r"out: .* holds shards of 3 heads, not 2"):
-        pretrain(replace(SMALL, out=solved))
-
-
-def test_other_settings_train_again_on_the_same_shards(finished, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    shutil.copytree(finished, out)
-    monkeypatch.setattr(shards, "sample_tasks", not_to_be_called)
-    before = weights(out / "generalist.safetensors")
-    after = weights(pretrain(replace(SMALL, out=out, loss="huber", steps=100)))
-    assert any((before[name] != after[name]).any() for name in before)
-    assert len(list(out.glob("training-*"))) == 2
+def test_a_folder_of_other_examples_is_refused(tmp_path):
+    for _ in range(2):
+        run._claim_folder(tmp_path, 0, PLAN)
+    changes = {"heads": FEW[:2], "num_queries": 7, "lengths": ((24, 1.0),), "tasks_per_shard": 9}
+    others = {name: (0, replace(PLAN, **{name: other})) for name, other in changes.items()} | {"seed": (1, PLAN)}
+    for name, (seed, plan) in others.items():
+        with pytest.raises(ValueError, match=rf"out: .* of another choice of {name}; take another"):
+            run._claim_folder(tmp_path, seed, plan)
+    path = tmp_path / "examples.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({"seed": 0, "heads": content["heads"]}))
+    with pytest.raises(ValueError, match=r"out: .* holds shards of version 1, not 2; take another"):
+        run._claim_folder(tmp_path, 0, PLAN)
 
 
 def test_a_state_belongs_to_all_settings_that_change_the_weights(tmp_path):
@@ -611,24 +439,13 @@ def test_a_state_belongs_to_all_settings_that_change_the_weights(tmp_path):
             assert key(**{field.name: other}) != key(), field.name
 
 
-@pytest.mark.parametrize("name", ["shard", "state", "examples"])
-def test_a_damaged_file_is_named(name, finished, tmp_path):
-    out = tmp_path / "run"
-    shutil.copytree(finished, out)
-    paths = {
-        "shard": out / "train" / "shard00001.npz",
-        "state": state_file(out, "gate"),
-        "examples": out / "examples.json",
-    }
-    path = paths[name]
-    path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(ValueError, match=re.escape(str(path))):
-        pretrain(replace(SMALL, out=out))
-
-
 BAD_INPUT = {
     "shards": ("--shards", "0"),
     "validation_shards": ("--validation-shards", "0"),
+    "tasks_per_shard": ("--tasks-per-shard", "0"),
+    "num_queries": ("--num-queries", "0"),
+    "lengths": ("--lengths", "128", "0.5", "1", "0.5"),
+    "heads": ("--heads", "0", "77"),
     "steps": ("--steps", "0"),
     "batch_size": ("--batch-size", "0"),
     "width": ("--width", "0"),
@@ -683,84 +500,3 @@ def test_the_documented_commands_are_good_input(monkeypatch):
         config.check()
         assert set(config.exclude) <= set(FAMILIES)
         assert config.loss in training.LOSSES
-
-
-def test_the_command_prints_the_checkpoint_and_shows_the_time_left(finished, solved, tmp_path, capsys):
-    target = tmp_path / "there" / "mine.safetensors"
-    flags = [f"--{name}={getattr(SMALL, name)}" for name in ("shards", "steps", "width", "members")]
-    flags += ["--validation-shards", "2", "--batch-size", "8", "--no-tensorboard"]
-    assert cli.main(["pretrain", "--out", str(solved), "--checkpoint", str(target), *flags]) == 0
-    captured = capsys.readouterr()
-    assert captured.out == f"{target}\n"
-    for part in ("training the gate", "training the spread"):
-        assert re.search(part + r" .*200/200 \d:\d\d:\d\d \d:\d\d:\d\d", captured.err)
-    assert_same_weights(weights(target), weights(finished / "generalist.safetensors"))
-    assert not (solved / "tensorboard").exists()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "TimeRemainingColumn", not_to_be_called)
-        with pytest.raises(AssertionError):
-            cli.main(["pretrain", "--out", str(solved), *flags])
-
-
-def test_events_can_be_read_back(finished):
-    from test_tracking import read_events
-
-    (folder,) = (finished / "tensorboard").iterdir()
-    events = read_events(folder)
-    state = torch.load(state_file(finished, "gate"), weights_only=True)
-    assert [(point.step, point.value) for point in events.Scalars("gate/validation")] == [
-        (step, pytest.approx(loss)) for step, _, loss in state["history"]
-    ]
-    steps = {tag: [point.step for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    for tag in ("gate/train", "spread/train", "spread/validation", "gate/trust", "gate/free_level", "gate/share2"):
-        assert steps[tag] == [100, 200]
-    assert steps["gate/imagination"] == [100, 200]
-    held_out = load_shards(sorted((finished / "validation").glob("*.npz"))).family
-    for number in np.unique(held_out):
-        assert (
-            steps[f"gate_loss/{list(FAMILIES)[number]}"] == steps[f"spread_loss/{list(FAMILIES)[number]}"] == [100, 200]
-        )
-    shares = [events.Scalars(f"gate/share{head}")[-1].value for head in range(len(FEW))]
-    assert sum(shares) == pytest.approx(1.0, abs=1e-5)
-    card = json.loads((finished / "generalist.json").read_text())
-    for name in ("error", "coverage", "ratio"):
-        assert events.Scalars(f"{name}/all")[0].value == pytest.approx(card["training"]["validation"]["all"][name])
-
-
-TWO_PROCESSES = """
-import importlib.util
-from safetensors.torch import save_file
-import torch
-torch.set_num_threads(1)
-spec = importlib.util.spec_from_file_location("pretrain_script", sys.argv[1])
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
-out, fit = Path(sys.argv[2]), run.fit
-def fit_and_keep(*arguments, **options):
-    model, states = fit(*arguments, **options)
-    save_file(model.gate.state_dict(), out / f"gate{os.environ['RANK']}.safetensors")
-    save_file(model.spread.state_dict(), out / f"spread{os.environ['RANK']}.safetensors")
-    return model, states
-run.fit = fit_and_keep
-config = script.PretrainConfig(
-    out=out, shards=4, validation_shards=2, steps=100, batch_size=8, width=8, members=2
-)
-script.main(config)
-"""
-
-
-def test_two_processes_end_with_the_same_weights(finished, solved, tmp_path):
-    out = tmp_path / "pair"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = run_tiny(TWO_PROCESSES, tmp_path, ROOT / "scripts" / "pretrain.py", out, launcher=launcher)
-    assert done.returncode == 0, done.stderr
-    for name in ("gate", "spread"):
-        assert_same_weights(*(weights(out / f"{name}{rank}.safetensors") for rank in range(2)))
-    assert done.stdout.strip().splitlines()[-1] == str(out / "generalist.safetensors")
-    assert done.stdout.count("training the gate: 100 of 100") == 2  # one process speaks: the last step, and the end
-    for part in ("train", "validation"):  # the same tasks as one process draws
-        for path in (finished / part).iterdir():
-            assert (out / part / path.name).read_bytes() == path.read_bytes()
-    pretrain(replace(SMALL, out=solved, steps=100))
-    together, alone = (torch.load(state_file(folder, "gate"), weights_only=True)["network"] for folder in (out, solved))
-    assert any(not torch.equal(together[name], alone[name]) for name in alone)  # two batches per step

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from icrl_gym.pretraining.prior import FAMILIES, TaskBatch, continuous, sample_tasks, task_stream
+from icrl_gym.pretraining.prior import FAMILIES, TaskBatch, continuous, sample_tasks
 from icrl_gym.pretraining.prior import tasks as tasks_module
 from icrl_gym.pretraining.prior.draws import Draws, make_generator
 from icrl_gym.pretraining.prior.streams import NO_LIMIT, Streams
@@ -248,32 +247,6 @@ def test_one_hot_columns_are_scaled_already_and_others_are_not_one_hot():
     assert seen == {True, False}
 
 
-def first_steps(count: int, **options) -> list[TaskBatch]:
-    options = {"num_tasks": 2, "num_transitions": [12, 20], "num_queries": 3, "num_rollouts": 2} | options
-    weights = {"loop": 1.0, "chain": 2.0, "queue": 1.0, "grid": 0.0}
-    with quickly():
-        return list(islice(task_stream(8, weights=weights, **options), count))
-
-
-def test_a_step_of_the_stream_depends_on_the_seed_and_its_number_only():
-    whole, resumed = first_steps(6), first_steps(2, start=4)
-    assert [batch.family for batch in whole[4:]] == [batch.family for batch in resumed]
-    assert all(same_bytes(*pair) for pair in zip(whole[4:], resumed, strict=True))
-    for name in {batch.family for batch in whole}:
-        discounts = [tuple(batch.gamma.tolist() + batch.values[0].tolist()) for batch in whole if batch.family == name]
-        assert len(set(discounts)) == len(discounts)
-
-
-def test_the_stream_draws_families_by_weight_and_lengths_from_the_list():
-    batches = first_steps(40, num_tasks=1)
-    counts = {name: sum(batch.family == name for batch in batches) for name in FAMILIES}
-    assert counts["grid"] == 0
-    assert sum(counts[name] for name in ("loop", "chain", "queue")) == 40
-    assert counts["chain"] > max(counts["loop"], counts["queue"])
-    assert {batch.rewards.shape[1] for batch in batches} == {12, 20}
-    assert {batch.family for batch in first_steps(20, exclude=("chain",), num_tasks=1)} == {"loop", "queue"}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -288,20 +261,6 @@ def test_bad_arguments_are_refused(changes, message):
     arguments = {"family": "loop", "seed": 0} | changes
     with pytest.raises(ValueError, match=message):
         draw(arguments.pop("family"), **arguments)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"weights": {"pendulum": 1.0}}, "must name families .* got 'pendulum'"),
-        ({"exclude": tuple(FAMILIES)}, "leave no family"),
-        ({"num_transitions": []}, "num_transitions must name at least one length"),
-    ],
-)
-def test_bad_streams_are_refused_at_once(changes, message):
-    arguments = {"num_tasks": 1, "num_transitions": [8], "num_queries": 2} | changes
-    with pytest.raises(ValueError, match=message):
-        task_stream(0, **arguments)
 
 
 def load_script(name: str):

@@ -22,7 +22,7 @@ from icrl_gym.reproduction import (
 from icrl_gym.reproduction.attention_variants import VARIANTS, Extras
 from icrl_gym.reproduction.linear_limit import GaussianProcess
 from icrl_gym.reproduction.mrps import boyan_chains
-from icrl_gym.reproduction.pretraining import Recipe
+from icrl_gym.reproduction.sparse_training import LOSSES, TrainingPlan
 
 CLAIMS = (emergence, minimiser, large_prompts, regression, prompt_length, attention_race)
 
@@ -31,19 +31,19 @@ CLAIMS = (emergence, minimiser, large_prompts, regression, prompt_length, attent
 
 
 def test_similarities_of_the_construction_are_perfect_and_of_its_mirror_are_not():
-    recipe = Recipe(1)
+    plan = TrainingPlan(1)
     path = {
         "value_row": np.array([[[0.7, 0.7, -0.7], [-0.7, -0.7, 0.7]]]),
         "score": np.array([[2.0 * np.eye(4), -2.0 * np.eye(4)]]),
     }
-    found = emergence.similarities(path, recipe)
+    found = emergence.similarities(path, plan)
     for name in ("cosine of V", "cosine of A"):
         np.testing.assert_allclose(found[name], [1, -1])
     for name in ("implicit weights", "sensitivity"):
         np.testing.assert_allclose(found[name], [1, 1])  # the nearest parameters are the mirror itself
     np.testing.assert_allclose(found["value difference"], 0, atol=1e-20)
     path["value_row"] = path["value_row"] * np.array([1.0, 0.5, 1.0])
-    assert (emergence.similarities(path, recipe)["value difference"] > 0.01).all()
+    assert (emergence.similarities(path, plan)["value difference"] > 0.01).all()
 
 
 def test_ranks_divide_the_trainings_and_wait_for_each_other(monkeypatch):
@@ -59,20 +59,63 @@ def test_ranks_divide_the_trainings_and_wait_for_each_other(monkeypatch):
     assert waited == [[1, 4]]
 
 
+def found_under(v, a, num_seeds=10):
+    """Similarities whose cosines scatter a little around v and a, in the manner of `emergence.similarities`."""
+    scatter = 0.001 * np.linspace(-1, 1, num_seeds)
+    zero, alike = np.zeros(num_seeds), 0.98 + scatter
+    names = ("value difference", *(f"loss {name}" for name in LOSSES))
+    cosines = {"cosine of V": np.array(v) + scatter, "cosine of A": np.array(a) + scatter}
+    return cosines | {"implicit weights": alike, "sensitivity": alike} | dict.fromkeys(names, zero)
+
+
+def test_claim_5_is_decided_by_the_loss_of_the_theorem(monkeypatch):
+    monkeypatch.setattr(emergence, "_figure", lambda *given: None)
+    free = dict.fromkeys(("row_cosine", "block_cosine", "outside", "value_difference", "loss"), np.zeros(10))
+    mirrored = [1.0] * 4 + [-1.0] * 6
+    measured = dict.fromkeys(LOSSES, found_under(0.98, 0.99)) | {"neu": found_under(mirrored, mirrored)}
+    outcome = emergence._judge({}, measured, free, 10)
+    assert outcome.verdict == "does not hold"
+    assert outcome.headline.startswith("does not hold under neu in this budget (4 of 10 seeds); holds under td")
+    measured["neu"] = found_under(0.98, 0.99)
+    assert emergence._judge({}, measured, free, 10).verdict == "holds"
+    measured["neu"] = found_under([0.98] * 9 + [0.5], 0.99)  # the interval holds the bound
+    assert emergence._judge({}, measured, free, 10).verdict == "not enough evidence"
+
+
 # Minimiser
 
 
 def test_neu_of_silence_is_the_squared_norm_of_the_mean_reward():
     """With zero parameters the update is R psi(S_n); walks of length 0 make S_n uniform."""
-    recipe = Recipe(1, num_mrps=400, num_walks=32, num_layers=1, num_transitions=1)
+    plan = TrainingPlan(1, num_mrps=400, num_walks=32, num_layers=1, num_transitions=1)
     silent = {"silent": minimiser.candidates()["all zero"]}
-    unbiased, plug_in = minimiser.neu(silent, recipe, np.random.default_rng(0))["silent"]
+    unbiased, plug_in = minimiser.neu(silent, plan, np.random.default_rng(0))["silent"]
     mrps = boyan_chains(np.random.default_rng(0), 400)
     second = np.full((400, 1, 10), 0.1) @ mrps.transition
     expected = ((second[:, 0] * mrps.reward) ** 2).sum(axis=1).mean()
     tolerance = 4.5 * float(unbiased.std()) / 20  # false alarm 7e-6
     assert abs(float(unbiased.mean()) - expected) < tolerance
     assert float(plug_in.mean()) - expected > tolerance
+
+
+def judged_minimiser(neu_by_size):
+    """Claim 6 on ten seeds, where the construction has NEU 1 falling to .001, from one row (sizes,) per rival."""
+    rng = np.random.default_rng(0)
+    sizes = minimiser.SIZES[:3]
+    rows = {"construction": (1.0, 0.1, 0.001)} | dict.fromkeys(minimiser.WRONG, (2.0, 1.0, 1.0)) | neu_by_size
+    measured = {name: np.array(row) * (1 + 0.01 * rng.standard_normal((10, 3))) for name, row in rows.items()}
+    table = minimiser.table_of(("a",), (("b",),))
+    return minimiser._judge(measured, np.zeros((10, 3)), sizes, table)
+
+
+def test_claim_6_holds_only_where_nobody_is_lower(monkeypatch):
+    monkeypatch.setattr(minimiser, "_figure", lambda *given: None)
+    assert judged_minimiser({}).headline == "holds"
+    lower = judged_minimiser({"A = 2 I": (0.5, 0.05, 0.0005)})
+    assert lower.headline == "does not hold at any size measured"
+    assert [statement.verdict for statement in lower.statements[1:]] == ["holds", "holds"]  # beside the claim
+    assert judged_minimiser({"A = 2 I": (0.5, 0.2, 0.002)}).headline == "does not hold at 1 of 3 sizes measured"
+    assert judged_minimiser({"A = 2 I": (1.0, 0.1, 0.001)}).verdict == "not enough evidence"
 
 
 # Large prompts
@@ -101,7 +144,69 @@ def test_gradients_of_a_read_are_those_of_automatic_differentiation():
 def test_error_of_many_keys_has_the_constant_of_the_delta_method():
     curve = large_prompts.error_curve(np.random.default_rng(2), 0.5, [2048], 400)
     ratio = curve.mean[0, 0] * 2048 / large_prompts.asymptotic_constant(0.5)
-    assert ratio == pytest.approx(1.0, abs=4.5 * np.sqrt(curve.variance[0, 0]) / curve.mean[0, 0] + 0.03)
+    assert ratio == pytest.approx(1.0, abs=0.2)  # four and a half standard errors
+
+
+def test_slope_of_a_power_of_n_is_its_exponent():
+    curve = large_prompts.ErrorCurve(LENGTHS, LENGTHS[:, None] ** np.array([-1.0, -0.5, -2.0]))
+    assert [large_prompts.slope(curve, which, 64) for which in range(3)] == pytest.approx([-1.0, -0.5, -2.0])
+
+
+LENGTHS = 2.0 ** np.arange(5, 11)
+EXPONENTS = dict(zip(large_prompts.NORMS, (-1.0, -1.0, -0.7, -0.4), strict=True))
+RADEMACHER = float(np.tanh(2.0))
+AS_STATED = ("limit", "falls", "rate", "constant", "flatter", "path")
+
+
+def judged_large_prompts(exponents=EXPONENTS, constant=1.0, path=(0.4, 0.2, 0.1), control=RADEMACHER):
+    """Names of the statements of claim 8 that do not hold, on errors that are exact powers of n but for 1 %."""
+    rng = np.random.default_rng(0)
+
+    def curve(norm):
+        anchored = large_prompts.asymptotic_constant(norm) * constant / LENGTHS[-1]
+        noise = 1 + 0.01 * rng.standard_normal((len(LENGTHS), 3))
+        mean = anchored * (LENGTHS[:, None] / LENGTHS[-1]) ** exponents[norm] * noise
+        return large_prompts.ErrorCurve(LENGTHS, mean)
+
+    curves = [[curve(norm) for norm in large_prompts.NORMS] for _ in range(5)]
+    exact = large_prompts.Finding.largest("", [1e-14])
+    outcome = large_prompts._judge(
+        curves, exact, large_prompts.Finding("", control, 1), training_paths(path), LENGTHS.astype(int)
+    )
+    verdicts = dict(zip(AS_STATED, outcome.statements, strict=False))
+    assert outcome.statements[-1].verdict == "not tested"
+    return [name for name, statement in verdicts.items() if statement.verdict != "holds"]
+
+
+def training_paths(distances):
+    """Paths of five seeds whose largest relative distance to the infinite-prompt path is given by prompt length."""
+    spread = 1 + 0.01 * np.linspace(-1, 1, 5)
+    apart = np.array(distances)[:, None, None] * spread
+    A, b = np.zeros((len(distances), 2, 5, 1, 1)), np.ones((2, 5)) + apart * np.array([0.5, 1.0])[:, None]
+    return {"A": A, "b": b, "limit_A": np.zeros((2, 5, 1, 1)), "limit_b": np.ones((2, 5))}
+
+
+def test_claim_8_holds_for_the_stated_laws_alone():
+    assert judged_large_prompts() == []
+    assert judged_large_prompts({norm: rate / 2 for norm, rate in EXPONENTS.items()}) == ["rate"]
+    assert judged_large_prompts(dict.fromkeys(large_prompts.NORMS, -1.0)) == ["flatter"]
+    assert "falls" in judged_large_prompts(EXPONENTS | {3.0: 0.2})
+    assert judged_large_prompts(constant=1.3) == ["constant"]
+    assert judged_large_prompts(path=(0.4, 0.1, 0.1)) == ["path"]
+    assert judged_large_prompts(control=2.0) == ["limit"]
+
+
+def test_the_constant_is_positive_and_that_of_theory():
+    assert large_prompts.asymptotic_constant(1.0) == pytest.approx(np.e * 5.0)
+
+
+def test_claims_8_and_9_share_one_statement_on_training_paths():
+    steady, _ = regression_flow.approach(training_paths((0.4, 0.2, 0.1)), (16, 64, 256))
+    stalled, findings = regression_flow.approach(training_paths((0.45, 0.13, 0.13)), (16, 64, 256))
+    assert (steady.verdict, stalled.verdict) == ("holds", "does not hold")
+    assert [round(finding.value, 2) for finding in findings] == [0.45, 0.13, 0.13, 0.71, 0.0]
+    assert regression_flow.APPROACH_CRITERION in large_prompts.CLAIM.criterion
+    assert regression_flow.APPROACH_CRITERION in regression.CLAIM.criterion
 
 
 # Regression

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from icrl_gym.evaluator import paper
-from icrl_gym.reproduction import dense_network, pretraining, state_network
+from icrl_gym.reproduction import dense_network, sparse_training, state_network
 from icrl_gym.reproduction.mrps import MRPBatch, boyan_chains, random_mrps
 from icrl_gym.reproduction.state_network import Parameters
 
@@ -62,8 +62,8 @@ def test_dense_network_is_the_printed_form_with_any_matrices():
 
 
 def test_losses_equal_loops_over_prompts():
-    recipe = pretraining.Recipe(1, num_mrps=2, num_walks=3, num_layers=3, num_transitions=8)
-    batch = pretraining.draw(np.random.default_rng(3), 2, recipe)
+    plan = sparse_training.TrainingPlan(1, num_mrps=2, num_walks=3, num_layers=3, num_transitions=8)
+    batch = sparse_training.draw(np.random.default_rng(3), 2, plan)
     parameters = random_parameters(np.random.default_rng(4))
 
     def delta(g, p, w):
@@ -85,7 +85,7 @@ def test_losses_equal_loops_over_prompts():
             for i, j in itertools.permutations(range(3), 2)
         ]
         for name, expected in [("td", td), ("msve", msve), ("neu", np.mean(pairs))]:
-            found = float(pretraining.loss_of(name, parameters, batch, recipe)[g])
+            found = float(sparse_training.loss_of(name, parameters, batch, plan)[g])
             assert found == pytest.approx(expected, abs=1e-12), name
 
 
@@ -106,14 +106,14 @@ def test_norm_of_the_expected_update_is_unbiased_against_enumeration():
             state_network.at_query(c, state_network.values(parameters, c, GAMMA, 3)) for c in (now, later)
         )
         reward = torch.as_tensor(many.rewards_of(states)[:, -1])
-        return pretraining.expected_update(reward + GAMMA * following - predicted, now.query, 3)
+        return sparse_training.expected_update(reward + GAMMA * following - predicted, now.query, 3)
 
     g = samples(walks).numpy()
     mean = probability @ g
     exact = float(mean @ mean)
     covariance = float(probability @ (g**2).sum(axis=1)) - exact
     drawn = torch.as_tensor(g[rng.choice(len(walks), size=(40_000, 4), p=probability)])
-    estimates, biased = pretraining.squared_norm(drawn).numpy(), pretraining.plug_in_squared_norm(drawn).numpy()
+    estimates, biased = sparse_training.squared_norm(drawn).numpy(), sparse_training.plug_in_squared_norm(drawn).numpy()
     tolerance = 4.5 * estimates.std() / np.sqrt(len(drawn))  # false alarm 7e-6
     assert abs(estimates.mean() - exact) < tolerance
     assert abs(biased.mean() - exact - covariance / 4) < tolerance
@@ -121,8 +121,8 @@ def test_norm_of_the_expected_update_is_unbiased_against_enumeration():
 
 
 def test_training_goes_on_where_it_stopped_bit_by_bit(tmp_path):
-    recipe = pretraining.Recipe(12, num_mrps=1, num_walks=2, num_layers=2, num_transitions=5, every=4)
-    whole = pretraining.train("td", (0, 1), recipe, tmp_path / "whole.pt")
+    plan = sparse_training.TrainingPlan(12, num_mrps=1, num_walks=2, num_layers=2, num_transitions=5, every=4)
+    whole = sparse_training.train("td", (0, 1), plan, tmp_path / "whole.pt")
 
     class Stop(Exception):
         pass
@@ -132,8 +132,8 @@ def test_training_goes_on_where_it_stopped_bit_by_bit(tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        pretraining.train("td", (0, 1), recipe, tmp_path / "cut.pt", progress=stop)
-    resumed = pretraining.train("td", (0, 1), recipe, tmp_path / "cut.pt")
+        sparse_training.train("td", (0, 1), plan, tmp_path / "cut.pt", progress=stop)
+    resumed = sparse_training.train("td", (0, 1), plan, tmp_path / "cut.pt")
     assert list(whole["steps"]) == [0, 4, 8, 12]
     for name, array in whole.items():
         np.testing.assert_array_equal(array, resumed[name])

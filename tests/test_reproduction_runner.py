@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from icrl_gym import cli
 from icrl_gym.configuration import ReproduceConfig
-from icrl_gym.reproduction import claims, runner
-from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table
+from icrl_gym.reproduction import claims, mrps, runner, sources
+from icrl_gym.reproduction import store as store_module
+from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Statement, table_of
 from icrl_gym.reproduction.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -30,8 +31,10 @@ class Counting:
         values = [float(store.arrays(f"seed-{seed}", lambda s=seed: self.piece(s))["x"]) for seed in seeds]
         figure = Figure()
         figure.subplots().plot(values)
-        table = Table(("a|b", "c"), (("1", "2"),), "Numbers")
-        return Outcome("holds", (Finding.mean("x", values), Finding("y", np.nan, 1)), "", figure, "Line.", (table,))
+        table = table_of(("a", "c"), (("1|2", "3"),), "Numbers")
+        findings = (Finding.mean("x", values), Finding("y", np.nan, 1))
+        statements = (Statement("It counts.", "holds"), Statement("It sings.", "not tested"))
+        return Outcome(statements, findings, "by day", "None.", figure, "Line.", (table,))
 
     def piece(self, seed):
         if seed == self.fail_at:
@@ -64,7 +67,8 @@ def test_a_finished_claim_is_reused_with_all_it_found(one_claim, tmp_path):
     assert one_claim.calls == 1
     assert second.outcome.findings[0] == first.outcome.findings[0]
     assert np.isnan(second.outcome.findings[1].value)
-    assert (second.outcome.verdict, second.outcome.tables) == ("holds", first.outcome.tables)
+    assert second.outcome.statements == first.outcome.statements
+    assert (second.outcome.headline, second.outcome.tables) == ("holds by day", first.outcome.tables)
     assert second.figure is not None
     assert second.figure.read_bytes()[:4] == b"\x89PNG"
 
@@ -96,7 +100,7 @@ def test_rerun_measures_everything_again(one_claim, tmp_path):
 def test_fewer_seeds_than_the_criterion_needs_never_pass(one_claim, tmp_path, few):
     result = runner.reproduce(config(tmp_path, **few))[0]
     assert result.outcome.verdict == "not enough evidence"
-    assert "2 of the 3 seeds" in result.outcome.limits
+    assert result.outcome.headline == "not enough evidence with 2 of the 3 seeds that the criterion needs"
     assert runner.reproduce(config(tmp_path / "again", seeds=3))[0].outcome.verdict == "holds"
 
 
@@ -106,9 +110,10 @@ def test_the_report_holds_numbers_figure_command_and_verdict(one_claim, tmp_path
     text = page.read_text()
     assert "| x | 3.00 | [-1.11, 7.11] | 4 |" in text  # mean of 0 2 4 6, Student's t of 3 degrees of freedom
     assert "| y | undefined | - | 1 |" in text
-    assert "| a\\|b | c |" in text
+    assert "| 1\\|2 | 3 |" in text
+    assert "| It sings. | not tested |" in text
     assert "`icrl-gym reproduce one --seeds 4`" in text
-    assert "**Verdict: holds.**" in text
+    assert "**Verdict: holds by day.** None." in text
     assert "(page/one.png)" in text
     assert (tmp_path / "page" / "one.png").is_file()
     assert (tmp_path / "run" / "reproduction.md").is_file()
@@ -171,7 +176,7 @@ def test_the_command_line_lists_the_claims_for_an_unknown_one(capsys, tmp_path):
 
 def test_the_command_line_prints_one_verdict_per_claim(one_claim, capsys, tmp_path):
     assert cli.main(["reproduce", "1", "--run-dir", str(tmp_path / "run"), "--no-tensorboard"]) == 0
-    assert capsys.readouterr().out == " 1  T: holds\n"
+    assert capsys.readouterr().out == " 1  T: holds by day\n"
 
 
 def test_the_script_says_what_it_does():
@@ -181,9 +186,9 @@ def test_the_script_says_what_it_does():
 
 
 def test_a_damaged_piece_and_a_damaged_result_are_named(tmp_path, one_claim):
-    store = Store(tmp_path / "claim")
+    store = Store(tmp_path / "claim", __name__)
     (tmp_path / "claim" / "seed-0.npz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"seed-0\.npz cannot be read"):
+    with pytest.raises(ValueError, match=r"seed-0\.npz is not an archive"):
         store.arrays("seed-0", lambda: {})
     runner.reproduce(config(tmp_path))
     path = tmp_path / "run" / "one" / "result.json"
@@ -201,10 +206,61 @@ def test_intervals_by_hand():
     assert (share.low, share.high) == (pytest.approx(0.490162, abs=1e-5), pytest.approx(0.943318, abs=1e-5))
 
 
-def test_an_outcome_without_its_limits_is_refused():
-    with pytest.raises(ValueError, match="limits must say"):
-        Outcome("holds with these limits", ())
+def test_a_verdict_is_that_of_the_statements_that_decide():
+    def outcome(*verdicts, beside=()):
+        statements = [Statement("S.", verdict) for verdict in verdicts]
+        return Outcome((*statements, *(Statement("B.", verdict, decides=False) for verdict in beside)), ())
+
+    assert outcome("holds", "not tested", beside=["does not hold"]).headline == "holds"
+    assert outcome("holds", "does not hold", "not enough evidence").headline == "holds in part (1 of 3 statements)"
+    assert outcome("does not hold", "not enough evidence", beside=["holds"]).headline == "does not hold"
+    assert outcome("not enough evidence", "not tested").headline == "not enough evidence"
+
+
+def test_bad_statements_and_tables_are_refused():
     with pytest.raises(ValueError, match="verdict must be one of"):
-        Outcome("probably", ())  # type: ignore[arg-type]
+        Statement("S.", "probably")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one that decides"):
+        Outcome((Statement("S.", "holds", decides=False),), ())
     with pytest.raises(ValueError, match="2 cells"):
-        Table(("a", "b"), (("1",),))
+        table_of(("a", "b"), (("1",),))
+
+
+def test_another_criterion_is_measured_again_and_says_so(one_claim, tmp_path, monkeypatch, caplog):
+    runner.reproduce(config(tmp_path))
+    assert not caplog.messages
+    monkeypatch.setattr(runner, "CLAIMS", {"one": a_claim(one_claim, criterion="stricter")})
+    assert not runner.stored_results(tmp_path / "run")
+    assert runner.reproduce(config(tmp_path))[0].criterion == "stricter"
+    assert caplog.messages == ["one: measured again, since it was stored with other criterion"]
+    assert (one_claim.calls, one_claim.pieces) == (2, [0, 1, 2])
+
+
+def test_other_code_is_measured_again_with_all_its_pieces_and_says_so(one_claim, tmp_path, monkeypatch, caplog):
+    runner.reproduce(config(tmp_path))
+    for module in (runner, store_module):
+        monkeypatch.setattr(module, "fingerprint", lambda module: "another")
+    assert not runner.stored_results(tmp_path / "run")
+    assert runner.reproduce(config(tmp_path))[0].sources == "another"
+    assert caplog.messages[0] == "one: measured again, since it was stored with other sources"
+    assert "is not the one that made it" in caplog.messages[1]
+    assert one_claim.pieces == [0, 1, 2] * 2
+
+
+def test_a_fingerprint_is_that_of_all_code_behind_a_claim(tmp_path, monkeypatch):
+    def changed(old, new):
+        text = Path(kernel.__file__).read_text()
+        assert old in text
+        (tmp_path / "changed.py").write_text(text.replace(old, new))
+        real = sources._file
+        mine = lambda module: tmp_path / "changed.py" if module == kernel.__name__ else real(module)  # noqa: E731
+        with monkeypatch.context() as patch:
+            patch.setattr(sources, "_file", mine)
+            return sources.fingerprint.__wrapped__(claim)
+
+    claim, kernel = "icrl_gym.reproduction.minimiser", mrps
+    here = sources.fingerprint(claim)
+    assert changed('"""', '"""') == here
+    assert changed('"""Boyan', '"""Other') == here
+    assert changed("uniform(", "normal(") != here
+    assert sources.fingerprint("icrl_gym.reproduction.boyan") != here

@@ -33,7 +33,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Card:
-    """What a checkpoint is and where it comes from.
+    """Description of a checkpoint: its settings, its hash and its origin.
 
     Attributes:
         schema_version: version of the files.

@@ -1,6 +1,6 @@
-"""What each part of the pretraining is worth: gates trained with one thing changed, on the examples of one run.
+"""Ablations of the pretraining: gates trained with one thing changed, on the examples of one run.
 
-    ablations, left_out -> measure (one JSON file per finished gate) -> tables -> insert into a page
+    ablations, left_out -> measure (one JSON file per finished gate) -> ablation_tables
 
 The measure of a gate is log(RMSE / RMSE of the constructed evaluator) on each validation task whose values vary.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,12 @@ from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.setting import Setting
 from icrl_gym.evaluator.statistics import STATISTICS
 from icrl_gym.pretraining.prior import FAMILIES
-from icrl_gym.pretraining.run import WITHOUT_EFFECT, log_errors, one_thread, values_vary
+from icrl_gym.pretraining.run import WITHOUT_EFFECT, one_thread
 from icrl_gym.pretraining.shards import Examples, as_tensors
 from icrl_gym.pretraining.training import Batch, Schedule, gate_objective, train
-from icrl_gym.runs import versions, write_json
+from icrl_gym.pretraining.validation import log_errors, values_vary
+from icrl_gym.runs import Progress, versions, write_json
 
-BEGIN, END, PLACE = "<!-- begin tables -->", "<!-- end tables -->", "<!-- tables -->"
-NUM_RESAMPLES = 2000
 CONSTANT_REWARD, PREDICTABILITY = STATISTICS.index("constant_reward"), STATISTICS.index("predictability")
 SHIPPED_RECIPE = PretrainConfig()
 RECIPE = replace(SHIPPED_RECIPE, members=1, steps=1000)  # a quarter of the work; what that costs is a row of the table
@@ -49,7 +48,7 @@ class Ablation:
             pseudo-terminations only at equal rewards, and imagination only where steps are predictable, stay.
         free_level, pseudo_terminations, imagination: False holds them at 0.
         robust: False takes the shares as weights, wherever a head stands apart.
-        share_of_tasks: to train on, drawn by the seed.
+        share_of_tasks: share of the training tasks that is used, drawn by the seed.
         trained: False takes the safe mixture as it is: nothing is learned, nothing read but the rules above.
     """
 
@@ -215,7 +214,7 @@ def measure(
     validation: Examples,
     seeds: Sequence[int],
     folder: Path,
-    progress: Callable[[str, int, int], None] = lambda label, done, total: None,
+    progress: Progress = lambda label, done, total: None,
 ) -> dict[str, np.ndarray]:
     """Log ratios by label, (seeds, tasks); what is finished is read from ``folder``, seed by seed.
 
@@ -265,7 +264,8 @@ def _read(path: Path) -> np.ndarray:
 
 def _settings(ablation: Ablation) -> dict[str, Any]:
     settings = asdict(ablation)
-    without_effect = (*WITHOUT_EFFECT, "seed", "shards", "validation_shards")  # the digest stands for the shards
+    of_shards = ("shards", "validation_shards", "tasks_per_shard", "lengths", "num_queries", "heads")  # see the digest
+    without_effect = (*WITHOUT_EFFECT, "seed", *of_shards)
     settings["config"] = {name: value for name, value in settings["config"].items() if name not in without_effect}
     del settings["label"]
     return settings
@@ -303,86 +303,3 @@ def _share(ablation: Ablation, examples: Examples, seed: int) -> Examples:
         return examples
     number = max(1, round(ablation.share_of_tasks * len(examples)))
     return examples.select(np.sort(np.random.default_rng(seed).permutation(len(examples))[:number]))
-
-
-def geometric_mean(logs_RT: np.ndarray) -> tuple[float, float, float]:
-    """exp of the mean over R seeds and T tasks, with its 95 % percentile bootstrap interval over tasks."""
-    logs_T = logs_RT.mean(axis=0)
-    picked = np.random.default_rng(0).integers(len(logs_T), size=(NUM_RESAMPLES, len(logs_T)))
-    low, high = np.percentile(np.exp(logs_T[picked].mean(axis=1)), [2.5, 97.5])
-    return float(np.exp(logs_T.mean())), float(low), float(high)
-
-
-def ablation_table(rows: Mapping[str, np.ndarray]) -> str:
-    """Markdown: error by row against the constructed evaluator and against the small recipe."""
-    reference = rows[REFERENCE.label].mean(axis=0)
-    lines = []
-    for label, logs_RT in rows.items():
-        paired = _figure(logs_RT - reference) if label != REFERENCE.label else ""
-        seeds = " / ".join(f"{np.exp(logs_T.mean()):.3f}" for logs_T in logs_RT)
-        lines.append((label, _figure(logs_RT), paired, seeds, f"{np.exp(logs_RT.mean(axis=0).max()):.2f}"))
-    return _markdown(("changed", "error / constructed", "error / small recipe", "by seed", "worst task"), lines)
-
-
-def family_table(
-    rows: Mapping[str, np.ndarray], reference: np.ndarray, families_T: np.ndarray, families: Sequence[str]
-) -> str:
-    """Markdown: on each family, gates trained without it beside those trained with it; over all, each on its own.
-
-    Args:
-        rows: log ratios of `left_out`, (seeds, tasks) by label.
-        reference: those of the small recipe with all families, at the same seeds.
-        families_T: name of every task's family.
-        families: in the order of the table; one without a task says so.
-    """
-    lines, unseen = [], np.full_like(reference, np.nan)
-    for name, ablation in zip(families, left_out(families), strict=True):
-        own_T = families_T == name
-        if not own_T.any():
-            lines.append((name, "0", "no validation task", "", ""))
-            continue
-        unseen[:, own_T] = rows[ablation.label][:, own_T]
-        lines.append((name, *_compare(unseen[:, own_T], reference[:, own_T])))
-    lines.append(("all", *_compare(unseen, reference)))
-    names = ("family", "tasks", "trained without it", "trained with it", "without / with")
-    return _markdown(names, lines)
-
-
-def _compare(without_RT: np.ndarray, with_RT: np.ndarray) -> tuple[str, str, str, str]:
-    paired = _figure(without_RT - with_RT.mean(axis=0))
-    return str(with_RT.shape[1]), _figure(without_RT), _figure(with_RT), paired
-
-
-def card_table(validation: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Markdown of the validation errors in a checkpoint's card."""
-    columns = ("error", "constructed", "ratio", "worst_ratio", "coverage")
-    lines = [
-        (name, f"{row['tasks']:.0f}", *("" if row[c] is None else f"{row[c]:.3f}" for c in columns))
-        for name, row in sorted(validation.items(), key=lambda item: (item[0] == "all", item[0]))
-    ]
-    return _markdown(("family", "tasks", "error", "constructed", "ratio", "worst ratio", "coverage"), lines)
-
-
-def insert_tables(page: str, tables: str) -> str:
-    """The page with the tables between its markers, or at its placeholder; all other text stays.
-
-    Raises:
-        ValueError: the page has neither, or its markers are out of order.
-    """
-    if page.count(BEGIN) == page.count(END) == 1 and page.index(BEGIN) < page.index(END):
-        before, after = page[: page.index(BEGIN)], page[page.index(END) + len(END) :]
-    elif page.count(PLACE) == 1:
-        before, after = page.split(PLACE)
-    else:
-        raise ValueError(f"page must hold one {PLACE}, or one {BEGIN} before one {END}")
-    return f"{before}{BEGIN}\n\n{tables.strip()}\n\n{END}{after}"
-
-
-def _figure(logs_RT: np.ndarray) -> str:
-    value, low, high = geometric_mean(logs_RT)
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _markdown(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *("---:" for _ in names[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (names, rule, *lines))

@@ -11,17 +11,16 @@ import hashlib
 import json
 import os
 import pickle
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from icrl_gym.configuration import PretrainConfig
 from icrl_gym.evaluator.checkpoint import new_networks, save_checkpoint
@@ -29,11 +28,11 @@ from icrl_gym.evaluator.error_bars import SpreadHead
 from icrl_gym.evaluator.gate import Gate
 from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.mixture import Generalist
+from icrl_gym.evaluator.network import Setting
 from icrl_gym.pretraining.prior import FAMILIES
-from icrl_gym.pretraining.shards import Examples, as_tensors, load_shards, make_shard
+from icrl_gym.pretraining.shards import Examples, ShardPlan, as_tensors, load_shards, make_shard
 from icrl_gym.pretraining.training import (
     LOSSES,
-    Z_LEVEL,
     Batch,
     Objective,
     Schedule,
@@ -43,14 +42,15 @@ from icrl_gym.pretraining.training import (
     train,
     with_errors,
 )
-from icrl_gym.runs import replacing, versions, write_json
-from icrl_gym.tracking import check_writable, open_writer
+from icrl_gym.pretraining.validation import by_family, losses_by_family, mean_gates
+from icrl_gym.runs import Progress, replacing, versions, write_json
+from icrl_gym.tracking import ScalarWriter, check_writable, open_writer
 
-Progress = Callable[[str, int, int], None]
-STATE_VERSION = 1
-WITHOUT_EFFECT = ("out", "checkpoint", "jobs", "device", "tensorboard")  # on the weights, up to rounding
-LOOKS = 2  # of candidates at environments outside the selection set; docs/log.md lists them
-LONGEST_WAIT = timedelta(days=2)  # of one process for the shards of the others
+STATE_VERSION = 2  # version of the training states
+SHARDS_VERSION = 2  # version of the shards and of what says what they are
+WITHOUT_EFFECT = ("out", "checkpoint", "jobs", "device", "tensorboard")  # on the weights, but for rounding
+LOOKS = 2  # looks of candidates at environments outside the selection set; docs/log.md lists them
+LONGEST_WAIT = timedelta(days=2)  # how long a process waits for the shards of the others
 
 
 def pretrain(config: PretrainConfig, progress: Progress = lambda part, done, total: None) -> Path:
@@ -62,17 +62,17 @@ def pretrain(config: PretrainConfig, progress: Progress = lambda part, done, tot
         OSError: the folder or the checkpoint's cannot be written to.
     """
     _check(config)
-    started = time.time()
     rank, world = _join_processes()
-    _claim_folder(config)
-    _make_shards(config, rank, world, progress)
+    plan = _plan_of(config)
+    _claim_folder(config.out, config.seed, plan)
+    _make_shards(config, plan, rank, world, progress)
     if world > 1:
         torch.distributed.barrier()
-    training, validation = (_load_shards(config, part) for part in ("train", "validation"))
+    training, validation = (_load_shards(_paths(config, part), plan) for part in ("train", "validation"))
     model, states = fit(config, training, validation, progress, rank=rank, world=world)
     path = config.checkpoint or config.out / "generalist.safetensors"
     if rank == 0:
-        report = describe(config, model, training, validation, states, time.time() - started)
+        report = describe(config, model, training, validation, states)
         save_checkpoint(path, model, report)
     if world > 1:
         torch.distributed.destroy_process_group()
@@ -89,129 +89,103 @@ def fit(
     world: int = 1,
 ) -> tuple[Generalist, dict[str, TrainingState]]:
     """Train both networks on solved examples; states are kept below ``config.out``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        gate, spread = new_networks(len(HEADS), config.width, config.members)
-    gate.to(config.device)
-    spread.to(config.device)
+    heads = heads_of(config)
+    gate, spread = _untrained(len(heads), config)
     kept = ~np.isin(training.family, [list(FAMILIES).index(name) for name in config.exclude])
     if not kept.any():
         raise ValueError(f"exclude: nothing to train on is left of {len(kept)} tasks without {list(config.exclude)}")
-    batch, held_out = (_to(as_tensors(part), config.device) for part in (training.select(kept), validation))
-    gate.standardisation.fit(batch["statistics"])
+    examples, held_out = (_to(as_tensors(part), config.device) for part in (training.select(kept), validation))
+    gate.standardisation.fit(examples["statistics"])
     schedule = Schedule(
         steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate, bf16=config.bf16
     )
-    seed = config.seed * world + rank
-    states = {}
     folder = config.out / _key(config)
-    writer = open_writer(config.out / "tensorboard" / folder.name if config.tensorboard and rank == 0 else None)
-    averaging = _average_gradients if world > 1 else (lambda network: None)
-    with writer:
-
-        def step(network: Gate | SpreadHead, name: str, objective: Any, examples: Batch, others: Batch) -> None:
-            path = folder / f"{name}.pt"
-
-            def on_validation(state: TrainingState) -> None:
-                if rank == 0:
-                    _save_state(path, state)
-                    for tag, value in zip(("train", "validation"), state.history[-1][1:], strict=True):
-                        writer.add_scalar(f"{name}/{tag}", value, state.step)
-                    if isinstance(network, Gate):
-                        for tag, value in mean_gates(network, others).items():
-                            writer.add_scalar(f"{name}/{tag}", value, state.step)
-                    for family, value in losses_by_family(network, objective, others, validation.family).items():
-                        writer.add_scalar(f"{name}_loss/{family}", value, state.step)
-                progress(f"training the {name}", state.step, schedule.steps)
-
-            states[name] = train(
-                network, objective, examples, others, schedule, seed=seed, state=_load_state(path),
-                on_validation=on_validation, average_gradients=averaging,
-            )  # fmt: skip
-            progress(f"training the {name}", schedule.steps, schedule.steps)
-
-        step(gate, "gate", gate_objective(config.loss, config.pull), batch, held_out)
+    with open_writer(config.out / "tensorboard" / folder.name if config.tensorboard and rank == 0 else None) as writer:
+        run = _Run(folder, writer, progress, validation.family, config.seed * world + rank, keeps=rank == 0)
+        states = {}
+        states["gate"] = run.train("gate", gate, gate_objective(config.loss, config.pull), examples, held_out, schedule)
         gate.cpu()
-        batch, held_out = (_to(with_errors(_to(part, "cpu"), gate), config.device) for part in (batch, held_out))
-        inputs = torch.cat([_repeated(batch), batch["query_statistics"]], dim=-1)
-        spread.standardisation.fit(inputs.flatten(0, 1))
-        step(spread, "spread", spread_objective, batch, held_out)
-        model = Generalist(HEADS, gate.cpu().eval(), spread.cpu().eval())
-        for family, row in by_family(model, validation).items():
-            for name, value in row.items():
-                if value is not None:
-                    writer.add_scalar(f"{name}/{family}", value, states["gate"].step)
+        examples, held_out = (_to(with_errors(_to(part, "cpu"), gate), config.device) for part in (examples, held_out))
+        spread.standardisation.fit(torch.cat([_repeated(examples), examples["query_statistics"]], dim=-1).flatten(0, 1))
+        states["spread"] = run.train("spread", spread, spread_objective, examples, held_out, schedule)
+        model = Generalist(heads, gate.cpu().eval(), spread.cpu().eval())
+        _write_rows(writer, by_family(model, validation), states["gate"].step)
     return model, states
 
 
-def by_family(model: Generalist, examples: Examples) -> dict[str, dict[str, float | None]]:
-    """Per family, and over "all": tasks, error of the mixture and of its first head, their ratio, coverage.
+def _untrained(num_heads: int, config: PretrainConfig) -> tuple[Gate, SpreadHead]:
+    """Both networks with the initial weights of the seed, on the configured device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        gate, spread = new_networks(num_heads, config.width, config.members)
+    return gate.to(config.device), spread.to(config.device)
 
-    Errors are geometric means over tasks of RMSE / std; tasks whose values do not vary are left out.
+
+@dataclass(frozen=True)
+class _Run:
+    """The folder, writer and seed that the two trainings of a run have in common.
+
+    Attributes:
+        folder: folder of the training states.
+        writer: TensorBoard's writer, or one that drops everything.
+        progress: told how many steps were taken.
+        family_B: family of every validation task, by number.
+        seed: seed of this process's batches.
+        keeps: whether this process writes; one of several does.
     """
-    batch = with_errors(as_tensors(examples), model.gate)
-    truth_BQ = batch["truth"]
-    with torch.no_grad():
-        log_BQ = model.spread(batch["statistics"], batch["query_statistics"])
-    half_BQ = Z_LEVEL * torch.sqrt(torch.exp(2 * log_BQ) + batch["truth_stderr"].square())
-    covered_B = (batch["error"].abs() <= half_BQ).float().mean(dim=1).numpy()
-    first_BQ = batch["values"][:, 0, 0, 0] - truth_BQ
-    varies_B = values_vary(batch)
-    mixed, constructed = (log_errors(error, truth_BQ) for error in (batch["error"], first_BQ))
-    names = [*FAMILIES, "all"]
-    rows = {}
-    for number, name in enumerate(names):
-        own = np.ones(len(examples), bool) if name == "all" else examples.family == number
-        used = own & varies_B
-        ours, theirs = (float(np.exp(log[used].mean())) if used.any() else None for log in (mixed, constructed))
-        rows[name] = {
-            "tasks": float(own.sum()),
-            "error": ours,
-            "constructed": theirs,
-            "ratio": float(np.exp((mixed - constructed)[used].mean())) if used.any() else None,
-            "worst_ratio": float(np.exp((mixed - constructed)[used].max())) if used.any() else None,
-            "coverage": float(covered_B[own].mean()) if own.any() else None,
-        }
-    return rows
+
+    folder: Path
+    writer: ScalarWriter
+    progress: Progress
+    family_B: np.ndarray
+    seed: int
+    keeps: bool
+
+    def train(
+        self,
+        name: str,
+        network: Gate | SpreadHead,
+        objective: Objective,
+        examples: Batch,
+        validation: Batch,
+        schedule: Schedule,
+    ) -> TrainingState:
+        """Train one network, or go on where its state was kept."""
+        path = self.folder / f"{name}.pt"
+
+        def on_validation(state: TrainingState) -> None:
+            if self.keeps:
+                _save_state(path, state)
+                self._show(name, network, objective, validation, state)
+            self.progress(f"training the {name}", state.step, schedule.steps)
+
+        state = train(
+            network, objective, examples, validation, schedule, seed=self.seed, state=_load_state(path),
+            on_validation=on_validation, commit=versions()["commit"] or "unknown",
+        )  # fmt: skip
+        self.progress(f"training the {name}", schedule.steps, schedule.steps)
+        return state
+
+    def _show(
+        self, name: str, network: Gate | SpreadHead, objective: Objective, validation: Batch, state: TrainingState
+    ) -> None:
+        """Losses, by family too, and what the gate decides, as scalars."""
+        _, training_loss, validation_loss = state.history[-1]
+        scalars = {f"{name}/train": training_loss, f"{name}/validation": validation_loss}
+        if isinstance(network, Gate):
+            scalars |= {f"{name}/{tag}": value for tag, value in mean_gates(network, validation).items()}
+        losses = losses_by_family(network, objective, validation, self.family_B)
+        scalars |= {f"{name}_loss/{family}": loss for family, loss in losses.items()}
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, state.step)
 
 
-def log_errors(error_BQ: Tensor, truth_BQ: Tensor) -> np.ndarray:
-    """log(RMSE / std of the truth) by task, (B,)."""
-    std_B = truth_BQ.std(dim=1, unbiased=False).clamp(min=1e-9)
-    return torch.log(error_BQ.square().mean(dim=1).sqrt() / std_B).numpy()
-
-
-def values_vary(batch: Batch) -> np.ndarray:
-    """Whether the true values spread by more than their noise, by task, (B,); if not, relative errors say nothing."""
-    std_B = batch["truth"].std(dim=1, unbiased=False)
-    noise_B = batch["truth_stderr"].square().mean(dim=1).sqrt()
-    return ((std_B > 2 * noise_B) & (std_B > 1e-4)).numpy()
-
-
-def mean_gates(gate: Gate, batch: Batch) -> dict[str, float]:
-    """What the gate decides, on average over tasks: shares of the heads, level, pseudo-terminations, trust."""
-    with torch.no_grad():
-        gates = gate(batch["statistics"])
-    shares = {f"share{head}": float(share) for head, share in enumerate(gates.shares_BH.mean(dim=0))}
-    others = {
-        "free_level": gates.free_level_B,
-        "pseudo_terminations": gates.pseudo_terminations_B,
-        "imagination": gates.imagination_B,
-        "trust": gates.trust_B,
-    }
-    return shares | {name: float(tensor.mean()) for name, tensor in others.items()}
-
-
-def losses_by_family(
-    network: Gate | SpreadHead, objective: Objective, batch: Batch, family_B: np.ndarray
-) -> dict[str, float]:
-    """The validation loss of each family that has a task, by name."""
-    losses = {}
-    for number in np.unique(family_B):
-        own = torch.as_tensor(np.flatnonzero(family_B == number), device=batch["truth"].device)
-        with torch.no_grad():
-            losses[list(FAMILIES)[number]] = float(objective(network, {name: x[own] for name, x in batch.items()}))
-    return losses
+def _write_rows(writer: ScalarWriter, rows: Mapping[str, Mapping[str, float | None]], step: int) -> None:
+    """The validation table as scalars, a tag for each figure and family."""
+    for family, row in rows.items():
+        for name, value in row.items():
+            if value is not None:
+                writer.add_scalar(f"{name}/{family}", value, step)
 
 
 def describe(
@@ -220,9 +194,9 @@ def describe(
     training: Examples,
     validation: Examples,
     states: Mapping[str, TrainingState],
-    seconds: float,
 ) -> dict[str, Any]:
-    """What the card says of the training; wall time is this call's, all of it only where it started from nothing."""
+    """The training as the card tells it: commit and wall time are those of the steps, not of this call."""
+    commits = list(dict.fromkeys(commit for state in states.values() for commit in state.commits))
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "checkpoint", "jobs")}
     return {
         "settings": settings,
@@ -233,8 +207,8 @@ def describe(
         "best_steps": {name: state.best_step for name, state in states.items()},
         "validation_loss": {name: state.best_loss for name, state in states.items()},
         "validation": by_family(model, validation),
-        "seconds": round(seconds),
-        "commit": versions()["commit"],
+        "seconds": round(sum(state.seconds for state in states.values())),
+        "commit": " then ".join(commits),
         "looks_outside_the_selection_set": LOOKS,
         "known_limits": [
             "An error bar stands for what the prior held; on an environment unlike it, coverage is not assured.",
@@ -249,6 +223,8 @@ def _check(config: PretrainConfig) -> None:
     if config.loss not in LOSSES:
         raise ValueError(f"loss must be one of {sorted(LOSSES)}, got {config.loss!r}")
     unknown = sorted(set(config.exclude) - set(FAMILIES))
+    if max(config.heads, default=0) >= len(HEADS):
+        raise ValueError(f"heads must be numbers below {len(HEADS)}, got {config.heads!r}")
     if unknown or set(config.exclude) == set(FAMILIES):
         raise ValueError(f"exclude must name some, not all, of {', '.join(FAMILIES)}; got {list(config.exclude)}")
     try:
@@ -261,16 +237,28 @@ def _check(config: PretrainConfig) -> None:
         check_writable(config.checkpoint.parent, "checkpoint")
 
 
-def _claim_folder(config: PretrainConfig) -> None:
-    """Shards are of these heads and this seed, or the folder is refused."""
-    path = config.out / "examples.json"
-    content = json.loads(json.dumps({"seed": config.seed, "heads": [asdict(head) for head in HEADS]}))
+def heads_of(config: PretrainConfig) -> tuple[Setting, ...]:
+    """The settings of the mixture's heads."""
+    return tuple(HEADS[number] for number in config.heads) or HEADS
+
+
+def _plan_of(config: PretrainConfig) -> ShardPlan:
+    return ShardPlan(heads_of(config), config.lengths, config.num_queries, config.tasks_per_shard)
+
+
+def _claim_folder(folder: Path, seed: int, plan: ShardPlan) -> None:
+    """Shards are of this seed and plan, or the folder is refused."""
+    path = folder / "examples.json"
+    content = json.loads(json.dumps({"version": SHARDS_VERSION, "seed": seed, **asdict(plan)}))
     try:
-        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else content
-    except ValueError as error:
+        stored = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else content
+    except (TypeError, ValueError) as error:
         raise ValueError(f"out: {path} is damaged ({error}); take another folder") from error
-    if stored != content:
-        raise ValueError(f"out: {config.out} holds examples of another seed or of other heads; take another folder")
+    if stored.get("version") != SHARDS_VERSION:
+        version = stored.get("version", 1)
+        raise ValueError(f"out: {folder} holds shards of version {version}, not {SHARDS_VERSION}; take another folder")
+    if changed := sorted(name for name in content if stored.get(name) != content[name]):
+        raise ValueError(f"out: {folder} holds examples of another choice of {', '.join(changed)}; take another folder")
     write_json(path, content)
 
 
@@ -279,21 +267,23 @@ def _paths(config: PretrainConfig, part: str) -> list[Path]:
     return [config.out / part / f"shard{index:05d}.npz" for index in range(number)]
 
 
-def _load_shards(config: PretrainConfig, part: str) -> Examples:
-    examples = load_shards(_paths(config, part))
+def _load_shards(paths: Sequence[Path], plan: ShardPlan) -> Examples:
+    examples = load_shards(paths)
     num_heads = examples.values.shape[1]
-    if num_heads != len(HEADS):
-        raise ValueError(f"out: {config.out / part} holds shards of {num_heads} heads, not {len(HEADS)}; take another")
+    if num_heads != len(plan.heads):
+        raise ValueError(
+            f"out: {paths[0].parent} holds shards of {num_heads} heads, not {len(plan.heads)}; take another folder"
+        )
     return examples
 
 
-def _make_shards(config: PretrainConfig, rank: int, world: int, progress: Progress) -> None:
+def _make_shards(config: PretrainConfig, plan: ShardPlan, rank: int, world: int, progress: Progress) -> None:
     """This process's share of the shards that are not there yet. Streams of a seed: 2 s trains, 2 s + 1 validates."""
     from joblib import Parallel, delayed
 
     parts = [(part, 2 * config.seed + (part == "validation")) for part in ("validation", "train")]
     calls = [
-        delayed(_make_on_one_thread)(path, seed, index)
+        delayed(_make_on_one_thread)(path, seed, index, plan)
         for part, seed in parts
         for index, path in enumerate(_paths(config, part))
         if index % world == rank and not path.exists()
@@ -302,9 +292,9 @@ def _make_shards(config: PretrainConfig, rank: int, world: int, progress: Progre
         progress("drawing and solving tasks", count, len(calls))
 
 
-def _make_on_one_thread(path: Path, seed: int, index: int) -> None:
+def _make_on_one_thread(path: Path, seed: int, index: int, plan: ShardPlan) -> None:
     with one_thread():
-        make_shard(path, seed, index, HEADS)
+        make_shard(path, seed, index, plan)
 
 
 @contextmanager
@@ -339,7 +329,7 @@ def _load_state(path: Path) -> TrainingState | None:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"out: the training state {path} is damaged; remove it to train again") from error
     if stored.pop("version", None) != STATE_VERSION:
-        raise ValueError(f"out: {path} was written by another version; take another folder")
+        raise ValueError(f"out: {path} was written by another version than {STATE_VERSION}; remove it to train again")
     return TrainingState(**stored)
 
 
@@ -357,10 +347,3 @@ def _join_processes() -> tuple[int, int]:
     if world > 1:
         torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
     return int(os.environ.get("RANK", "0")), world
-
-
-def _average_gradients(network: nn.Module) -> None:
-    for parameter in network.parameters():
-        if parameter.grad is not None:
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= torch.distributed.get_world_size()

@@ -1,13 +1,11 @@
 """Examples to train on: tasks of the prior with every head solved at the corners of what the gate may choose.
 
-Shard i is a pure function of (seed, i, heads): family, length and tasks are drawn from it. A shard is one npz file,
+Shard i is a pure function of (seed, i, plan): family, length and tasks are drawn from it. A shard is one npz file,
 written under a temporary name and renamed.
 """
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -23,13 +21,32 @@ from icrl_gym.evaluator.setting import Setting
 from icrl_gym.evaluator.statistics import STATISTICS, QueryFacts, prompt_statistics
 from icrl_gym.evaluator.walks import TransitionModel, imagination_steps
 from icrl_gym.pretraining.prior import FAMILIES, TaskBatch, sample_tasks
-from icrl_gym.runs import replacing
+from icrl_gym.runs import read_archive, write_archive
 
-LENGTHS = {128: 0.15, 256: 0.35, 512: 0.35, 1024: 0.12, 2048: 0.03}  # of contexts, with their shares
-NUM_QUERIES = 64
-MOST_TASKS = 16  # of a shard; long contexts come in smaller shards
+LEAST_TASKS = 4  # tasks of a shard of long contexts
 PSEUDO_CORNERS = (0.0, 1.0)
 LEVEL_CORNERS = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """The choice of tasks that the shards of one folder hold.
+
+    Attributes:
+        heads: settings that every task is solved under; the first gives the statistics.
+        lengths: numbers of transitions of a context, each with its share of the shards.
+        num_queries: queries per task.
+        tasks_per_shard: largest number of tasks in a shard; contexts above 512 transitions come in smaller shards.
+    """
+
+    heads: tuple[Setting, ...]
+    lengths: tuple[tuple[int, float], ...]
+    num_queries: int
+    tasks_per_shard: int
+
+    def num_tasks(self, length: int) -> int:
+        """Tasks in a shard of contexts of this length."""
+        return max(LEAST_TASKS, min(self.tasks_per_shard, self.tasks_per_shard * 512 // length))
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +57,7 @@ class Examples:
         statistics: (B, S) float32.
         values: (B, H, 2, 2, Q) float32, in units of ``scale`` and relative to ``constant``, at the corners of
             pseudo-terminations and free level.
-        imagined: like ``values``, imagined returns whose ends take these values; equal to them where nothing may be
+        imagined: imagined returns whose ends take these values, in the same shape; equal to them where nothing may be
             imagined.
         mass: (B, Q) float32, the first head's attention in sources.
         level_shift: (B,) float32, in units of ``scale``.
@@ -66,31 +83,33 @@ class Examples:
         return len(self.length)
 
     def select(self, rows: np.ndarray) -> Examples:
-        """The examples of an index or a mask."""
+        """The examples that an index or a mask picks."""
         return Examples(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     @classmethod
     def join(cls, parts: Sequence[Examples]) -> Examples:
+        """All examples of several parts, in their order."""
         return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)})
 
 
-def make_shard(path: Path, seed: int, index: int, heads: tuple[Setting, ...]) -> None:
+def make_shard(path: Path, seed: int, index: int, plan: ShardPlan) -> None:
     """Draw and solve shard ``index`` of stream ``seed``, unless it is there."""
     if path.exists():
         return
     rng = np.random.default_rng((seed, index))
     shares = np.array([family.weight for family in FAMILIES.values()])
     family = str(rng.choice(list(FAMILIES), p=shares / shares.sum()))
-    length = int(rng.choice(list(LENGTHS), p=list(LENGTHS.values())))
+    lengths, length_shares = zip(*plan.lengths, strict=True)
+    length = int(rng.choice(lengths, p=np.array(length_shares) / sum(length_shares)))
     batch = sample_tasks(
         family,
-        num_tasks=max(4, min(MOST_TASKS, MOST_TASKS * 512 // length)),
+        num_tasks=plan.num_tasks(length),
         num_transitions=length,
-        num_queries=NUM_QUERIES,
+        num_queries=plan.num_queries,
         seed=(seed, index),
     )
     number = list(FAMILIES).index(family)
-    solved = [example for task in range(len(batch)) if (example := _solve(batch, task, heads, number)) is not None]
+    solved = [example for task in range(len(batch)) if (example := _solve(batch, task, plan.heads, number)) is not None]
     if not solved:
         raise RuntimeError(f"shard {index} of seed {seed}: no task of {family!r} could be solved")
     _save(path, Examples.join(solved))
@@ -205,16 +224,14 @@ def _corners(first: CompiledPrompt, head: Setting, equal_rewards: bool, states_P
 
 def _save(path: Path, examples: Examples) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished, open(unfinished, "wb") as file:
-        np.savez(file, **{field.name: getattr(examples, field.name) for field in fields(examples)})
+    write_archive(path, {}, {field.name: getattr(examples, field.name) for field in fields(examples)})
 
 
 def _load(path: Path) -> Examples:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            return Examples(**{field.name: stored[field.name] for field in fields(Examples)})
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError) as error:
-        raise ValueError(f"the shard {path} is damaged; remove it, and it is made again") from error
+        return Examples(**read_archive(path)[1])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the shard {path} is damaged; remove it, and it is made again: {error}") from error
 
 
 def as_tensors(examples: Examples) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.swa_utils import AveragedModel
 
 from icrl_gym.evaluator.error_bars import SpreadHead
 from icrl_gym.evaluator.gate import Gate, Gates, Weighing, consensus, distance_from_safe, gated
 from icrl_gym.evaluator.statistics import QueryFacts, query_statistics
 
 Batch = dict[str, Tensor]
-LEVEL = 0.9  # of the interval that the spread head learns
+LEVEL = 0.9  # coverage of the interval that the spread head learns
+WARM_UP = 0.05  # share of the steps
+LAST_RATE = 0.02  # share of the largest learning rate that is left at the end
 Z_LEVEL = 1.6448536269514722  # standard normal quantile at (1 + LEVEL) / 2
 
 
@@ -53,16 +59,16 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """How one network is trained.
+    """Numbers that say how one network is trained.
 
     Attributes:
-        steps: at most.
+        steps: largest number of steps.
         batch_size: tasks per step.
-        learning_rate: AdamW's, after a linear warm-up of 5 % and with a cosine decay to 2 %.
+        learning_rate: AdamW's largest, after a linear warm-up over `WARM_UP` of the steps; a cosine brings it down.
         weight_decay: AdamW's.
         clip: largest gradient norm.
         ema: decay of the exponential moving average whose weights are validated and shipped.
-        validate_every: steps.
+        validate_every: steps from one validation to the next.
         patience: validations without a better one before training stops.
         dropout: share of the statistics that are hidden (set to their mean) in training, so that no single one decides.
         bf16: whether matrix products are taken in bfloat16.
@@ -86,21 +92,27 @@ class TrainingState:
 
     Attributes:
         step: steps taken.
-        network, optimizer, average: weights, AdamW's state, moving average of the weights.
-        best: average with the lowest validation loss; best_loss, best_step: that loss and its step.
+        network, optimizer, schedule, average: states of the weights, of AdamW, of its learning rate, and of the moving
+            average of the weights.
+        best: averaged weights with the lowest validation loss; best_loss, best_step: that loss and its step.
         stale: validations since then.
         history: (step, training loss, validation loss).
+        seconds: wall time of the steps so far.
+        commits: commits of the code that took them, in order.
     """
 
     step: int
     network: dict[str, Tensor]
     optimizer: dict[str, Any]
+    schedule: dict[str, Any]
     average: dict[str, Tensor]
     best: dict[str, Tensor]
     best_loss: float = math.inf
     best_step: int = 0
     stale: int = 0
     history: list[tuple[int, float, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    commits: list[str] = field(default_factory=list)
 
 
 Objective = Callable[[nn.Module, Batch], Tensor]
@@ -113,7 +125,7 @@ def gate_objective(loss: str, pull: float = 0.0, weigh: Weighing = consensus) ->
         loss: a name of `LOSSES`.
         pull: weight of the squared distance from the safe mixture, which holds the adaptation near what is known to
             carry over to real systems.
-        weigh: how shares become weights.
+        weigh: rule that turns shares into weights.
     """
 
     def objective(gate: nn.Module, batch: Batch) -> Tensor:
@@ -184,80 +196,141 @@ def train(
     seed: int,
     state: TrainingState | None = None,
     on_validation: Callable[[TrainingState], None] = lambda state: None,
-    average_gradients: Callable[[nn.Module], None] = lambda network: None,
+    commit: str = "unknown",
 ) -> TrainingState:
     """Train to the end of the schedule or until validation stops improving; ``network`` ends with the best weights.
 
+    Where torch.distributed has processes, each takes batches of its own and gradients are averaged over them.
+
     Args:
-        network: changed in place.
+        network: what is trained, in place.
         objective: its loss on a batch.
         examples, validation: tensors by name, equal length along the first axis.
-        schedule: how.
-        seed: of the batches.
-        state: where to go on; None to start.
+        schedule: step sizes and numbers.
+        seed: seed of the batches.
+        state: state to go on from; None to start.
         on_validation: called after each validation, to log and to checkpoint.
-        average_gradients: called after each backward pass, to average over processes.
+        commit: commit of this code, for the state.
     """
-    optimizer = torch.optim.AdamW(network.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay)
-    average = copy.deepcopy(network)
-    if state is None:
-        start = _copy(network)
-        with torch.no_grad():  # the untrained network is a candidate as well
-            state = TrainingState(0, start, optimizer.state_dict(), start, start, float(objective(network, validation)))
-    else:
-        network.load_state_dict(state.network)
-        optimizer.load_state_dict(copy.deepcopy(state.optimizer))
-        average.load_state_dict(state.average)
-    size = len(examples["truth"])
-    losses: list[float] = []
+    trainer = _Trainer(network, objective, schedule)
+    state = trainer.start(validation) if state is None else trainer.resume(state)
     while state.step < schedule.steps and state.stale < schedule.patience:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + state.step)
-        index = torch.randint(size, (min(schedule.batch_size, size),), generator=generator)
-        batch = {name: tensor[index] for name, tensor in examples.items()}
-        if schedule.dropout:
-            statistics = batch["statistics"]
-            hidden = (torch.rand(statistics.shape, generator=generator) < schedule.dropout).to(statistics.device)
-            batch["statistics"] = torch.where(hidden, _means(network, statistics), statistics)
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate * _rate(state.step / schedule.steps)
-        with torch.autocast(batch["truth"].device.type, torch.bfloat16, enabled=schedule.bf16):
-            loss = objective(network, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        average_gradients(network)
-        nn.utils.clip_grad_norm_(network.parameters(), schedule.clip)
-        optimizer.step()
-        state.step += 1
-        losses.append(float(loss.detach()))
-        _move_average(average, network, min(schedule.ema, state.step / (state.step + 10)))
-        if state.step % schedule.validate_every == 0 or state.step == schedule.steps:
-            with torch.no_grad():
-                validation_loss = float(objective(average, validation))
-            state.history.append((state.step, float(np.mean(losses)), validation_loss))
-            losses.clear()
-            state.network, state.average = _copy(network), _copy(average)
-            state.optimizer = copy.deepcopy(optimizer.state_dict())
-            state.stale += 1
-            if validation_loss < state.best_loss:
-                state.best_loss, state.best_step, state.stale = validation_loss, state.step, 0
-                state.best = state.average
-            on_validation(state)
+        started = time.perf_counter()
+        last = min(state.step + schedule.validate_every - state.step % schedule.validate_every, schedule.steps)
+        losses = [
+            trainer.step(draw_batch(examples, schedule, network, seed * 1_000_003 + step))
+            for step in range(state.step, last)
+        ]
+        trainer.validate(state, last, float(np.mean(losses)), validation)
+        state.seconds += time.perf_counter() - started
+        state.commits += [commit] if commit not in state.commits else []
+        on_validation(state)
     network.load_state_dict(state.best)
     return state
 
 
-def _means(network: Gate | SpreadHead, statistics: Tensor) -> Tensor:
-    return network.standardisation.get_buffer("mean_S")[: statistics.shape[-1]]
+def draw_batch(examples: Batch, schedule: Schedule, network: Gate | SpreadHead, seed: int) -> Batch:
+    """Tasks drawn with replacement, a few of their statistics hidden."""
+    size = len(examples["truth"])
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(size, (min(schedule.batch_size, size),), generator=generator)
+    batch = {name: tensor[index] for name, tensor in examples.items()}
+    if schedule.dropout:
+        statistics = batch["statistics"]
+        hidden = (torch.rand(statistics.shape, generator=generator) < schedule.dropout).to(statistics.device)
+        means_S = network.standardisation.get_buffer("mean_S")[: statistics.shape[-1]]
+        batch["statistics"] = torch.where(hidden, means_S, statistics)
+    return batch
 
 
-def _rate(progress: float) -> float:
-    return min(1.0, progress / 0.05 + 0.01) * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+class _Loss(nn.Module):
+    """A network with its loss as the forward pass, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, network: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.objective(self.network, batch)
 
 
-def _move_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    with torch.no_grad():
-        for old, new in zip(average.parameters(), network.parameters(), strict=True):
-            old.lerp_(new, 1 - decay)
+class _Trainer:
+    """A network with its optimiser, learning rate and moving average, all of whose states are kept together."""
+
+    def __init__(self, network: Gate | SpreadHead, objective: Objective, schedule: Schedule) -> None:
+        self.network, self.objective, self.schedule = network, objective, schedule
+        loss = _Loss(network, objective)
+        self.loss = DistributedDataParallel(loss) if torch.distributed.is_initialized() else loss
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay
+        )
+        self.rate = learning_rate(self.optimizer, schedule.steps)
+        self.average = AveragedModel(network, avg_fn=_moving_average(schedule.ema))
+
+    def start(self, validation: Batch) -> TrainingState:
+        """The untrained network is a candidate as well."""
+        with torch.no_grad():
+            loss = float(self.objective(self.network, validation))
+        return TrainingState(0, **self._states(), best=_copy(self.network), best_loss=loss)
+
+    def resume(self, state: TrainingState) -> TrainingState:
+        """Go on where a state was kept."""
+        self.network.load_state_dict(state.network)
+        self.optimizer.load_state_dict(copy.deepcopy(state.optimizer))
+        self.rate.load_state_dict(copy.deepcopy(state.schedule))
+        self.average.load_state_dict(state.average)
+        return state
+
+    def step(self, batch: Batch) -> float:
+        """One step of AdamW; the loss before it."""
+        with torch.autocast(batch["truth"].device.type, torch.bfloat16, enabled=self.schedule.bf16):
+            loss = self.loss(batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.schedule.clip)
+        self.optimizer.step()
+        self.rate.step()
+        self.average.update_parameters(self.network)
+        return float(loss.detach())
+
+    def validate(self, state: TrainingState, step: int, training_loss: float, validation: Batch) -> None:
+        """Write into ``state`` what the steps up to ``step`` led to."""
+        with torch.no_grad():
+            validation_loss = float(self.objective(self.average.module, validation))
+        state.step = step
+        state.history.append((step, training_loss, validation_loss))
+        for name, content in self._states().items():
+            setattr(state, name, content)
+        state.stale += 1
+        if validation_loss < state.best_loss:
+            state.best_loss, state.best_step, state.stale = validation_loss, step, 0
+            state.best = _copy(self.average.module)
+
+    def _states(self) -> dict[str, Any]:
+        return {
+            "network": _copy(self.network),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "schedule": copy.deepcopy(self.rate.state_dict()),
+            "average": _copy(self.average),
+        }
+
+
+def learning_rate(optimizer: torch.optim.Optimizer, num_steps: int) -> SequentialLR:
+    """A linear warm-up, then a cosine."""
+    (largest,) = {group["lr"] for group in optimizer.param_groups}
+    warm_up = max(1, round(WARM_UP * num_steps))
+    rising = LinearLR(optimizer, start_factor=1.0 / (warm_up + 1), total_iters=warm_up)
+    falling = CosineAnnealingLR(optimizer, max(1, num_steps - warm_up), eta_min=LAST_RATE * largest)
+    return SequentialLR(optimizer, [rising, falling], milestones=[warm_up])
+
+
+def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """The rule of an exponential moving average whose decay grows to its value over the first steps."""
+
+    def average(old: Tensor, new: Tensor, num_averaged: Tensor | int) -> Tensor:
+        return old.lerp(new, 1.0 - min(decay, (int(num_averaged) + 1) / (int(num_averaged) + 11)))
+
+    return average
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

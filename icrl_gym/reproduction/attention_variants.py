@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Extras:
-    """What some variants need besides queries, keys and values.
+    """Parameters that some variants need besides queries, keys and values.
 
     Attributes:
         head_weight: (..., H), how much each head adds to the output.

@@ -1,4 +1,4 @@
-"""How depth, kernel width and trace trade bias for variance where all states are distinct: a process on the line.
+"""Bias and variance by depth, kernel width and trace where all states are distinct: a process on the line.
 
 S' = .9 S + .5 xi, xi ~ N(0, 1), reward cos(2 S) on leaving S, gamma = .95; the true values are a series.
 
@@ -94,7 +94,7 @@ def measure(seed: int, num_trials: int, num_layers: int) -> dict[str, np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class ErrorMap:
-    """What every depth, width and trace costs, over T trials.
+    """Errors of every depth, width and trace, over T trials.
 
     Attributes:
         squared: (W, M, T, L) squared error of each trial, weighted over queries.
@@ -108,7 +108,7 @@ class ErrorMap:
 
     @classmethod
     def of(cls, pieces: Sequence[dict[str, np.ndarray]]) -> ErrorMap:
-        """From the pieces of `measure`, one per seed, equally many trials each."""
+        """The map joined from the pieces of `measure`, one per seed, equally many trials each."""
         squared = np.concatenate([piece["squared"] for piece in pieces], axis=2)
         weight, num_trials = queries()[1], squared.shape[2]
         shift = np.mean([piece["mean"] for piece in pieces], axis=0) ** 2 @ weight

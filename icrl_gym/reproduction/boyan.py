@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.figure import Figure
 
-from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table, Verdict
+from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Statement, Table, table_of
 from icrl_gym.reproduction.judgement import above, exactly, together
 from icrl_gym.reproduction.mrps import MRPBatch, boyan_chains
 from icrl_gym.reproduction.softmax_td import softmax_td, weighted_td
@@ -77,25 +77,26 @@ def _judge(errors: np.ndarray) -> Outcome:
     ordered.append(findings[-1])
     distance = _distance_from_earlier(errors)
     findings.append(Finding("largest distance from our earlier digits, in standard errors", distance, errors.shape[2]))
-    verdict, limits = _verdict(ordered, one_hot_gains, distance)
     caption = (
         "Mean squared value error under the stationary distribution, by layer, with 95 % intervals over chains"
         " (shaded). The dotted line predicts zero everywhere."
     )
-    return Outcome(verdict, tuple(findings), limits, _figure(errors), caption, _tables(errors))
+    statements = _statements(ordered, one_hot_gains, distance)
+    return Outcome(statements, tuple(findings), figure=_figure(errors), caption=caption, tables=_tables(errors))
 
 
-def _verdict(ordered: Sequence[Finding], one_hot_gains: Sequence[Finding], distance: float) -> tuple[Verdict, str]:
-    """A one-hot gain that cannot be told from zero limits the claim; a reversed order refutes it."""
-    gains: list[Verdict] = [above(gain) for gain in one_hot_gains]
-    rest = together(exactly(distance < AGREEMENT), *map(above, ordered))
-    if rest != "holds" or "does not hold" in gains or "holds" not in gains:
-        return together(rest, *gains), ""
-    equal = [str(depth) for depth, gain in zip(DEPTHS, gains, strict=True) if gain != "holds"]
-    if not equal:
-        return "holds", ""
-    depths = " and ".join(equal)
-    return "holds with these limits", f"At L = {depths} one-hot features cannot be told from U(-1, 1)^4 features."
+def _statements(ordered: Sequence[Finding], one_hot_gains: Sequence[Finding], distance: float) -> tuple[Statement, ...]:
+    """The one-hot features are judged depth by depth, since the gain is smallest at the first."""
+    nearer, gains = ordered[: len(DEPTHS)], ordered[len(DEPTHS) :]
+    return (
+        Statement("Softmax TD is nearer than linear TD at every depth.", together(map(above, nearer))),
+        Statement("Softmax TD gains with depth and with context.", together(map(above, gains))),
+        *(
+            Statement(f"At L = {depth} one-hot features are nearer still.", above(gain))
+            for depth, gain in zip(DEPTHS, one_hot_gains, strict=True)
+        ),
+        Statement("The earlier digits are met again.", exactly(distance < AGREEMENT)),
+    )
 
 
 def _distance_from_earlier(errors: np.ndarray) -> float:
@@ -118,17 +119,11 @@ def _tables(errors: np.ndarray) -> tuple[Table, ...]:
                 errors[index, 0, :, 0] if method == ZERO else errors[index, METHODS.index(method), :, depth]
                 for depth in DEPTHS
             ]
-            rows.append((method, *(_cell(Finding.mean("", sample)) for sample in samples)))
+            rows.append((method, *(Finding.mean("", sample).text(3) for sample in samples)))
         if length == LENGTHS[-1]:
             rows += [(f"{name}, our earlier run", *(f"{digit:g}" for digit in EARLIER[name])) for name in EARLIER]
-        tables.append(
-            Table(columns, tuple(rows), f"Mean squared value error, n = {length}, {errors.shape[2]:,} chains.")
-        )
+        tables.append(table_of(columns, rows, f"Mean squared value error, n = {length}, {errors.shape[2]:,} chains."))
     return tuple(tables)
-
-
-def _cell(finding: Finding) -> str:
-    return f"{finding.value:.3f} [{finding.low:.3f}, {finding.high:.3f}]"
 
 
 def _figure(errors: np.ndarray) -> Figure:

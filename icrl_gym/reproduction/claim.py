@@ -1,22 +1,24 @@
-"""`Claim`, what is claimed and how it is judged; `Outcome`, what was found."""
+"""`Claim`, what is claimed and how it is judged; `Outcome`, what was found; `Result`, an outcome and its origin."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
 from scipy import stats
+
+from icrl_gym.scoring.document import Table, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from icrl_gym.reproduction.store import Store
 
-Verdict = Literal["holds", "holds with these limits", "does not hold", "not enough evidence"]
-OURS = "ours"  # the source of what no paper states
+Judgement = Literal["holds", "holds in part", "does not hold", "not enough evidence", "not tested"]
 LEVEL = 0.95  # of every interval
 
 
@@ -27,7 +29,7 @@ class Finding:
     Attributes:
         name: what was measured, with its unit where it has one.
         value: the number; NaN where it is undefined.
-        n: how many independent draws it rests on.
+        n: number of independent draws it rests on.
         low, high: 95 % interval, or None where the number is no estimate (a maximum over all n cases, say).
     """
 
@@ -42,13 +44,13 @@ class Finding:
         object.__setattr__(self, "n", int(self.n))
 
     @classmethod
-    def mean(cls, name: str, samples: Sequence[float] | np.ndarray) -> Self:
+    def mean(cls, name: str, samples: Sequence[float] | np.ndarray, level: float = LEVEL) -> Self:
         """Mean of independent samples with Student's interval; no interval from a single sample."""
         samples = np.asarray(samples, dtype=np.float64).ravel()
         centre, n = float(samples.mean()), len(samples)
         if n < 2:
             return cls(name, centre, n)
-        half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * samples.std(ddof=1) / math.sqrt(n))
+        half = float(stats.t.ppf(0.5 + level / 2, n - 1) * samples.std(ddof=1) / math.sqrt(n))
         return cls(name, centre, n, centre - half, centre + half)
 
     @classmethod
@@ -56,6 +58,11 @@ class Finding:
         """Share of successes among n independent trials, with Wilson's interval."""
         interval = stats.binomtest(int(successes), int(n)).proportion_ci(LEVEL, method="wilson")
         return cls(name, successes / n, n, float(interval.low), float(interval.high))
+
+    def text(self, digits: int) -> str:
+        """The number with its interval, if it has one, with so many digits behind the point."""
+        interval = "" if self.low is None else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        return f"{self.value:.{digits}f}{interval}"
 
     @classmethod
     def largest(cls, name: str, samples: Sequence[float] | np.ndarray) -> Self:
@@ -65,51 +72,85 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table of the report; cells are text, numbers already written as they are to be read.
+class Statement:
+    """One sentence of a claim with its own verdict.
+
+    Attributes:
+        text: the sentence, as plain text.
+        verdict: what the numbers say about it; "not tested" for a sentence of the source that nothing here measures.
+        decides: whether the claim's verdict rests on it; the others are judged and shown beside it.
 
     Raises:
-        ValueError: a row has not as many cells as there are columns.
+        ValueError: the verdict is unknown.
     """
 
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    title: str = ""
+    text: str
+    verdict: Judgement
+    decides: bool = True
 
     def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.columns):
-                raise ValueError(f"rows must have {len(self.columns)} cells like columns, got {row!r}")
+        if self.verdict not in get_args(Judgement):
+            raise ValueError(f"verdict must be one of {get_args(Judgement)}, got {self.verdict!r}")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a claim's function found.
+    """The result of a claim's function.
 
     Attributes:
-        verdict: the one that a sceptical reader would reach from the findings.
+        statements: the sentences of the claim, each judged by itself.
         findings: the numbers.
-        limits: where or in what sense the claim holds or fails; needed for "holds with these limits".
+        scope: words that complete the verdict, such as "at any size measured"; may be empty.
+        remarks: what a reader should know beside the verdict; may be empty.
         figure: drawn without pyplot, or None.
         caption: what the figure shows.
         tables: further numbers.
 
     Raises:
-        ValueError: the verdict is unknown, or lacks its limits.
+        ValueError: no statement decides.
     """
 
-    verdict: Verdict
+    statements: tuple[Statement, ...]
     findings: tuple[Finding, ...]
-    limits: str = ""
+    scope: str = ""
+    remarks: str = ""
     figure: Figure | None = field(default=None, compare=False, repr=False)
     caption: str = ""
     tables: tuple[Table, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.verdict not in get_args(Verdict):
-            raise ValueError(f"verdict must be one of {get_args(Verdict)}, got {self.verdict!r}")
-        if self.verdict == "holds with these limits" and not self.limits:
-            raise ValueError("limits must say what they are where the verdict is 'holds with these limits', got ''")
+        if not any(statement.decides for statement in self.statements):
+            raise ValueError("statements must hold one that decides the verdict")
+
+    @property
+    def verdict(self) -> Judgement:
+        """The claim's verdict: that of its deciding statements where they agree, "holds in part" where some hold."""
+        found = {statement.verdict for statement in self.statements if statement.decides} - {"not tested"}
+        if found == {"holds"}:
+            return "holds"
+        if found & {"holds", "holds in part"}:
+            return "holds in part"
+        return "does not hold" if "does not hold" in found else "not enough evidence"
+
+    @property
+    def headline(self) -> str:
+        """The verdict with its scope, in one line; what holds only in part says how much of it."""
+        deciding = [one for one in self.statements if one.decides and one.verdict != "not tested"]
+        holding = sum(statement.verdict == "holds" for statement in deciding)
+        part = f"({holding} of {len(deciding)} statements)" if self.verdict == "holds in part" else ""
+        return " ".join(filter(None, (self.verdict, part, self.scope)))
+
+
+def table_of(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:
+    """A table of the report whose cells are text, numbers already written as they are to be read.
+
+    Raises:
+        ValueError: a row has not as many cells as there are columns.
+    """
+    for row in rows:
+        if len(row) != len(columns):
+            raise ValueError(f"rows must have {len(columns)} cells like columns, got {tuple(row)!r}")
+    return Table(title, tuple(columns), tuple(tuple(map(text, row)) for row in rows))
 
 
 # (quick, seeds, device, store) -> Outcome
@@ -127,12 +168,12 @@ class Claim:
         statement: what is claimed, in Markdown.
         source: the paper and its place there, or "ours".
         measured: what is measured, on what.
-        criterion: when the verdict is "holds", fixed before the measurement.
+        criterion: when each statement holds.
         function: measures and judges. It gets ``seeds`` (independent repetitions) and may keep finished pieces in
             ``store``.
-        num_seeds: how many seeds a full run takes.
-        quick_seeds: how many `--quick` takes.
-        least_seeds: how many the criterion needs; with fewer the verdict is "not enough evidence" whatever was found.
+        num_seeds: number of seeds of a full run.
+        quick_seeds: number of seeds with `--quick`.
+        least_seeds: number of seeds that the criterion needs; with fewer the verdict is "not enough evidence".
     """
 
     number: int
@@ -146,3 +187,44 @@ class Claim:
     num_seeds: int = 1
     quick_seeds: int = 1
     least_seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """One claim's outcome in a run.
+
+    Attributes:
+        claim: what was claimed.
+        outcome: what was found; its figure is None once it was read back from disk.
+        quick: whether small sizes were used.
+        num_seeds: independent repetitions.
+        device: torch device.
+        seconds: wall-clock time of the run that finished it.
+        commit: the code's commit, with "+changes" where it was edited, or "unknown".
+        sources: hash of the claim's source modules, as `fingerprint` gives it.
+        criterion: the criterion that was judged by.
+        figure: the drawn file, if there is one.
+    """
+
+    claim: Claim
+    outcome: Outcome
+    quick: bool
+    num_seeds: int
+    device: str
+    seconds: float
+    commit: str
+    sources: str
+    criterion: str
+    figure: Path | None
+
+    @property
+    def command(self) -> str:
+        """The command that gives this result again."""
+        words = ["icrl-gym reproduce", self.claim.id]
+        if self.quick:
+            words.append("--quick")
+        if self.num_seeds != (self.claim.quick_seeds if self.quick else self.claim.num_seeds):
+            words.append(f"--seeds {self.num_seeds}")
+        if self.device != "cpu":
+            words.append(f"--device {self.device}")
+        return " ".join(words)

@@ -9,12 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table, Verdict
+from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Statement, Table, table_of
 from icrl_gym.reproduction.empirical import EmpiricalModel, inf_norm, spectral_radius
-from icrl_gym.reproduction.judgement import exactly, together, within
+from icrl_gym.reproduction.judgement import exactly, within
 from icrl_gym.reproduction.mrps import boyan_chains, random_mrps
 from icrl_gym.reproduction.store import Store
 from icrl_gym.scoring.figures import COLOURS, MARKERS
+from icrl_gym.scoring.statistics import bootstrap_interval
 
 GAMMA, NUM_TRANSITIONS, NUM_LAYERS = 0.9, 1000, 200
 LENGTHS = (300, 1000, 3000, 10000, 30000)
@@ -23,7 +24,12 @@ RATE_FROM = 100  # the rate is read off layers from here on
 ROUNDING = 1e-9  # relative
 READABLE = 1e-12  # relative errors above this still show their rate
 SLOPE_TOLERANCE = 0.1
-NUM_RESAMPLES = 2000
+CAPTION = (
+    "Left: distance to the fixed point by layer, one context per regime, with the bound (1 - C)^L where it exists."
+    " Middle: error against the true values at great depth, against the context's length, mean and middle 80 % of"
+    " MRPs. Right: spectral radius against the smallest share of attention that a state gives its own visits;"
+    " Assumption 5.1 holds right of the dashed line, the recursion converges below the solid one."
+)
 
 ONE_HOT = {f"one-hot, tau = {tau:g}": np.sqrt(tau) * np.eye(10) for tau in (4.0, 8.0, 10.0)}
 GENERIC = {"U(-1, 1)^4": ("uniform", 4, 1.0), "2 N(0, I_2)": ("normal", 2, 2.0), "2 N(0, I_4)": ("normal", 4, 2.0)}
@@ -44,7 +50,7 @@ def scores_of(family: str, rng: np.random.Generator, num_mrps: int) -> np.ndarra
 
 @dataclass(frozen=True, eq=False)
 class Decay:
-    """What depth does on B contexts of one family of features.
+    """The effect of depth on B contexts of one family of features.
 
     Attributes:
         smallest_mass: (B,) min_s M^(s, s).
@@ -139,23 +145,53 @@ def _joined(decays: Sequence[Decay]) -> Decay:
 
 def slope_with_interval(lengths: Sequence[int], errors: np.ndarray) -> Finding:
     """Slope of log mean error against log n, with a percentile bootstrap over the rows of ``errors`` (B, lengths)."""
-    rng = np.random.default_rng(0)
     x = np.log(lengths) - np.log(lengths).mean()
-    picks = rng.integers(len(errors), size=(NUM_RESAMPLES, len(errors)))
-    draws = np.log(errors[picks].mean(axis=1)) @ x / (x @ x)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    point = float(np.log(errors.mean(axis=0)) @ x / (x @ x))
-    return Finding("floor: slope of log error against log n", point, len(errors), float(low), float(high))
+
+    def slope(rows: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.log(np.take(errors, rows, axis=0).mean(axis=axis % rows.ndim)) @ x / (x @ x)
+
+    rows = np.arange(len(errors))
+    return Finding(
+        "floor: slope of log error against log n", float(slope(rows)), len(errors), *bootstrap_interval(rows, slope)
+    )
 
 
 def _judge(decays: dict[str, Decay], floor: np.ndarray, lengths: Sequence[int]) -> Outcome:
     whole = _joined(list(decays.values()))
-    satisfied, convergent = whole.regime == 0, whole.radius < 1.0
     slope = slope_with_interval(lengths, floor)
+    findings = _findings(whole, slope, decays["U(-1, 1)^4"])
+    counts = np.bincount(whole.regime, minlength=3)
+    statements = (
+        Statement(
+            "Where the assumption is satisfied the error stays below (1 - C)^L and the recursion converges.",
+            exactly(findings[0].value < ROUNDING and findings[1].value == 1.0),
+        ),
+        Statement("radius <= norm <= certificate on every context.", exactly(findings[2].value < ROUNDING)),
+        Statement("The floor falls as n^-1/2.", within(slope, -0.5 - SLOPE_TOLERANCE, -0.5 + SLOPE_TOLERANCE)),
+        Statement("The constants c and c' of the theorem.", "not tested"),
+        Statement(
+            "The assumption is not necessary: contexts that violate it converge, others diverge (ours).",
+            exactly(bool(counts.all())),
+            decides=False,
+        ),
+    )
+    remarks = (
+        f"Assumption 5.1 is sufficient and far from necessary: {counts[1]:,} contexts violate it and converge,"
+        f" {counts[2]:,} violate it and diverge. No context with generic features satisfies it"
+        if not any((decays[name].regime == 0).any() for name in GENERIC)
+        else f"Contexts by regime: {dict(zip(REGIMES, counts.tolist(), strict=True))}"
+    )
+    remarks += "; without terminations no kernel contracts faster than gamma."
+    figure = _figure(decays, whole, floor, lengths)
+    return Outcome(statements, findings, remarks=remarks, figure=figure, caption=CAPTION, tables=(_regimes(decays),))
+
+
+def _findings(whole: Decay, slope: Finding, generic: Decay) -> tuple[Finding, ...]:
+    satisfied, convergent = whole.regime == 0, whole.radius < 1.0
     readable = convergent & (whole.errors[:, -1] > READABLE * whole.errors[:, 0])
     gap = np.abs(whole.rate - whole.radius)[readable]
     order = np.maximum(whole.radius - whole.norm, whole.norm - whole.certificate)
-    findings = [
+    return (
         Finding.largest("assumption satisfied: excess over (1 - C)^L, relative", whole.above_bound[satisfied]),
         Finding.share("assumption satisfied: share convergent", int(convergent[satisfied].sum()), int(satisfied.sum())),
         Finding.largest("radius <= sup-norm <= certificate: largest excess", order),
@@ -165,33 +201,10 @@ def _judge(decays: dict[str, Decay], floor: np.ndarray, lengths: Sequence[int]) 
         slope,
         Finding.share(
             "features U(-1, 1)^4, assumption always violated: share convergent",
-            int((decays["U(-1, 1)^4"].regime == 1).sum()),
-            len(decays["U(-1, 1)^4"].regime),
+            int((generic.regime == 1).sum()),
+            len(generic.regime),
         ),
-    ]
-    counts = np.bincount(whole.regime, minlength=3)
-    bounded = findings[0].value < ROUNDING and findings[1].value == 1.0 and findings[2].value < ROUNDING
-    falls = within(slope, -0.5 - SLOPE_TOLERANCE, -0.5 + SLOPE_TOLERANCE)
-    found_all: Verdict = "holds" if counts.all() else "not enough evidence"
-    verdict = together(exactly(bounded), falls, found_all, limited=True)
-    limits = (
-        f"Assumption 5.1 is sufficient and far from necessary: {counts[1]:,} contexts violate it and converge,"
-        f" {counts[2]:,} violate it and diverge. No context with generic features satisfies it"
-        if not any((decays[name].regime == 0).any() for name in GENERIC)
-        else f"Contexts by regime: {dict(zip(REGIMES, counts.tolist(), strict=True))}"
     )
-    limits += (
-        "; without terminations no kernel contracts faster than gamma. The constants c and c' of the theorem are not"
-        " tested, only that the floor falls as n^-1/2."
-    )
-    caption = (
-        "Left: distance to the fixed point by layer, one context per regime, with the bound (1 - C)^L where it exists."
-        " Middle: error against the true values at great depth, against the context's length, mean and middle 80 % of"
-        " MRPs. Right: spectral radius against the smallest share of attention that a state gives its own visits;"
-        " Assumption 5.1 holds right of the dashed line, the recursion converges below the solid one."
-    )
-    figure = _figure(decays, whole, floor, lengths)
-    return Outcome(verdict, tuple(findings), limits, figure, caption, (_regimes(decays),))
 
 
 def _regimes(decays: dict[str, Decay]) -> Table:
@@ -201,7 +214,7 @@ def _regimes(decays: dict[str, Decay]) -> Table:
         median = f"{np.median(decay.smallest_mass):.3f}"
         rows.append((family, *(f"{count}" for count in counts), median, f"{np.median(decay.radius):.3f}"))
     columns = ("features", *REGIMES, "median min M(s, s)", "median radius")
-    return Table(columns, tuple(rows), f"Contexts by regime (Boyan-10 chains, n = {NUM_TRANSITIONS:,}).")
+    return table_of(columns, rows, f"Contexts by regime (Boyan-10 chains, n = {NUM_TRANSITIONS:,}).")
 
 
 def _figure(decays: dict[str, Decay], whole: Decay, floor: np.ndarray, lengths: Sequence[int]) -> Figure:
@@ -262,7 +275,7 @@ CLAIM = Claim(
     criterion=(
         "Wherever the context satisfies the assumption, the error stays below (1 - C)^L at every layer and the"
         " recursion converges; radius <= norm <= certificate everywhere; the interval of the floor's slope lies within"
-        " -0.5 +- 0.1; each of the three regimes occurs."
+        " -0.5 +- 0.1."
     ),
     function=error_decay,
 )

@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class EmpiricalModel:
-    """What a context of transitions says about B processes; zero rows for states that are no source.
+    """The empirical model of B processes that a context of transitions gives; zero rows for states that are no source.
 
     Attributes:
         counts: (B, S) visits as a source.
@@ -30,7 +30,7 @@ class EmpiricalModel:
 
     @classmethod
     def of(cls, states: np.ndarray, rewards: np.ndarray, num_states: int) -> EmpiricalModel:
-        """From walks (B, n + 1) of ids and rewards (B, n)."""
+        """The model of walks (B, n + 1) of ids and rewards (B, n)."""
         num_walks = len(states)
         pairs = np.zeros((num_walks, num_states, num_states))
         sums = np.zeros((num_walks, num_states))
@@ -40,12 +40,6 @@ class EmpiricalModel:
         counts = pairs.sum(axis=2)
         visits = np.maximum(counts, 1.0)
         return cls(counts, pairs / visits[..., None], sums / visits)
-
-    @property
-    def closed(self) -> np.ndarray:
-        """(B,) bool: every successor is a source too."""
-        entered = (self.counts[..., None] * self.transition).sum(axis=1) > 0
-        return np.all(~entered | (self.counts > 0), axis=1)
 
     @property
     def complete(self) -> np.ndarray:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table
-from icrl_gym.reproduction.regression_flow import distance, lengths_of, stored_path
+from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Statement, Table, table_of
+from icrl_gym.reproduction.judgement import above, below, exactly, together, within
+from icrl_gym.reproduction.regression_flow import APPROACH_CRITERION, approach, lengths_of, stored_path
 from icrl_gym.reproduction.store import Store
 from icrl_gym.scoring.figures import COLOURS, MARKERS, STYLES
 
@@ -22,6 +24,8 @@ NORMS = (0.5, 1.0, 2.0, 3.0)
 ERRORS = ("output", "V-gradient", "U-gradient")
 QUADRATURE_NODES = 80
 EXACT = 1e-9
+SMALL = NORMS[:2]  # where these lengths are long enough for the asymptote
+NEAR = 0.15  # of a slope to -1, and of a ratio of constants to 1
 
 
 def weighted_mean_by_quadrature(mean: np.ndarray, covariance: np.ndarray, direction: np.ndarray) -> np.ndarray:
@@ -61,12 +65,11 @@ class ErrorCurve:
 
     Attributes:
         lengths: (N,) n.
-        mean, variance: (N, 3) over prompts, of `ERRORS`; the variance is that of the mean.
+        mean: (N, 3) over prompts, of `ERRORS`.
     """
 
     lengths: np.ndarray
     mean: np.ndarray
-    variance: np.ndarray
 
 
 def error_curve(rng: np.random.Generator, norm: float, lengths: Sequence[int], num_prompts: int) -> ErrorCurve:
@@ -85,12 +88,8 @@ def error_curve(rng: np.random.Generator, norm: float, lengths: Sequence[int], n
             keys = rng.standard_normal((min(block, num_prompts - start), n, DIMENSION))
             found = _gradients(*_read(keys, z), z)
             squared.append(np.stack([((a - b) ** 2).sum(axis=(1, 2)) for a, b in zip(found, limits, strict=True)], 1))
-        rows.append(np.concatenate(squared))
-    return ErrorCurve(
-        np.array(lengths),
-        np.stack([row.mean(axis=0) for row in rows]),
-        np.stack([row.var(axis=0, ddof=1) / len(row) for row in rows]),
-    )
+        rows.append(np.concatenate(squared).mean(axis=0))
+    return ErrorCurve(np.array(lengths), np.stack(rows))
 
 
 def _read(keys: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,6 +141,13 @@ def _stored(store: Store, seed: int, norm: float, lengths: Sequence[int], num_pr
     return ErrorCurve(**store.arrays(f"curve-{norm:g}-seed-{seed}", compute))
 
 
+CAPTION = (
+    "Squared errors of a read over n Gaussian keys against its infinite-prompt limit, mean over seeds, at four"
+    " norms |a| of the query: the output and the gradients of a squared loss. Dotted: the asymptote e^(a^2) (d +"
+    " a^2) / n of the output."
+)
+
+
 def _judge(
     curves: list[list[ErrorCurve]],
     exact: Finding,
@@ -150,13 +156,10 @@ def _judge(
     lengths: Sequence[int],
 ) -> Outcome:
     from_length = lengths[len(lengths) // 2]
+    by_seed = _slopes(curves, from_length)
     slopes = {
-        (norm, error): Finding.mean(
-            f"slope of the {error} error at |a| = {norm:g}, n >= {from_length}",
-            [slope(row[i], which, from_length) for row in curves],
-        )
-        for i, norm in enumerate(NORMS)
-        for which, error in enumerate(ERRORS)
+        (norm, error): Finding.mean(f"slope of the {error} error at |a| = {norm:g}, n >= {from_length}", samples)
+        for (norm, error), samples in by_seed.items()
     }
     ratios = {
         norm: Finding.mean(
@@ -165,64 +168,52 @@ def _judge(
         )
         for i, norm in enumerate(NORMS)
     }
-    apart = distance(paths).max(axis=1)  # (N, G), the worst along the path
-    stability = Finding.mean(
-        "training path: slope of the largest distance to the infinite-prompt path against n",
-        np.polyfit(np.log(lengths_of(len(paths["A"]) < 4)), np.log(apart), 1)[0],
-    )
-    farthest = Finding.mean("training path: largest relative distance at the longest prompts", apart[-1])
-    small = [slopes[norm, error] for norm in NORMS[:2] for error in ERRORS]
-    large = [slopes[NORMS[-1], error] for error in ERRORS]
-    decays = all(one.high is not None and one.high < 0 for one in slopes.values())
-    fast = all(abs(one.value + 1) < 0.15 for one in small)
-    slow = all(one.value > -0.8 for one in large)
-    constant = all(abs(ratios[norm].value - 1) < 0.15 for norm in NORMS[:2])
-    stable = stability.high is not None and stability.high < 0
-    is_exact = exact.value < EXACT and abs(control.value - np.tanh(2.0)) < EXACT
-    if is_exact and decays and stable and fast and constant:
-        verdict, limits = ("holds with these limits" if slow else "holds"), ""
-    else:
-        verdict, limits = "does not hold", _failed(is_exact, decays, stable, fast, constant)
-    if slow and not limits:
-        limits = (
-            "1/n only where the query is small: the constant e^(a^2) (d + a^2) is that of the output at |a| <= 1, and"
-            " at"
-            f" |a| = 3 these lengths are far from the asymptote (slope {large[0].value:.2f}, not -1). The paper's"
-            " bound has"
-            " the same shape, an exponent c'/s^2. Linear only for Gaussian keys: a Rademacher key gives tanh. The"
-            " largest"
-            f" distances along the training path are {', '.join(f'{x:.2g}' for x in apart.mean(axis=1))} for growing"
-            " n: they"
-            " fall over the whole range, not at each step."
-        )
-    findings = (exact, control, *slopes.values(), *ratios.values(), stability, farthest)
-    caption = (
-        "Squared errors of a read over n Gaussian keys against its infinite-prompt limit, mean over seeds, at four"
-        " norms |a| of the query: the output and the gradients of a squared loss. Dotted: the asymptote e^(a^2) (d +"
-        " a^2) / n of the output."
-    )
-    return Outcome(verdict, findings, limits, _figure(curves, lengths), caption, (_table(slopes),))
+    flatter = [
+        Finding.mean(f"slope of the {error} error at |a| = {large:g} less that at |a| = {small:g}",
+                     by_seed[large, error] - by_seed[small, error])
+        for small, large in pairwise(NORMS[1:])
+        for error in ERRORS
+    ]  # fmt: skip
+    nears, path = approach(paths, lengths_of(len(paths["A"]) < 4))
+    small_norms = [slopes[norm, error] for norm in SMALL for error in ERRORS]
+    statements = (
+        Statement("Over infinitely many Gaussian keys the read is linear; a Rademacher key gives tanh.",
+                  exactly(exact.value < EXACT and abs(control.value - np.tanh(2.0)) < EXACT)),
+        Statement("Output and both gradients concentrate: every error falls with n at every norm.",
+                  together(below(one, 0.0) for one in slopes.values())),
+        Statement("At |a| <= 1 the errors fall as 1/n (ours).",
+                  together(within(one, -1.0 - NEAR, -1.0 + NEAR) for one in small_norms)),
+        Statement("There the output's constant is e^(a^2) (d + a^2) (ours).",
+                  together(within(ratios[norm], 1.0 - NEAR, 1.0 + NEAR) for norm in SMALL)),
+        Statement("From |a| = 1 on every exponent shrinks as the norm grows.", together(map(above, flatter))),
+        nears,
+        Statement("The law c'/s^2 of the exponent, the logarithms and the powers of s in the bounds.", "not tested"),
+    )  # fmt: skip
+    findings = (exact, control, *slopes.values(), *flatter, *ratios.values(), *path)
+    figure = _figure(curves, lengths)
+    return Outcome(statements, findings, "", _remarks(slopes), figure, CAPTION, (_table(slopes),))
 
 
-def _failed(is_exact: bool, decays: bool, stable: bool, fast: bool, constant: bool) -> str:
-    checks = {
-        "the limit by quadrature or the Rademacher value": is_exact,
-        "falling errors at every norm": decays,
-        "falling distance along the training path": stable,
-        "slopes of -1 within .15 at |a| <= 1": fast,
-        "the constant of the output within 15 % at |a| <= 1": constant,
+def _slopes(curves: list[list[ErrorCurve]], from_length: int) -> dict[tuple[float, str], np.ndarray]:
+    """The slope of every seed, by norm and error."""
+    return {
+        (norm, error): np.array([slope(row[i], which, from_length) for row in curves])
+        for i, norm in enumerate(NORMS)
+        for which, error in enumerate(ERRORS)
     }
-    return "Not met: " + "; ".join(name for name, met in checks.items() if not met) + "."
+
+
+def _remarks(slopes: dict[tuple[float, str], Finding]) -> str:
+    return (
+        "The bounds of [BB25] are upper bounds with constants that the paper leaves open, so that no measured exponent"
+        " can refute c'/s^2 or the logarithms; they are not fitted here. At |a| = 3 these lengths are far from the"
+        f" asymptote 1/n (slope {slopes[NORMS[-1], ERRORS[0]].value:.2f} of the output)."
+    )
 
 
 def _table(slopes: dict[tuple[float, str], Finding]) -> Table:
-    rows = tuple((f"{norm:g}", *(_with_interval(slopes[norm, error]) for error in ERRORS)) for norm in NORMS)
-    return Table(("norm of a", *ERRORS), rows, "Slopes of log squared error against log n.")
-
-
-def _with_interval(finding: Finding) -> str:
-    interval = "" if finding.low is None else f" [{finding.low:.2f}, {finding.high:.2f}]"
-    return f"{finding.value:.2f}{interval}"
+    rows = [(f"{norm:g}", *(slopes[norm, error].text(2) for error in ERRORS)) for norm in NORMS]
+    return table_of(("norm of a", *ERRORS), rows, "Slopes of log squared error against log n.")
 
 
 def _figure(curves: list[list[ErrorCurve]], lengths: Sequence[int]) -> Figure:
@@ -263,10 +254,9 @@ CLAIM = Claim(
         " and U at four norms. The training path is that of claim 9."
     ),
     criterion=(
-        f"Quadrature within {EXACT:g}; every error falls (95 % interval of the slope below 0); at |a| <= 1 slopes are"
-        " -1 within .15"
-        " and the output's constant is e^(a^2) (d + a^2) within 15 %; the largest distance along the training path"
-        " falls with n. With limits if at |a| = 3 the slopes are above -.8."
+        f"Quadrature within {EXACT:g}. By 95 % intervals over seeds: every slope below 0; at |a| <= 1 slopes within"
+        f" {NEAR:g} of -1 and the output's constant within {100 * NEAR:.0f} % of e^(a^2) (d + a^2); every slope at"
+        " |a| = 2 above that at 1, and at 3 above that at 2. As in claim 9, " + APPROACH_CRITERION + "."
     ),
     function=large_prompts,
     num_seeds=5,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from icrl_gym.reproduction.bias_variance import TRACES, WIDTHS, ErrorMap, figure_of, measure
-from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table, Verdict
+from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Statement, Table, table_of
 from icrl_gym.reproduction.empirical import EmpiricalModel, spectral_radius
 from icrl_gym.reproduction.judgement import above, exactly, together
 from icrl_gym.reproduction.mrps import random_mrps
@@ -154,16 +154,15 @@ def infinite_depth(quick: bool, seeds: Sequence[int], device: str, store: Store)
         store.arrays(f"map-seed-{seed}", lambda seed=seed: measure(seed, num_trials, num_layers)) for seed in seeds
     ]
     found = ErrorMap.of(pieces)
-    findings, passed = _limit_findings(closed, opened, returns)
+    findings, statements = _limit_findings(closed, opened, returns)
     more, trades = _map_findings(found)
-    verdict = together(exactly(passed), trades, limited=True)
-    limits = (
+    remarks = (
         "The map is of one process and one context length. Which kernels converge is another matter: in a first run a"
         " kernel of independent N(0, 1) scores, in place of the asymmetric one here, converged on none of 160 contexts,"
         " and inner products of width 1 diverged on none of 160 contexts of distinct states."
     )
     if _best_by_trace(found).argmin() == 0:
-        limits += " There no trace improves on lambda = 0 at its best depth; traces only need fewer layers."
+        remarks += " There no trace improves on lambda = 0 at its best depth; traces only need fewer layers."
     caption = (
         "Three maps of the error of softmax TD(lambda) on a process on the line, over depth and kernel width, from"
         f" contexts of 200 distinct states ({found.squared.shape[2]} of them): a dot marks the best point of each map,"
@@ -171,14 +170,21 @@ def infinite_depth(quick: bool, seeds: Sequence[int], device: str, store: Store)
         " is shown less its own sampling noise, so zero means that it cannot be told from that."
     )
     tables = (_kernel_table(closed, opened), _trace_table(found))
-    return Outcome(verdict, tuple(findings + more), limits, figure_of(found), caption, tables)
+    return Outcome(
+        (*statements, trades),
+        (*findings, *more),
+        remarks=remarks,
+        figure=figure_of(found),
+        caption=caption,
+        tables=tables,
+    )
 
 
 def _joined(parts: Sequence[tuple[dict[str, np.ndarray], np.ndarray]], kernel: str) -> np.ndarray:
     return np.concatenate([distances[kernel] for distances, _ in parts])
 
 
-def _limit_findings(closed, opened, returns) -> tuple[list[Finding], bool]:
+def _limit_findings(closed, opened, returns) -> tuple[list[Finding], tuple[Statement, ...]]:
     every_closed = np.concatenate([_joined(closed, kernel) for kernel in KERNELS])
     every_open = np.concatenate([_joined(opened, kernel) for kernel in KERNELS])
     here, there = ~np.isnan(every_closed[:, 0]), ~np.isnan(every_open[:, 0])
@@ -199,11 +205,21 @@ def _limit_findings(closed, opened, returns) -> tuple[list[Finding], bool]:
             "distinct states, Gaussian kernel of width .5: share divergent", int(diverges[:, 0].sum()), len(diverges)
         ),
     ]
-    equal = max(findings[0].value, findings[1].value, findings[3].value) < TOLERANCE
-    return findings, bool(equal and findings[2].value > 1e-2)
+    closed_limit, open_limit, apart, single = findings[:4]
+    return findings, (
+        Statement(
+            "With every successor a source the limit is certainty equivalence for every kernel.",
+            exactly(closed_limit.value < TOLERANCE),
+        ),
+        Statement(
+            "With an open end it is the interpolated formula, another one for each kernel.",
+            exactly(open_limit.value < TOLERANCE and apart.value > 1e-2),
+        ),
+        Statement("With distinct states it is the single trajectory's return.", exactly(single.value < TOLERANCE)),
+    )
 
 
-def _map_findings(found: ErrorMap) -> tuple[list[Finding], Verdict]:
+def _map_findings(found: ErrorMap) -> tuple[list[Finding], Statement]:
     """Choose the best point on one half of the trials, measure on the other."""
     num_trials, num_layers = found.squared.shape[2:]
     half = num_trials // 2
@@ -224,7 +240,8 @@ def _map_findings(found: ErrorMap) -> tuple[list[Finding], Verdict]:
     ]
     bias, spread = found.bias[width, trace], found.spread[width, trace]
     ways = bias[0] > bias[layer] > bias[-1] and spread[0] < spread[layer] < spread[-1]
-    return findings, together(exactly(bool(ways)), *map(above, findings[4:]))
+    verdict = together([exactly(bool(ways)), *map(above, findings[4:])])
+    return findings, Statement("Depth and width trade bias for variance, and the best point lies inside.", verdict)
 
 
 def _best_by_trace(found: ErrorMap) -> np.ndarray:
@@ -249,7 +266,7 @@ def _kernel_table(closed, opened) -> Table:
         "kernel", "convergent", "largest distance to certainty equivalence", "median layers to 1 %",
         "open end: median distance to certainty equivalence",
     )  # fmt: skip
-    return Table(columns, tuple(rows), "Five kernels on the same contexts (8-state random MRPs, n = 200).")
+    return table_of(columns, rows, "Five kernels on the same contexts (8-state random MRPs, n = 200).")
 
 
 def _trace_table(found: ErrorMap) -> Table:
@@ -257,7 +274,7 @@ def _trace_table(found: ErrorMap) -> Table:
     for index, trace in enumerate(TRACES):
         width, layer = np.unravel_index(int(found.rmse[:, index].argmin()), found.rmse[:, index].shape)
         rows.append((f"{trace:g}", f"{WIDTHS[width]:g}", f"{layer + 1}", f"{found.rmse[width, index, layer]:.3f}"))
-    return Table(("lambda", "best width", "best depth", "RMSE there"), tuple(rows), "The best point for every trace.")
+    return table_of(("lambda", "best width", "best depth", "RMSE there"), rows, "The best point for every trace.")
 
 
 CLAIM = Claim(

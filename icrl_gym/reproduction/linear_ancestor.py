@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from icrl_gym.reproduction import linear_attention, linear_training
-from icrl_gym.reproduction.claim import Claim, Finding, Outcome
-from icrl_gym.reproduction.judgement import above, exactly, together
+from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Statement
+from icrl_gym.reproduction.judgement import above, exactly
 from icrl_gym.reproduction.mrps import boyan_chains, random_mrps
 from icrl_gym.reproduction.softmax_td import softmax, weighted_td
 from icrl_gym.reproduction.store import Store
@@ -198,10 +198,15 @@ def _judge(errors: np.ndarray, learned: Learned, axes: np.ndarray, quick: bool) 
     ]
     worse = Finding.mean("... over destinations, 1/n, less over sources", axes[1, :, -1] - axes[0, :, -1])
     plain = Finding.mean("... over destinations, no 1/n, less over sources", axes[2, :, -1] - axes[0, :, -1])
-    exact = exactly(all(finding.value < TOLERANCE for finding in equal))
-    verdict = together(exact, above(similarity, SIMILAR), above(sweep), above(worse), limited=True)
-    if quick:
-        verdict = together(verdict, "not enough evidence")
+    learns = above(similarity, SIMILAR)
+    statements = (
+        Statement(
+            "Linear attention computes the four updates.", exactly(all(finding.value < TOLERANCE for finding in equal))
+        ),
+        Statement("Trained, it comes to compute TD(0).", "not enough evidence" if quick else learns),
+        Statement("Its error falls with the context (median chain).", above(sweep)),
+        Statement("A softmax over destinations with 1/n is farther from the values.", above(worse)),
+    )
     caption = (
         "From left to right: largest relative difference between transformer and update by layer; similarity of the"
         " learned transformer's implicit weight to that of TD(0), every seed a line; the learned transformer's value"
@@ -209,27 +214,28 @@ def _judge(errors: np.ndarray, learned: Learned, axes: np.ndarray, quick: bool) 
         " layer when the softmax runs over sources, and over destinations."
     )
     findings = (*equal, *trained, sweep, *by_axis, worse, plain)
-    return Outcome(verdict, findings, _limits(learned, plain, quick), _figure(errors, learned, axes), caption)
+    remarks, figure = _remarks(learned, plain, quick), _figure(errors, learned, axes)
+    return Outcome(statements, findings, remarks=remarks, figure=figure, caption=caption)
 
 
-def _limits(learned: Learned, plain: Finding, quick: bool) -> str:
-    limits = [
+def _remarks(learned: Learned, plain: Finding, quick: bool) -> str:
+    remarks = [
         "Read-outs of linear attention are linear in the query, so implicit-weight and sensitivity similarity are one"
         " number. Columns, masks and the average-reward form were derived again, with traces that decay by gamma"
         " lambda."
     ]
     below = int((learned.similarity[:, -1] < SIMILAR).sum())
     if below:
-        limits.append(f"{below} of {len(learned.similarity)} seeds ended below {SIMILAR}.")
-    limits.append(
+        remarks.append(f"{below} of {len(learned.similarity)} seeds ended below {SIMILAR}.")
+    remarks.append(
         "The context sweep is judged on the median chain since a first run: with one transition a few contexts send the"
         " learned layers so far off that the mean says nothing."
     )
     if (plain.low or 0.0) <= 0.0:
-        limits.append("What costs accuracy over destinations is the factor 1/n: without it, no worse is seen.")
+        remarks.append("What costs accuracy over destinations is the factor 1/n: without it, no worse is seen.")
     if quick:
-        limits.append("The quick run trains on too few chains.")
-    return " ".join(limits)
+        remarks.append("The quick run trains on too few chains.")
+    return " ".join(remarks)
 
 
 def _figure(errors: np.ndarray, learned: Learned, axes: np.ndarray) -> Figure:

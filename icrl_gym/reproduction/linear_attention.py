@@ -120,7 +120,7 @@ def linear_updates(
     """Weights before the first and after each batch update, (..., L + 1, D), written from the update rules.
 
     Args:
-        features, next_features, rewards: as in `prompt`.
+        features, next_features, rewards: arrays as `prompt` takes them.
         preconditioner: C (D, D).
         method: "td" (with traces that decay by ``decay``), "residual_gradient" or "average_reward".
         decay: gamma lambda.

@@ -23,8 +23,8 @@ def train(num_heads: int, num_steps: int, seeds: tuple[int, ...], divided: bool 
 
     Args:
         num_heads: H.
-        num_steps: of Adam.
-        seeds: of initialisation and prompts.
+        num_steps: number of Adam's steps.
+        seeds: seeds of initialisation and prompts.
         divided: True holds head h to task h mod T: the division of tasks by construction.
 
     Returns:
@@ -74,7 +74,7 @@ def division_masks(num_heads: int) -> tuple[Tensor, Tensor]:
 
 
 def strength(A: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How much head h serves task t, |b_ht| |A_h[block t, block t]|_F, (G, H, T)."""
+    """Strength with which head h serves task t, |b_ht| |A_h[block t, block t]|_F, (G, H, T)."""
     blocks = [A[..., BLOCK * t : BLOCK * (t + 1), BLOCK * t : BLOCK * (t + 1)] for t in range(NUM_TASKS)]
     return np.abs(b) * np.stack([np.linalg.norm(block, axis=(-2, -1)) for block in blocks], axis=-1)
 

@@ -10,13 +10,18 @@ Shape legend: G seeds, P prompts, n keys, d features, T steps, N prompt lengths.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
+from icrl_gym.reproduction.claim import Finding, Statement
+from icrl_gym.reproduction.judgement import above, together
 from icrl_gym.reproduction.store import Store
 
 COVARIANCE = np.diag([0.7, 0.5, 0.35])
 START = 0.3  # |A| = b, balanced
 STEP_SIZE = 0.2
+SHRINKING = 0.25  # share of the distance that four times as many keys should at least take away; n^-1/2 takes a half
 CONTINUOUS_STEP = 0.02  # of the fourth-order Runge-Kutta rule
 
 
@@ -138,10 +143,10 @@ def _descend(
     return np.stack([A for A, _ in path]), np.stack([b for _, b in path])
 
 
-def stored_path(quick: bool, seeds: tuple[int, ...], folder: Store) -> dict[str, np.ndarray]:
+def stored_path(quick: bool, seeds: tuple[int, ...], store: Store) -> dict[str, np.ndarray]:
     """`finite_path`, from the store of the regression claim, which two claims share."""
-    store = Store(folder.folder.parent / "regression")
-    return store.arrays(f"finite-path-{'-'.join(map(str, seeds))}", lambda: finite_path(quick, seeds))
+    shared = store.beside("regression", "icrl_gym.reproduction.regression")
+    return shared.arrays(f"finite-path-{'-'.join(map(str, seeds))}", lambda: finite_path(quick, seeds))
 
 
 def distance(paths: dict[str, np.ndarray]) -> np.ndarray:
@@ -149,3 +154,26 @@ def distance(paths: dict[str, np.ndarray]) -> np.ndarray:
     squared = ((paths["A"] - paths["limit_A"]) ** 2).sum(axis=(-2, -1)) + (paths["b"] - paths["limit_b"]) ** 2
     size = (paths["limit_A"] ** 2).sum(axis=(-2, -1)) + paths["limit_b"] ** 2
     return np.sqrt(squared / size)
+
+
+APPROACH_CRITERION = (
+    "with every fourfold n the largest relative distance along the training path to the infinite-prompt path shrinks by"
+    f" at least {100 * SHRINKING:.0f} % (95 % intervals over seeds)"
+)
+
+
+def approach(paths: dict[str, np.ndarray], lengths: tuple[int, ...]) -> tuple[Statement, tuple[Finding, ...]]:
+    """The statement that training on finite prompts approaches that on infinite ones, judged alike for two claims."""
+    apart = distance(paths).max(axis=1)  # (N, G), the worst along the path
+    distances = [
+        Finding.mean(f"training path: largest relative distance, n = {n}", row)
+        for n, row in zip(lengths, apart, strict=True)
+    ]
+    shrunk = [
+        Finding.mean(f"... share of it that goes from n = {few} to n = {many}", 1.0 - after / before)
+        for (few, before), (many, after) in pairwise(zip(lengths, apart, strict=True))
+    ]
+    verdict = together(above(step, SHRINKING) for step in shrunk)
+    step = f"{100 * SHRINKING:.0f} % or more with every fourfold n"
+    text = f"Finite-prompt training nears the infinite-prompt path by {step}."
+    return Statement(text, verdict), (*distances, *shrunk)

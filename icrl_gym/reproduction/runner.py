@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from icrl_gym.configuration import ReproduceConfig
-from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Table
+from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Result, Statement
 from icrl_gym.reproduction.claims import CLAIMS
 from icrl_gym.reproduction.report import write_report
-from icrl_gym.reproduction.result import Result
-from icrl_gym.reproduction.store import Store, replacing
-from icrl_gym.runs import versions, write_json
+from icrl_gym.reproduction.sources import fingerprint
+from icrl_gym.reproduction.store import Store
+from icrl_gym.runs import Progress, replacing, versions, write_json
+from icrl_gym.scoring.document import Field, Table
 from icrl_gym.tracking import check_writable, open_writer
 
+_logger = logging.getLogger(__name__)
+STAMPS = ("quick", "num_seeds", "device", "seconds", "commit", "sources", "criterion")
 RESULT, FIGURE, EVENTS, CONFIG, REPORT = "result.json", "figure.png", "events", "config.json", "reproduction.md"
-Progress = Callable[[str, int, int], None]  # part of the work, how much is done, of how much
 
 
 def reproduce(config: ReproduceConfig, progress: Progress | None = None) -> list[Result]:
@@ -71,17 +74,19 @@ def find_claims(names: Sequence[str]) -> list[Claim]:
 
 
 def stored_results(folder: Path) -> list[Result]:
-    """All results in a run folder, in the order of the report."""
+    """All results of this code and these criteria in a run folder, in the order of the report."""
     paths = [folder / claim.id / RESULT for claim in CLAIMS.values()]
-    return [_read(path) for path in paths if path.exists()]
+    results = [_read(path) for path in paths if path.exists()]
+    return [result for result in results if _marks(result.claim) == (result.sources, result.criterion)]
 
 
 def judged(claim: Claim, outcome: Outcome, num_seeds: int) -> Outcome:
     """The outcome, but never a verdict from fewer seeds than the criterion needs."""
     if num_seeds >= claim.least_seeds:
         return outcome
-    few = f"{num_seeds} of the {claim.least_seeds} seeds that the criterion needs."
-    return replace(outcome, verdict="not enough evidence", limits=f"{few} {outcome.limits}".strip())
+    few = f"with {num_seeds} of the {claim.least_seeds} seeds that the criterion needs"
+    undecided = tuple(replace(one, verdict="not enough evidence") for one in outcome.statements)
+    return replace(outcome, statements=undecided, scope=few)
 
 
 def _check_device(name: str) -> None:
@@ -110,23 +115,32 @@ def _opened(config: ReproduceConfig) -> Path:
 
 
 def _result(claim: Claim, config: ReproduceConfig, run_folder: Path) -> Result:
-    """Read the claim's result if it was made with the same seeds and device, else measure."""
+    """Read the claim's result if it is one of this code, criterion, seeds and device, else measure."""
     folder = run_folder / claim.id
     num_seeds = config.seeds or (claim.quick_seeds if config.quick else claim.num_seeds)
     if config.rerun:
         shutil.rmtree(folder, ignore_errors=True)
+    sources, criterion = _marks(claim)
+    wanted = {"sources": sources, "criterion": criterion, "seeds": num_seeds, "device": config.device}
     if (folder / RESULT).exists():
         result = _read(folder / RESULT)
-        if (result.num_seeds, result.device) == (num_seeds, config.device):
+        made = (result.sources, result.criterion, result.num_seeds, result.device)
+        if not (changed := [name for name, one in zip(wanted, made, strict=True) if one != wanted[name]]):
             return result
-    store = Store(folder)
+        _logger.warning("%s: measured again, since it was stored with other %s", claim.id, " and ".join(changed))
+    store = Store(folder, claim.function.__module__)
     start = time.perf_counter()
     outcome = claim.function(config.quick, range(num_seeds), config.device, store)
     seconds = time.perf_counter() - start
     outcome = judged(claim, outcome, num_seeds)
     commit = versions()["commit"] or "unknown"
-    result = Result(claim, outcome, config.quick, num_seeds, config.device, seconds, commit, None)
+    result = Result(claim, outcome, config.quick, num_seeds, config.device, seconds, commit, sources, criterion, None)
     return _kept(result, folder, run_folder / EVENTS / claim.id if config.tensorboard else None)
+
+
+def _marks(claim: Claim) -> tuple[str, str]:
+    """The marks that a stored result must agree with: the hash of the claim's sources, and its criterion."""
+    return fingerprint(claim.function.__module__), claim.criterion
 
 
 def _kept(result: Result, folder: Path, events: Path | None) -> Result:
@@ -139,7 +153,7 @@ def _kept(result: Result, folder: Path, events: Path | None) -> Result:
     if events is not None:
         _log(outcome, events)
     content = asdict(replace(outcome, figure=None))
-    stamps = {name: getattr(result, name) for name in ("quick", "num_seeds", "device", "seconds", "commit")}
+    stamps = {name: getattr(result, name) for name in STAMPS}
     write_json(folder / RESULT, {"claim": result.claim.id, **stamps, "outcome": content})
     return result
 
@@ -162,16 +176,24 @@ def _read(path: Path) -> Result:
             Finding(**{**finding, "value": math.nan if finding["value"] is None else finding["value"]})
             for finding in outcome["findings"]
         )
-        tables = tuple(
-            Table(tuple(table["columns"]), tuple(map(tuple, table["rows"])), table["title"])
-            for table in outcome["tables"]
-        )
         figure = path.with_name(FIGURE)
         return Result(
             claim=CLAIMS[stored["claim"]],
-            outcome=Outcome(outcome["verdict"], findings, outcome["limits"], None, outcome["caption"], tables),
+            outcome=Outcome(
+                tuple(Statement(**one) for one in outcome["statements"]),
+                findings,
+                outcome["scope"],
+                outcome["remarks"],
+                caption=outcome["caption"],
+                tables=tuple(map(_read_table, outcome["tables"])),
+            ),
             figure=figure if figure.exists() else None,
-            **{name: stored[name] for name in ("quick", "num_seeds", "device", "seconds", "commit")},
+            **{name: stored[name] for name in STAMPS},
         )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"run_dir: {path} is not a result of this version; use --rerun ({error!r})") from error
+
+
+def _read_table(table: dict[str, Any]) -> Table:
+    rows = tuple(tuple(Field(**field) for field in row) for row in table["rows"])
+    return Table(table["title"], tuple(table["columns"]), rows, table["note"])

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from icrl_gym.evaluator import paper
-from icrl_gym.reproduction.claim import Claim, Finding, Outcome
+from icrl_gym.reproduction.claim import Claim, Finding, Outcome, Statement
+from icrl_gym.reproduction.judgement import exactly
 from icrl_gym.reproduction.mrps import MRPBatch, random_mrps
 from icrl_gym.reproduction.store import Store
 from icrl_gym.scoring.figures import COLOURS, STYLES
@@ -143,13 +144,16 @@ def _judge_forward(errors: dict[str, np.ndarray]) -> Outcome:
     ]
     equal = max(finding.value for finding in findings[:2]) < TOLERANCE
     controls = all(worst.min() > VISIBLE for worst in smallest.values())
-    verdict = "holds" if equal and controls else ("does not hold" if controls else "not enough evidence")
-    limits = "" if controls else "A control that must fail does not."
+    remarks = "" if controls else "A control that must fail does not, so that equality says nothing."
+    verdict = exactly(equal) if controls else "not enough evidence"
+    statement = Statement(
+        "Both forms equal the recursion at every layer and column; every planted fault shows.", verdict
+    )
     caption = (
         "Left: all relative errors of both forms after the first layer (float64 has 16 digits). Right: the largest"
         " error over MRPs and columns by layer, for both forms and the controls; the line is the criterion."
     )
-    return Outcome(verdict, tuple(findings), limits, _forward_figure(errors), caption)
+    return Outcome((statement,), tuple(findings), remarks=remarks, figure=_forward_figure(errors), caption=caption)
 
 
 def _forward_figure(errors: dict[str, np.ndarray]) -> Figure:

@@ -21,7 +21,7 @@ from icrl_gym.reproduction.mrps import MRPBatch
 
 @dataclass(frozen=True, eq=False)
 class Parameters:
-    """What training may change.
+    """Parameters that training may change.
 
     Attributes:
         value_row: (..., 3), V's last row over (reward, target, current); Theorem 1 has alpha (1, 1, -1).
@@ -88,7 +88,7 @@ def key_scores(parameters: Parameters, destination_QD: Tensor, contexts: Context
 
 
 def memory(parameters: Parameters, contexts: Contexts, gamma: float, num_layers: int) -> Tensor:
-    """What attention reads after L layers, (..., S): values anywhere are softmax(key_scores) @ memory.
+    """The memory that attention reads after L layers, (..., S): values anywhere are softmax(key_scores) @ memory.
 
     Per layer v(s) <- v(s) + sum_s' w(s'|s) e(s'), e(s') = a_r r(s') + a_t gamma (P v)(s') + a_c v(s'), where w(s'|s) is
     the share of attention that falls on the columns of s'. Parameters carry the leading axes of the contexts, with

@@ -1,10 +1,10 @@
 """The prior: synthetic Markov reward processes to learn in-context evaluation from.
 
-`sample_tasks` draws a batch of one family, `task_stream` an endless sequence of batches. Every task has a context as a
-policy would log it, queries from independent episodes of the same process, and their true values.
+`sample_tasks` draws a batch of one family. Every task has a context as a policy would log it, queries from independent
+episodes of the same process, and their true values.
 """
 
 from icrl_gym.pretraining.prior.families import FAMILIES, Family
-from icrl_gym.pretraining.prior.tasks import TaskBatch, sample_tasks, task_stream
+from icrl_gym.pretraining.prior.tasks import TaskBatch, sample_tasks
 
-__all__ = ["FAMILIES", "Family", "TaskBatch", "sample_tasks", "task_stream"]
+__all__ = ["FAMILIES", "Family", "TaskBatch", "sample_tasks"]

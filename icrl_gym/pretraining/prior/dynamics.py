@@ -83,7 +83,7 @@ class Dynamics(Batched):
         return (self.noise.scale_B1S > 0).flatten(1).any(dim=1)
 
     def features(self, states: Tensor) -> Tensor:
-        """What can be measured; by default the state itself."""
+        """Measurable features; by default the state itself."""
         return states
 
 

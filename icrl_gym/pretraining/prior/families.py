@@ -46,14 +46,14 @@ EXTRA_SHARE, BIN_SHARE, CROWD_SHARE = 0.5, 0.15, 0.08
 
 @dataclass(frozen=True)
 class Layout:
-    """What all tasks of a batch share, so that their tensors have one shape.
+    """Choices that all tasks of a batch share, so that their tensors have one shape.
 
     Attributes:
         size: state variables, pairs, angles, joints, states or cells per side, as the family counts.
         second_size: cells of the other side of a grid.
         num_extra: observed columns beyond the natural ones, ``num_bins`` included.
         num_bins: columns of a one-hot code of one discretised feature.
-        code: how the states of a table are shown.
+        code: name of the way in which states of a table are shown.
     """
 
     size: int

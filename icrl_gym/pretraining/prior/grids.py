@@ -40,7 +40,7 @@ def grid(draws: Draws, width: int, height: int) -> Skeleton:
 
 
 def _targets(wall_Bn: Tensor, width: int, height: int) -> Tensor:
-    """Where each of the four moves leads from each cell; walls and the border hold back, (B, n, 4)."""
+    """Successor of each cell under each of the four moves; walls and the border hold back, (B, n, 4)."""
     index_n = torch.arange(width * height, device=wall_Bn.device)
     columns = []
     for right, down in MOVES:

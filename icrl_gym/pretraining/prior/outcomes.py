@@ -32,7 +32,7 @@ class Outcomes(Batched):
         linear_BUF, square_BUF, constant_BU1: the forms, U = 8.
         weight_B1C: weights of the reward components (constant, quadratic, distance, region, linear, smooth), C = 6.
         hazard_B1: hazard at its average state; 0 for none.
-        steepness_B1: how strongly the hazard depends on the state, as a power of e.
+        steepness_B1: strength of the hazard's dependence on the state, as a power of e.
         terminal_B1: extra reward when the process terminates.
         noise_B1, effort_B1: standard deviation of the noise on logged rewards, and whether it is one-sided.
         kind_B, end_B: which reward and which termination was drawn.

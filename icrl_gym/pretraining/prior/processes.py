@@ -1,4 +1,4 @@
-"""What every synthetic Markov reward process can do: start, step, show its features, and give its true values.
+"""The interface of synthetic Markov reward processes: start, step, show its features, and give its true values.
 
 Shapes: B tasks, M copies, S state numbers, F natural features, Q queries.
 """
@@ -54,7 +54,7 @@ class Process(Protocol):
         ...
 
     def features(self, states: Tensor) -> Tensor:
-        """What could be measured of the states without loss, (B, M, F)."""
+        """Features that lose nothing of the states, (B, M, F)."""
         ...
 
     def true_values(self, states: Tensor, gamma: Tensor, num_rollouts: int, generator: torch.Generator) -> Truth:

@@ -25,7 +25,7 @@ class Skeleton(Batched):
     Attributes:
         transition_Bnn: rows sum to one.
         start_Bn: distribution after a reset.
-        coordinates_BnC: where the states lie, for observations and smooth rewards.
+        coordinates_BnC: places of the states, for observations and smooth rewards.
         end_Bn: states that end the process in any case (chance per arrival), or None.
     """
 

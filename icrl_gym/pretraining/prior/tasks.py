@@ -5,7 +5,7 @@ Shapes: B tasks, N context rows, M independent query streams of T steps, D colum
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -94,7 +94,7 @@ def sample_tasks(
         num_queries: Q.
         seed: one integer >= 0, or several.
         num_rollouts: copies per query where the truth is not exact; even.
-        device: where to simulate.
+        device: torch device of the simulation.
 
     Raises:
         ValueError: an unknown family, a count below its least value, or a negative seed.
@@ -117,75 +117,6 @@ def sample_tasks(
         if not missing:
             return _join(parts)
     raise RuntimeError(f"sample_tasks: no {num_tasks} tasks of {family!r} with values that vary (seed {seed})")
-
-
-def task_stream(
-    seed: int,
-    *,
-    num_tasks: int,
-    num_transitions: Sequence[int],
-    num_queries: int,
-    weights: Mapping[str, float] | None = None,
-    exclude: Sequence[str] = (),
-    num_rollouts: int = 16,
-    device: str | torch.device = "cpu",
-    start: int = 0,
-) -> Iterator[TaskBatch]:
-    """Endless batches; step i is a pure function of (seed, i), so a stream can resume at ``start``.
-
-    Args:
-        seed: one integer >= 0.
-        num_tasks, num_queries, num_rollouts, device: as in `sample_tasks`.
-        num_transitions: context lengths; each batch has one of them.
-        weights: family -> weight instead of the table's; families left out are not drawn.
-        exclude: families never drawn.
-        start: the first step.
-
-    Raises:
-        ValueError: an unknown family, no family left, or no length.
-    """
-    names, shares = _family_shares(weights, exclude)
-    if not num_transitions:
-        raise ValueError("num_transitions must name at least one length, got none")
-    return (
-        _stream_step(
-            (*_seed_words(seed), step),
-            names,
-            shares,
-            num_transitions,
-            num_tasks=num_tasks,
-            num_queries=num_queries,
-            num_rollouts=num_rollouts,
-            device=device,
-        )
-        for step in _count_from(start)
-    )
-
-
-def _count_from(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1
-
-
-def _stream_step(
-    words: tuple[int, ...], names: list[str], shares: np.ndarray, lengths: Sequence[int], **counts
-) -> TaskBatch:
-    rng = np.random.default_rng(words)
-    family, length = str(rng.choice(names, p=shares)), int(rng.choice(lengths))
-    return sample_tasks(family, num_transitions=length, seed=words, **counts)
-
-
-def _family_shares(weights: Mapping[str, float] | None, exclude: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    table = {name: family.weight for name, family in FAMILIES.items()} if weights is None else dict(weights)
-    unknown = [name for name in (*table, *exclude) if name not in FAMILIES]
-    if unknown:
-        raise ValueError(f"weights and exclude must name families ({', '.join(FAMILIES)}), got {unknown[0]!r}")
-    names = [name for name in FAMILIES if table.get(name, 0.0) > 0 and name not in exclude]
-    if not names:
-        raise ValueError("weights and exclude leave no family to draw")
-    shares = np.array([table[name] for name in names], dtype=np.float64)
-    return names, shares / shares.sum()
 
 
 def _seed_words(seed: int | Sequence[int]) -> tuple[int, ...]:
@@ -280,7 +211,7 @@ def _draw_sensors(draws: Draws, process: Process, layout: Layout, context: Strea
 
 
 def _observe_context(sensors: Sensors, process: Process, draws: Draws, context: Streams) -> tuple[Tensor, Tensor]:
-    """What is seen at the states and at the successors of the context; inside an episode they are the same rows."""
+    """Observations of the states and at the successors of the context; inside an episode they are the same rows."""
     ended_BN = context.ended.squeeze(1)
     memory_BK = 1 - draws.log_uniform(0.01, 0.5, NUM_CHANNELS)
     before, after = drift_along(ended_BN, NUM_CHANNELS, memory_BK, draws.generator)

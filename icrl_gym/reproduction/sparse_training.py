@@ -22,23 +22,23 @@ from torch import Tensor
 
 from icrl_gym.reproduction.mrps import boyan_chains
 from icrl_gym.reproduction.state_network import Contexts, Parameters, at_query, count, grouped, values
-from icrl_gym.reproduction.store import replacing
+from icrl_gym.runs import replacing
 
 LOSSES = ("td", "neu", "msve", "mc")
 RETURN_LENGTH = 60  # steps of a return; gamma^60 = .002 at gamma = .9
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingPlan:
     """Sizes and step sizes; [WBDZ24]'s chains and context length, the rest ours.
 
     Attributes:
-        num_steps: of Adam, with a cosine decay of the step size to zero.
+        num_steps: number of Adam's steps, with a cosine decay of the step size to zero.
         num_mrps: processes per seed and step.
         num_walks: independent walks of each process; the norm of the expected update needs at least 2.
-        num_layers: L, tied.
-        num_transitions: n.
-        gain: of the normal initialisation, 0.1 / sqrt(fan).
+        num_layers: number of tied layers, L.
+        num_transitions: transitions of a context, n.
+        gain: scale of the normal initialisation, gain / sqrt(fan).
         every: steps between checkpoints, and between points of the recorded path.
     """
 
@@ -73,12 +73,12 @@ class Batch:
     monte_carlo: Tensor
 
 
-def draw(rng: np.random.Generator, num_groups: int, recipe: Recipe, device: str = "cpu") -> Batch:
+def draw(rng: np.random.Generator, num_groups: int, plan: TrainingPlan, device: str = "cpu") -> Batch:
     """Fresh chains and walks."""
-    mrps = boyan_chains(rng, num_groups * recipe.num_mrps, recipe.num_states, recipe.num_features)
-    truth = np.repeat(mrps.values(recipe.gamma), recipe.num_walks, axis=0)
-    mrps = mrps.repeat(recipe.num_walks)
-    n, shape = recipe.num_transitions, (num_groups, recipe.num_mrps, recipe.num_walks)
+    mrps = boyan_chains(rng, num_groups * plan.num_mrps, plan.num_states, plan.num_features)
+    truth = np.repeat(mrps.values(plan.gamma), plan.num_walks, axis=0)
+    mrps = mrps.repeat(plan.num_walks)
+    n, shape = plan.num_transitions, (num_groups, plan.num_mrps, plan.num_walks)
     states = mrps.walk(rng, n + RETURN_LENGTH)
     future = mrps.rewards_of(states)[:, n:]
     every = np.arange(len(mrps))
@@ -91,22 +91,22 @@ def draw(rng: np.random.Generator, num_groups: int, recipe: Recipe, device: str 
         grouped(count(mrps, states[:, : n + 2], device), *shape),
         tensor(future[:, 0]),
         tensor(truth[every, states[:, n]]),
-        tensor(future @ recipe.gamma ** np.arange(RETURN_LENGTH)),
+        tensor(future @ plan.gamma ** np.arange(RETURN_LENGTH)),
     )
 
 
-def loss_of(name: str, parameters: Parameters, batch: Batch, recipe: Recipe) -> Tensor:
+def loss_of(name: str, parameters: Parameters, batch: Batch, plan: TrainingPlan) -> Tensor:
     """The loss of every group, (G,)."""
-    predicted = at_query(batch.now, values(parameters, batch.now, recipe.gamma, recipe.num_layers))
+    predicted = at_query(batch.now, values(parameters, batch.now, plan.gamma, plan.num_layers))
     if name == "msve":
         return (batch.truth - predicted).square().mean((1, 2))
     if name == "mc":
         return (batch.monte_carlo - predicted).square().mean((1, 2))
-    following = at_query(batch.later, values(parameters, batch.later, recipe.gamma, recipe.num_layers))
+    following = at_query(batch.later, values(parameters, batch.later, plan.gamma, plan.num_layers))
     if name == "td":
-        return (batch.reward + recipe.gamma * following.detach() - predicted).square().mean((1, 2))
-    delta = batch.reward + recipe.gamma * following - predicted
-    return squared_norm(expected_update(delta, batch.now.query, recipe.num_states)).mean(-1)
+        return (batch.reward + plan.gamma * following.detach() - predicted).square().mean((1, 2))
+    delta = batch.reward + plan.gamma * following - predicted
+    return squared_norm(expected_update(delta, batch.now.query, plan.num_states)).mean(-1)
 
 
 def expected_update(delta: Tensor, query: Tensor, num_states: int) -> Tensor:
@@ -126,14 +126,14 @@ def plug_in_squared_norm(samples_WS: Tensor) -> Tensor:
     return samples_WS.mean(-2).square().sum(-1)
 
 
-def initial(seeds: tuple[int, ...], recipe: Recipe, device: str = "cpu") -> Parameters:
+def initial(seeds: tuple[int, ...], plan: TrainingPlan, device: str = "cpu") -> Parameters:
     """Normal with standard deviation gain / sqrt(fan), one draw per seed, with two axes for processes and walks."""
     rows, scores = [], []
     for seed in seeds:
         rng = np.random.default_rng([5, seed])
-        rows.append(recipe.gain * rng.standard_normal(3) / np.sqrt(3))
-        shape = (recipe.num_features, recipe.num_features)
-        scores.append(recipe.gain * rng.standard_normal(shape) / np.sqrt(recipe.num_features))
+        rows.append(plan.gain * rng.standard_normal(3) / np.sqrt(3))
+        shape = (plan.num_features, plan.num_features)
+        scores.append(plan.gain * rng.standard_normal(shape) / np.sqrt(plan.num_features))
     value_row, score = (torch.as_tensor(np.stack(part), device=device)[:, None, None] for part in (rows, scores))
     return Parameters(value_row.requires_grad_(), score.requires_grad_())
 
@@ -141,7 +141,7 @@ def initial(seeds: tuple[int, ...], recipe: Recipe, device: str = "cpu") -> Para
 def train(
     loss: str,
     seeds: tuple[int, ...],
-    recipe: Recipe,
+    plan: TrainingPlan,
     checkpoint: Path,
     device: str = "cpu",
     progress: Callable[[int], None] = lambda step: None,
@@ -155,14 +155,14 @@ def train(
         "value_row" (T, G, 3) and "score" (T, G, D, D) along the path, "steps" (T,), the last row after training, and
         "loss" (T, G).
     """
-    parameters = initial(seeds, recipe, device)
-    optimiser = torch.optim.Adam([parameters.value_row, parameters.score], lr=recipe.step_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.num_steps)
+    parameters = initial(seeds, plan, device)
+    optimiser = torch.optim.Adam([parameters.value_row, parameters.score], lr=plan.step_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, plan.num_steps)
     path = _load(checkpoint, parameters, optimiser, schedule)
-    for step in range(schedule.last_epoch, recipe.num_steps):
-        batch = draw(np.random.default_rng([LOSSES.index(loss), step, *seeds]), len(seeds), recipe, device)
-        losses = loss_of(loss, parameters, batch, recipe)
-        if step % recipe.every == 0:
+    for step in range(schedule.last_epoch, plan.num_steps):
+        batch = draw(np.random.default_rng([LOSSES.index(loss), step, *seeds]), len(seeds), plan, device)
+        losses = loss_of(loss, parameters, batch, plan)
+        if step % plan.every == 0:
             path.append(_point(step, parameters, losses))
             _save(checkpoint, path, parameters, optimiser, schedule)
             progress(step)
@@ -170,7 +170,7 @@ def train(
         losses.sum().backward()
         optimiser.step()
         schedule.step()
-    path.append(_point(recipe.num_steps, parameters, losses))
+    path.append(_point(plan.num_steps, parameters, losses))
     return {name: np.stack([point[name] for point in path]) for name in path[0]}
 
 
