@@ -6,7 +6,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -271,10 +270,8 @@ def test_a_real_process_says_one_line_and_exits_with_2(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_answers_at_once_and_loads_no_torch(tmp_path):
-    start = time.perf_counter()
+def test_help_loads_neither_torch_nor_scipy(tmp_path):
     result = command("evaluate", "--help", cwd=tmp_path)
-    assert time.perf_counter() - start < 5.0  # measured 0.4 s on an idle machine
     assert result.returncode == 0
     assert all(flag in result.stdout for flag in ("--policy", "--env-kwargs", "--trust-model", "--json"))
     code = "import sys, icrl_gym.cli; print('torch' in sys.modules, 'scipy' in sys.modules)"
