@@ -28,7 +28,7 @@ from icrl_gym.evaluator.error_bars import SpreadHead
 from icrl_gym.evaluator.gate import Gate
 from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.mixture import Generalist
-from icrl_gym.evaluator.network import Setting
+from icrl_gym.evaluator.setting import Setting
 from icrl_gym.pretraining.prior import FAMILIES
 from icrl_gym.pretraining.shards import Examples, ShardPlan, as_tensors, load_shards, make_shard
 from icrl_gym.pretraining.training import (

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icrl_gym.evaluator.gate import Gate, SpreadHead
+from icrl_gym.evaluator.error_bars import SpreadHead
+from icrl_gym.evaluator.gate import Gate
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.pretraining.prior import FAMILIES
 from icrl_gym.pretraining.shards import Examples, as_tensors
