@@ -211,7 +211,6 @@ def test_an_open_end_follows_the_interpolated_formula():
     states[:, -1] = 5
     rewards = np.take_along_axis(mrps.reward, states[:, :-1], axis=1)
     model = EmpiricalModel.of(states, rewards, 6)
-    assert not model.closed.any()
     mass = model.source_mass(4.0 * np.eye(6) + np.random.default_rng(0).random((4, 6, 6)))
     deep = model.layers(mass, GAMMA, 2000)[:, -1]
     np.testing.assert_allclose(deep, limits.interpolated_limit(model, mass, GAMMA), atol=1e-9)
