@@ -26,7 +26,7 @@ class PolicyMetrics:
         env: environment id.
         estimator: under its default setting.
         context_length: transitions per policy.
-        seed: of the contexts.
+        seed: seed of the contexts.
         num_policies: how many start values there are.
         absolute_error: mean over the policies of |start value - truth|, in units of the environment's reward.
         rank_correlation: Spearman's, between start values and truths.
@@ -53,7 +53,7 @@ def policy_metrics(records: Sequence[Record], k: int = 3) -> list[PolicyMetrics]
     policy (same keyword arguments, wrapper, discount).
 
     Args:
-        records: of one or more suites.
+        records: records of one or more suites.
         k: of regret@k, at least 1.
     """
     groups: dict[tuple[Task, str, int, int], dict[str, Record]] = {}

@@ -104,7 +104,7 @@ def markdown(sections: Iterable[Section], level: int = 2, pictures: str = "", en
 
     Args:
         sections: in order.
-        level: of the headings.
+        level: level of the headings.
         pictures: path of the pictures' folder as seen from the page, with a slash at its end, or "".
         ending: of the pictures' files.
     """

@@ -26,22 +26,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from statistics import NormalDist
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from icrl_gym.observations import Observations, check_finite, named_leaves
 from icrl_gym.scoring.statistics import rank_correlation
+from icrl_gym.tracking import ScalarWriter
 from icrl_gym.values import ValueEstimates
 
 INTERVAL_LEVEL = 0.9
 _ROUNDING = 1e-12  # a spread below this share of the largest magnitude is rounding, not spread
-
-
-class ScalarWriter(Protocol):
-    """What `Score.log` needs of a TensorBoard writer."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any: ...
 
 
 @dataclass(frozen=True)

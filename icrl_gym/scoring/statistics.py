@@ -52,7 +52,7 @@ def mean_interval(groups: Sequence[np.ndarray], level: float = LEVEL) -> Aggrega
 
     Args:
         groups: one array of finite scores per group, none empty.
-        level: of the interval, in (0, 1).
+        level: coverage of the interval, in (0, 1).
     """
     sizes, means = np.array([len(group) for group in groups]), np.array([group.mean() for group in groups])
     value = float(means.mean())
@@ -122,7 +122,7 @@ def bootstrap_interval(
     Args:
         samples: (N, ...), resampled along the first axis; N >= 2.
         statistic: takes ``axis`` and reduces that axis.
-        level: of the interval, in (0, 1).
+        level: coverage of the interval, in (0, 1).
         num_resamples: number of bootstrap resamples.
         seed: seed of the resampling; the same seed gives the same interval.
 

@@ -222,7 +222,7 @@ def coverage_by_environment(records: Sequence[Record], subject: str, most: int =
     """Coverage of the 90 % intervals per environment and context length, with the wanted band.
 
     Args:
-        records: of one or more suites.
+        records: records of one or more suites.
         subject: drawn first if it gives intervals.
         most: estimators to draw at most.
 
