@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 
 def monte_carlo_values(
-    env: EnvironmentLike,
+    env_or_id: EnvironmentLike,
     policy: Any,
     *,
     num_queries: int = 64,
@@ -57,7 +57,7 @@ def monte_carlo_values(
     what can be known of them.
 
     Args:
-        env: an id, a specification, or an environment (which is copied, never stepped).
+        env_or_id: an id, a specification, or an environment (which is copied, never stepped).
         policy: anything `as_policy` accepts.
         num_queries: Q.
         num_rollouts: copies per query, at least 2.
@@ -81,8 +81,8 @@ def monte_carlo_values(
     if states not in ("visited", "start"):
         raise ValueError(f'states must be "visited" or "start", got {states!r}')
     horizon = rollout_horizon(gamma, tolerance)
-    factory = environment_factory(env)
-    env = make_environment(env)
+    factory = environment_factory(env_or_id)
+    env = make_environment(env_or_id)
     draw_seed, copy_seed, policy_seed, check_seed = _seeds(seed)
     actor = _actor(policy, env, deterministic, policy_seed)
     strategy = choose_strategy(factory, _integer(check_seed))
