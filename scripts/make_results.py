@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from icrl_gym.benchmark.report import errors, pages, read_archive_of, write_pictures
+from icrl_gym.benchmark.report import errors, headline, pages, read_archive_of, write_pictures
 from icrl_gym.runs import write_text
 from icrl_gym.scoring.document import Section, markdown
 
@@ -59,7 +59,7 @@ def main(config: Config) -> None:
     choice = pages.choose(records, config.subject)
     config.folder.mkdir(parents=True, exist_ok=True)
     suites = errors.by_suite(records)
-    first = pages.results(records, choice.subject)
+    first = headline.results(records, choice.subject)
     others = {"together": pages.together(records, choice), "provenance": pages.provenance(records)}
     others |= {suite: pages.suite_page(suite, part, choice) for suite, part in suites.items()}
     write_pictures([*first, *others.values()], config.folder)

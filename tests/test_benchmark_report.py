@@ -13,14 +13,16 @@ from icrl_gym.benchmark.report import (
     all_sections,
     archive,
     benchmark_tables,
+    comparisons,
     errors,
     figures,
+    headline,
     hparams,
     pages,
     tables,
     write_report,
 )
-from icrl_gym.benchmark.report.tables import CLASSICAL, HINDSIGHT, hindsight, pooled_table
+from icrl_gym.benchmark.report.comparisons import CLASSICAL, HINDSIGHT, hindsight, pooled_table
 from icrl_gym.cli import main
 from icrl_gym.configuration import ReportConfig
 from icrl_gym.registry import tuning_grid
@@ -109,7 +111,7 @@ def test_an_estimator_with_part_of_its_grid_is_not_tuned():
     some = [r for r in everything() if r.cell.variant.options != tuple(sorted(tuning_grid("lstd")[3].items()))]
     assert only(tables.accuracy_table(some), context="512", estimator="lstd")["tuned in hindsight"] == "-"
     assert hindsight(errors.at_length(some, 512)) == {}
-    words = tables.tuning_words(some)
+    words = comparisons.tuning_words(some)
     assert "Tuned (every setting of their grids was run): kbrl, nadaraya_watson, softmax_td." in words
     assert "Not tuned, or not everywhere: constructed, lstd. Not run: " in words
     assert "fqe" in words.split("Not run:")[1]
@@ -137,7 +139,7 @@ def test_all_environments_weigh_alike_and_their_interval_is_over_environments():
 
 
 def test_each_environment_is_judged_on_common_cells_by_the_one_rule():
-    found = tables.verdict_table(defaults(), "constructed")
+    found = comparisons.verdict_table(defaults(), "constructed")
     lost = only(found, environment="Cart-v0", context="512")
     assert (lost["best rival"], lost["verdict"], lost["critic"]) == ("critic", "critic", "0.30")
     won = only(found, environment="Balance-v0", context="2,048")
@@ -146,12 +148,15 @@ def test_each_environment_is_judged_on_common_cells_by_the_one_rule():
     assert lost["over critic"].startswith(f"{0.4 * 2.4024**0.2 / 0.3:.2f} [")
     assert "(5 cells a row)" in found.note
     two = [r for r in defaults() if r.cell.seed < 2]
-    assert only(tables.verdict_table(two, "constructed"), environment="Cart-v0", context="512")["verdict"] == (
+    assert only(comparisons.verdict_table(two, "constructed"), environment="Cart-v0", context="512")["verdict"] == (
         "no verdict (2 cells)"
     )
     lucky = [*defaults(), record(CART, "fqe", 0.001)]  # on one context of five
-    assert "left out there: fqe" in tables.verdict_table(lucky, "constructed").note
-    assert only(tables.verdict_table(lucky, "constructed"), environment="Cart-v0", context="512")["verdict"] == "critic"
+    assert "left out there: fqe" in comparisons.verdict_table(lucky, "constructed").note
+    assert (
+        only(comparisons.verdict_table(lucky, "constructed"), environment="Cart-v0", context="512")["verdict"]
+        == "critic"
+    )
 
 
 def test_intervals_and_cost_are_those_of_the_records(suite):
@@ -215,7 +220,7 @@ def words_of(sections):
 
 
 def test_the_words_follow_the_records(suite):
-    words = words_of(pages.results(everything(), "constructed"))
+    words = words_of(headline.results(everything(), "constructed"))
     assert "From 512 transitions the error of `constructed` is 1.59 times that of the policy's own SB3 critic" in words
     assert "which saw 30,720 steps (median) (ahead in 0 of 1 environments)" in words
     assert "1.33 times that of the best classical method and setting, chosen for every cell in hindsight" in words
@@ -228,26 +233,26 @@ def test_the_words_follow_the_records(suite):
     assert "(25% of the squared error, 25% where one did)" in words  # bias e and rmse 2 e
     assert "hold 80% of the true values" in words
     worse = [replace(r, scores={**r.scores, "rmse_over_std": 3 + r.scores["rmse_over_std"]}) for r in everything()]
-    assert "Nobody beats a constant on Balance-v0 and Cart-v0" in words_of(pages.results(worse, "constructed"))
+    assert "Nobody beats a constant on Balance-v0 and Cart-v0" in words_of(headline.results(worse, "constructed"))
     assert "Nobody beats a constant" not in words
 
 
 def test_ahead_and_behind_are_said_of_the_right_side(suite):
     better = [r for r in defaults() if r.cell.variant.estimator != "critic"]
-    words = words_of(pages.results(better, "constructed"))
+    words = words_of(headline.results(better, "constructed"))
     assert "ahead of its best rival on 2 of 2 environments (Balance-v0 and Cart-v0) and behind on 0;" in words
-    words = words_of(pages.results(better, "kbrl"))
+    words = words_of(headline.results(better, "kbrl"))
     assert "ahead of its best rival on 0 of 2 environments and behind on 2 (" in words
     assert "Balance-v0 to `constructed` and Cart-v0 to `constructed`" in words
     worse = [replace(r, scores={**r.scores, "rmse_over_std": 0.1}) if r.cell.variant.estimator == "critic" else r
              for r in defaults()]  # fmt: skip
-    assert "Against the critic alone it is behind on Cart-v0" in words_of(pages.results(worse, "constructed"))
+    assert "Against the critic alone it is behind on Cart-v0" in words_of(headline.results(worse, "constructed"))
 
 
 def test_the_headline_is_about_environments_that_nothing_was_chosen_on(suite):
-    found = pages.results(everything((CART, BALANCE, POLE)), "constructed")
-    headline, chosen = found[0], next(s for s in found if "chose" in s.title)
-    assert "of 1 environments" in headline.parts[0]  # the critic of CartPole does not count
+    found = headline.results(everything((CART, BALANCE, POLE)), "constructed")
+    first, chosen = found[0], next(s for s in found if "chose" in s.title)
+    assert "of 1 environments" in first.parts[0]  # the critic of CartPole does not count
     assert {row["environment"] for row in rows(chosen.parts[1])} == {"CartPole-v1"}
     table = next(part for section in found for part in section.parts if isinstance(part, document.Table))
     assert {row["environment"] for row in rows(table)} == {"Balance-v0", "Cart-v0"}
@@ -257,7 +262,7 @@ def test_contexts_of_another_policy_are_judged_apart(suite):
     mixed = replace(CART, behaviour="epsilon:0.3")
     mine = [replace(r, scores={**r.scores, "rmse_over_std": 9.0}) for r in defaults() if r.cell.task == CART]
     other = [replace(r, cell=replace(r.cell, task=mixed)) for r in mine]
-    found = pages.results([*defaults(), *other], "constructed")
+    found = headline.results([*defaults(), *other], "constructed")
     assert "9.00" not in document.markdown(found[:-1])
     assert "another policy" in found[-1].title
     assert "of 1 environments" in found[-1].parts[0]

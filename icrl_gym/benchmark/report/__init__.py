@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from icrl_gym.benchmark.records import Record, load_records
-from icrl_gym.benchmark.report import errors, pages, tables
+from icrl_gym.benchmark.report import errors, headline, pages, tables
 from icrl_gym.benchmark.report.archive import read_archive_of, write_archive_of
 from icrl_gym.benchmark.report.hparams import write_hparams
 from icrl_gym.configuration import ReportConfig
@@ -59,7 +59,7 @@ def all_sections(records: Sequence[Record], choice: pages.Choice) -> list[Sectio
     """The whole report in reading order, from the answer to the details."""
     suites = [pages.suite_page(suite, part, choice) for suite, part in errors.by_suite(records).items()]
     together = pages.together(records, choice)
-    return [*pages.results(records, choice.subject), together, *suites, pages.provenance(records)]
+    return [*headline.results(records, choice.subject), together, *suites, pages.provenance(records)]
 
 
 def read_run(run: Path) -> list[Record]:

@@ -1,7 +1,4 @@
-"""The report's pages as sections: the results in one screen, the environments together, suite by suite, how it was run.
-
-Every sentence is computed from the records; where they do not support one, it is left out.
-"""
+"""The report's further pages as sections: the environments together, suite by suite, how it was run."""
 
 from __future__ import annotations
 
@@ -9,24 +6,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from icrl_gym.benchmark.cells import CRITIC, Cell
 from icrl_gym.benchmark.records import Record
+from icrl_gym.benchmark.report import comparisons, figures, tables
 from icrl_gym.benchmark.report import errors as res
-from icrl_gym.benchmark.report import figures, tables
+from icrl_gym.benchmark.report.headline import Groups
 from icrl_gym.benchmark.suites import SUITES
 from icrl_gym.configuration import DEFAULT_ESTIMATOR
-from icrl_gym.scoring.document import Picture, Section, Table, interval
-from icrl_gym.scoring.statistics import Aggregate
-from icrl_gym.scoring.verdict import Call
+from icrl_gym.scoring.document import Picture, Section
 
-MAIN = (DEFAULT_ESTIMATOR, res.REFERENCE, *tables.CLASSICAL)
-# Panels of the first figure, one or two of each suite; fixed here, so that no outcome chooses them.
-PANELS = (
-    "FrozenLake-v1 (ppo)", "MountainCar-v0", "LunarLander-v3", "Hopper-v5", "HalfCheetah-v5", "MiniGrid-Empty-5x5-v0",
-)  # fmt: skip
+MAIN = (DEFAULT_ESTIMATOR, res.REFERENCE, *comparisons.CLASSICAL)
 
 
 @dataclass(frozen=True)
@@ -60,204 +51,16 @@ def choose(records: Sequence[Record], subject: str | None = None, show: Sequence
     return Choice(subject, tuple(dict.fromkeys((subject, *chosen))))
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Records by what may be concluded from them.
-
-    Attributes:
-        untouched: environments on which nothing was chosen; all of the policy's own contexts if there is no other.
-        selection: the environments on which the design was chosen.
-        off_policy: contexts in which somebody else than the policy acted.
-    """
-
-    untouched: list[Record]
-    selection: list[Record]
-    off_policy: list[Record]
-
-    @classmethod
-    def of(cls, records: Sequence[Record]) -> Groups:
-        """Sort records into the groups."""
-        own = [record for record in records if record.cell.task.behaviour is None]
-        chosen = [record for record in own if record.cell.task.env in res.SELECTION]
-        return cls(
-            [record for record in own if record.cell.task.env not in res.SELECTION], chosen,
-            [record for record in records if record.cell.task.behaviour is not None],
-        )  # fmt: skip
-
-
-def results(records: Sequence[Record], subject: str) -> list[Section]:
-    """What fits on one screen: the claim, one figure, one table, where it loses, contexts of another policy."""
-    groups = Groups.of(records)
-    main = groups.untouched or groups.selection or groups.off_policy
-    parts: list[str | Table | Picture] = [claim(main, subject)]
-    if picture := first_picture(main, subject):
-        parts.append(picture)
-    found = [Section("In short", tuple(parts))]
-    found.append(Section("Who wins where", (tables.verdict_table(main, subject, "Nothing was chosen on these"),)))
-    found.append(Section("Where it loses, and why", (losses(main, subject),)))
-    if groups.selection and groups.untouched:
-        table = tables.verdict_table(groups.selection, subject, "The design was chosen on these")
-        short = Table(table.title, table.columns, table.rows)
-        found.append(Section("The environments that chose the design", (claim(groups.selection, subject), short)))
-    if groups.off_policy:
-        words = tally(groups.off_policy, subject)
-        found.append(Section("Contexts in which another policy acted", (words,)))
-    return [section for section in found if any(section.parts)]
-
-
-def claim(records: Sequence[Record], subject: str) -> str:
-    """The subject against the critic and against the classical methods, at every context length."""
-    sentences = []
-    for length in res.lengths_of(res.usable(records)):
-        part = res.at_length(records, length)
-        found = tables.pooled_ratios(part, subject)
-        known = {
-            CRITIC: f"that of the policy's own SB3 critic{_trained(part)}",
-            res.REFERENCE: "that of the same network with nothing trained (`constructed`)",
-            tables.HINDSIGHT: "that of the best classical method and setting, chosen for every cell in hindsight",
-        }
-        phrases = [_times(words, *found[name]) for name, words in known.items() if name in found]
-        if phrases:
-            sentences.append(f"From {length:,} transitions the error of `{subject}` is {_listed(phrases)}.")
-    return " ".join(sentences)
-
-
-def _times(words: str, ratio: Aggregate, ahead: int, total: int) -> str:
-    return f"{interval(ratio).text} times {words} (ahead in {ahead} of {total} environments)"
-
-
-def _trained(part: Sequence[Record]) -> str:
-    steps = [res.environment_steps(r) for r in part if r.cell.variant.estimator == CRITIC and r.error is None]
-    known = [count for count in steps if count is not None]
-    return f", which saw {np.median(known):,.0f} steps (median)" if known else ""
-
-
-def _listed(phrases: Sequence[str]) -> str:
-    *first, last = phrases
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def first_picture(records: Sequence[Record], subject: str) -> Picture | None:
-    """Error against environment steps on the fixed panels, or on whatever environments there are."""
-    have = list(res.by_environment(res.usable(records)))
-    panels = [env for env in PANELS if env in have] or have[:6]
-    try:
-        figure = figures.error_by_steps(records, panels, subject)
-    except figures.NothingToDraw:
-        return None
-    caption = (
-        f"Error against the environment steps seen: `{subject}` from one context (blue), the SB3 critic of the same "
-        "policy after its training (star). The dotted line is the best constant; bars are 95 % intervals over contexts."
-    )
-    return Picture("error_by_steps", caption, figure)
-
-
-def tally(records: Sequence[Record], subject: str) -> str:
-    """How often the verdicts call the subject or a rival, by context length, with the names of the losses."""
-    sentences = []
-    for length in res.lengths_of(res.usable(records)):
-        ahead, behind, total = _called(records, length, subject)
-        losses = f" ({_listed([f'{env} to `{rival}`' for env, rival in behind])})" if behind else ""
-        wins = f" ({_listed(ahead)})" if ahead else ""
-        sentences.append(
-            f"At {length:,} transitions `{subject}` is ahead of its best rival on {len(ahead)} of {total} "
-            f"environments{wins} and behind on {len(behind)}{losses}; the others are too close to call."
-        )
-    return " ".join(sentences)
-
-
-def _called(records: Sequence[Record], length: int, subject: str) -> tuple[list[str], list[tuple[str, str]], int]:
-    """Environments won, environments lost with the winner, and how many there are."""
-    ahead, behind = [], []
-    environments = res.by_environment(res.at_length(res.usable(records), length))
-    for env, part in environments.items():
-        verdict = tables.verdict_of(part, subject)
-        if verdict.call is Call.AHEAD:
-            ahead.append(env)
-        elif verdict.call is Call.BEHIND:
-            behind.append((env, str(verdict.rival)))
-    return ahead, behind, len(environments)
-
-
-def losses(records: Sequence[Record], subject: str) -> str:
-    """Where the subject loses and what goes with it, in at most five sentences."""
-    good = res.usable(records)
-    longest = res.at_length(good, res.lengths_of(good)[-1]) if good else []
-    found = [
-        tally(records, subject), _nearer_critics(longest, subject), _hopeless(longest), _level(longest, subject),
-        _coverage(longest, subject),
-    ]  # fmt: skip
-    return " ".join(sentence for sentence in found if sentence)
-
-
-def _nearer_critics(longest: Sequence[Record], subject: str) -> str:
-    nearer = []
-    for env, part in res.by_environment(longest).items():
-        ratio = res.geometric(res.ratios(res.figures(part, subject), res.figures(part, CRITIC)))
-        if ratio is not None and ratio.has_interval and ratio.low > 1:
-            nearer.append(env)
-    if not nearer:
-        return ""
-    length = longest[0].cell.context_length
-    return (
-        f"Against the critic alone it is behind on {_listed(nearer)}: large bodies and noisy outcomes, where "
-        f"{length:,} transitions are few beside what a critic saw."
-        if len(nearer) > 1
-        else f"Against the critic alone it is behind on {nearer[0]}."
-    )
-
-
-def _hopeless(longest: Sequence[Record]) -> str:
-    hopeless = []
-    for env, part in res.by_environment(longest).items():
-        errors = [res.geometric(res.figures(part, name)) for name in res.complete(part)]
-        if errors and min(error.value for error in errors if error is not None) >= 1:
-            hopeless.append(env)
-    return f"Nobody beats a constant on {_listed(hopeless)}, so who is nearest there says little." if hopeless else ""
-
-
-def _level(longest: Sequence[Record], subject: str) -> str:
-    """How much of the squared error is a wrong level of all values, in contexts with and without an ending."""
-    shares: dict[bool, list[float]] = {True: [], False: []}
-    for record in longest:
-        bias, rmse, ends = record.scores.get("bias"), record.scores.get("rmse"), record.context_terminations
-        ours = record.cell.variant.estimator == subject and record.cell.variant.is_default
-        if ours and bias is not None and rmse and ends is not None:
-            shares[ends > 0].append(min(bias**2 / rmse**2, 1.0))
-    if not (shares[True] and shares[False]):
-        return ""
-    return (
-        "What it gets wrong is the level of all values where a context saw no episode terminate "
-        f"({np.mean(shares[False]):.0%} of the squared error, {np.mean(shares[True]):.0%} where one did); "
-        "the rest is shape."
-    )
-
-
-def _coverage(longest: Sequence[Record], subject: str) -> str:
-    coverage = {
-        env: float(np.mean(list(found.values())))
-        for env, part in res.by_environment(longest).items()
-        if (found := res.figures(part, subject, "coverage"))
-    }
-    if not coverage:
-        return ""
-    least = min(coverage, key=lambda env: coverage[env])
-    return (
-        f"Its 90 % intervals hold {np.mean(list(coverage.values())):.0%} of the true values, mean over environments, "
-        f"and as little as {coverage[least]:.0%} on {least}."
-    )
-
-
 def together(records: Sequence[Record], choice: Choice) -> Section:
     """All environments together: ratios to every rival, tasks with little spread, choice of policies, tuning."""
     groups, subject = Groups.of(records), choice.subject
     found = [
-        tables.pooled_table(groups.untouched, subject, "Environments on which nothing was chosen"),
-        tables.pooled_table(groups.selection, subject, f"The selection set ({', '.join(res.SELECTION)})"),
-        tables.pooled_table(groups.off_policy, subject, "Contexts in which another policy acted"),
+        comparisons.pooled_table(groups.untouched, subject, "Environments on which nothing was chosen"),
+        comparisons.pooled_table(groups.selection, subject, f"The selection set ({', '.join(res.SELECTION)})"),
+        comparisons.pooled_table(groups.off_policy, subject, "Contexts in which another policy acted"),
         tables.magnitude_table(records, subject), tables.selection_table(groups.untouched + groups.selection),
     ]  # fmt: skip
-    parts = [*(table for table in found if table.rows), tables.tuning_words(records), *pictures(records, choice)]
+    parts = [*(table for table in found if table.rows), comparisons.tuning_words(records), *pictures(records, choice)]
     return Section("All environments together", tuple(parts))
 
 
@@ -294,7 +97,7 @@ def _drawn(name: str, caption: str, make: Callable[[], Figure]) -> Picture | Non
 def suite_page(suite: str, records: Sequence[Record], choice: Choice) -> Section:
     """One suite: verdicts, accuracy, intervals, cost, and the error against the context's length."""
     subject = choice.subject
-    found = [tables.verdict_table(records, subject), tables.accuracy_table(records)]
+    found = [comparisons.verdict_table(records, subject), tables.accuracy_table(records)]
     found += [tables.interval_table(records), tables.cost_table(records)]
     tasks = {record.cell.task for record in records}
     names = ", ".join(sorted(set(res.labels(tasks).values())))
