@@ -144,31 +144,34 @@ def _called(records: Sequence[Record], length: int, subject: str) -> tuple[list[
 
 
 def losses(records: Sequence[Record], subject: str) -> str:
-    """Where the subject loses and what goes with it, in at most five sentences."""
+    """Where the subject loses at the longest context, and what goes with it, in at most five sentences."""
     good = res.usable(records)
     longest = res.at_length(good, res.lengths_of(good)[-1]) if good else []
     found = [
-        tally(records, subject), _nearer_critics(longest, subject), _hopeless(longest), _level(longest, subject),
+        tally(longest, subject), _critics(good, subject), _hopeless(longest), _level(longest, subject),
         _coverage(longest, subject),
     ]  # fmt: skip
     return " ".join(sentence for sentence in found if sentence)
 
 
-def _nearer_critics(longest: Sequence[Record], subject: str) -> str:
-    nearer = []
-    for env, part in res.by_environment(longest).items():
-        ratio = res.geometric(res.ratios(res.figures(part, subject), res.figures(part, CRITIC)))
-        if ratio is not None and ratio.has_interval and ratio.low > 1:
-            nearer.append(env)
-    if not nearer:
-        return ""
-    length = longest[0].cell.context_length
-    return (
-        f"Against the critic alone it is behind on {_listed(nearer)}: large bodies and noisy outcomes, where "
-        f"{length:,} transitions are few beside what a critic saw."
-        if len(nearer) > 1
-        else f"Against the critic alone it is behind on {nearer[0]}."
-    )
+def _critics(good: Sequence[Record], subject: str) -> str:
+    """Where the interval of the one comparison with the critic leaves 1 out, by context length."""
+    phrases = []
+    for length in res.lengths_of(good):
+        ratios = {
+            env: ratio
+            for env, part in res.by_environment(res.at_length(good, length)).items()
+            if (ratio := res.geometric(res.ratios(res.figures(part, subject), res.figures(part, CRITIC)))) is not None
+        }
+        nearer = [env for env, ratio in ratios.items() if ratio.has_interval and ratio.high < 1]
+        behind = [env for env, ratio in ratios.items() if ratio.has_interval and ratio.low > 1]
+        if ratios:
+            named = f" ({_listed(behind)})" if behind else ""
+            phrases.append(
+                f"nearer than the critic on {len(nearer)} of {len(ratios)} environments and behind on "
+                f"{len(behind)}{named} at {length:,} transitions"
+            )
+    return f"Against the critic alone, one comparison each, it is {_listed(phrases)}." if phrases else ""
 
 
 def _hopeless(longest: Sequence[Record]) -> str:
