@@ -118,3 +118,15 @@ def test_the_command_is_installed_and_knows_its_checkpoints(installed, tmp_path)
     assert (name, code) == ("icrl-gym", 0)
     assert info["checkpoints"]
     assert "constructed" in info["estimators"]
+
+
+def test_the_offline_page_is_made_from_the_wheel(installed, tmp_path):
+    code = """
+import icrl_gym
+from icrl_gym.scoring.document import Section, html_page
+page = html_page([Section("A", ("b",))], "T", "s")
+print(json.dumps([page.startswith("<!doctype html>"), icrl_gym.__file__]))
+"""
+    starts, place = ask(installed, tmp_path, code)
+    assert starts
+    assert place.startswith(str(installed))
