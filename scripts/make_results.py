@@ -7,6 +7,7 @@ from the folder of a sweep. The same records give the same pages, byte for byte.
 from __future__ import annotations
 
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,8 @@ ENDING = """## How to run it
     make results
 
 The last command makes this page and those below `docs/results` from the records in the repository, without running
-anything. {truths}
+anything; the exact commands, with budgets, are on the page of the provenance.
+{truths}
 
 - [docs/results/together.md](docs/results/together.md): all environments together, every rival, tuned and not.
 {links}
@@ -75,7 +77,9 @@ def ending(suites: list[str], provenance: Section) -> str:
     commands = [f"icrl-gym benchmark --suite {suite} --tune --trust-model" for suite in suites]
     truths = next((part for part in provenance.parts if isinstance(part, str) and part.startswith("Simulated")), "")
     links = "\n".join(f"- [docs/results/{suite}.md](docs/results/{suite}.md): suite {suite}." for suite in suites)
-    return ENDING.format(suites=" ".join(suites), commands="\n    ".join(commands), truths=truths, links=links)
+    return ENDING.format(
+        suites=" ".join(suites), commands="\n    ".join(commands), truths=textwrap.fill(truths, 120), links=links
+    )
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def markdown(sections: Iterable[Section], level: int = 2, pictures: str = "", en
             if isinstance(part, Table):
                 blocks += [f"**{part.title}**", markdown_table(part), *([_wrapped(part.note)] if part.note else [])]
             elif isinstance(part, Picture):
-                blocks += [f"![{part.caption}]({pictures}{part.name}.{ending})", _wrapped(part.caption)]
+                blocks += [f"![{part.name.replace('_', ' ')}]({pictures}{part.name}.{ending})", _wrapped(part.caption)]
             else:
                 blocks.append(part if part.startswith("- ") else _wrapped(part))
     return "\n\n".join(blocks)

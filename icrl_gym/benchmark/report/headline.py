@@ -14,10 +14,14 @@ from icrl_gym.benchmark.cells import CRITIC
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import comparisons, figures
 from icrl_gym.benchmark.report import errors as res
+from icrl_gym.benchmark.report.comparisons import pooled_ratios
 from icrl_gym.scoring.document import Picture, Section, Table, interval
-from icrl_gym.scoring.statistics import Aggregate
 from icrl_gym.scoring.verdict import Call
 
+OTHERS = {
+    res.REFERENCE: "the same network with nothing trained (`constructed`)",
+    comparisons.HINDSIGHT: "the best classical method and setting, chosen for every cell in hindsight",
+}
 # Panels of the first figure, one or two of each suite; fixed here, so that no outcome chooses them.
 PANELS = (
     "FrozenLake-v1 (ppo)", "MountainCar-v0", "LunarLander-v3", "Hopper-v5", "HalfCheetah-v5", "MiniGrid-Empty-5x5-v0",
@@ -70,24 +74,30 @@ def results(records: Sequence[Record], subject: str) -> list[Section]:
 
 
 def claim(records: Sequence[Record], subject: str) -> str:
-    """The subject against the critic and against the classical methods, at every context length."""
+    """The subject against the critic at every context length, and against the others at the longest."""
+    good = res.usable(records)
+    found = {length: pooled_ratios(res.at_length(good, length), subject) for length in res.lengths_of(good)}
+    critics = [
+        f"{interval(ratios[CRITIC][0]).text} from {length:,} transitions"
+        for length, ratios in found.items()
+        if CRITIC in ratios
+    ]
+    longest = found[max(found)] if found else {}
+    others = [
+        f"{interval(longest[name][0]).text} times that of {words}"
+        for name, words in OTHERS.items()
+        if name in longest and name != subject
+    ]
+    num = len(res.by_environment(good))
     sentences = []
-    for length in res.lengths_of(res.usable(records)):
-        part = res.at_length(records, length)
-        found = comparisons.pooled_ratios(part, subject)
-        known = {
-            CRITIC: f"that of the policy's own SB3 critic{_trained(part)}",
-            res.REFERENCE: "that of the same network with nothing trained (`constructed`)",
-            comparisons.HINDSIGHT: "that of the best classical method and setting, chosen for every cell in hindsight",
-        }
-        phrases = [_times(words, *found[name]) for name, words in known.items() if name in found]
-        if phrases:
-            sentences.append(f"From {length:,} transitions the error of `{subject}` is {_listed(phrases)}.")
+    if critics:
+        sentences.append(
+            f"The error of `{subject}` over that of the policy's own SB3 critic{_trained(good)}, is {_listed(critics)}, "
+            f"over the {longest[CRITIC][2] if CRITIC in longest else 0} of these {num} environments that have one."
+        )
+    if others:
+        sentences.append(f"From {max(found):,} transitions it is {_listed(others)}.")
     return " ".join(sentences)
-
-
-def _times(words: str, ratio: Aggregate, ahead: int, total: int) -> str:
-    return f"{interval(ratio).text} times {words} (ahead in {ahead} of {total} environments)"
 
 
 def _trained(part: Sequence[Record]) -> str:
