@@ -92,8 +92,8 @@ def claim(records: Sequence[Record], subject: str) -> str:
     sentences = []
     if critics:
         sentences.append(
-            f"The error of `{subject}` over that of the policy's own SB3 critic{_trained(good)}, is {_listed(critics)}, "
-            f"over the {longest[CRITIC][2] if CRITIC in longest else 0} of these {num} environments that have one."
+            f"The error of `{subject}` over that of the policy's own SB3 critic{_trained(good)}, is {_listed(critics)}"
+            f", over the {longest[CRITIC][2] if CRITIC in longest else 0} of these {num} environments that have one."
         )
     if others:
         sentences.append(f"From {max(found):,} transitions it is {_listed(others)}.")
