@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 from gymnasium.envs.registration import EnvSpec
@@ -140,10 +141,10 @@ class Cell:
     context_length: int
     seed: int
     conditions: Conditions
-    id: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Compute the id."""
+    @cached_property
+    def id(self) -> str:
+        """16 hexadecimal digits that tell cells apart; computed when first asked for."""
         content = {
             "task": self.task.id,
             "variant": asdict(self.variant),
@@ -151,7 +152,7 @@ class Cell:
             "seed": self.seed,
             "conditions": asdict(self.conditions),
         }
-        object.__setattr__(self, "id", digest(content))
+        return digest(content)
 
     @property
     def question(self) -> tuple[Task, Variant, int, int]:

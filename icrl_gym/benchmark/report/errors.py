@@ -30,8 +30,11 @@ def figures(records: Iterable[Record], estimator: str, metric: str = METRIC, *, 
     """A figure of each context: under the default setting, or the least over the default and the whole grid."""
     found: Figures = {}
     for record in records:
-        variant, value = record.cell.variant, record.scores.get(metric)
-        if variant.estimator == estimator and value is not None and (tuned or variant.is_default):
+        variant = record.cell.variant
+        if variant.estimator != estimator or (variant.options and not tuned):
+            continue
+        value = record.scores.get(metric)
+        if value is not None:
             key = record.cell.task, record.cell.seed
             value = max(value, SMALLEST_ERROR) if metric.startswith("rmse") else value
             found[key] = min(value, found.get(key, value))
@@ -108,9 +111,14 @@ def complete(records: Sequence[Record]) -> list[str]:
 
 def by_suite(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Records under the suites that name their tasks, in the suites' order; the rest under "other"."""
-    parts = {name: [r for r in records if r.cell.task in suite.tasks] for name, suite in SUITES.items()}
-    named = {task for suite in SUITES.values() for task in suite.tasks}
-    parts[OTHER] = [record for record in records if record.cell.task not in named]
+    suites: dict[Task, list[str]] = {}
+    for name, suite in SUITES.items():
+        for task in suite.tasks:
+            suites.setdefault(task, []).append(name)
+    parts: dict[str, list[Record]] = {name: [] for name in (*SUITES, OTHER)}
+    for record in records:
+        for name in suites.get(record.cell.task, [OTHER]):
+            parts[name].append(record)
     return {name: part for name, part in parts.items() if part}
 
 
