@@ -190,9 +190,10 @@ def test_policy_selection_ranks_the_start_values_of_three_policies_or_more():
         replace(record(task, "lstd", 0.5), start_value=float(-i), start_value_truth=float(i))
         for i, task in enumerate(policies)
     ]
-    row = only(tables.selection_table(ranked), estimator="lstd")
+    row = only(tables.selection_table(ranked, ("lstd",)), estimator="lstd")
     assert (row["policies"], row["rank correlation"], row["regret@1"]) == ("3", "-1.00", "1.00")
-    assert not tables.selection_table(ranked[:2]).rows
+    assert not tables.selection_table(ranked[:2], ("lstd",)).rows
+    assert not tables.selection_table(ranked, ("kbrl",)).rows
 
 
 def test_lengths_that_few_tasks_have_do_not_speak_for_all():

@@ -58,7 +58,7 @@ def together(records: Sequence[Record], choice: Choice) -> Section:
         comparisons.pooled_table(groups.untouched, subject, "Environments on which nothing was chosen"),
         comparisons.pooled_table(groups.selection, subject, f"The selection set ({', '.join(res.SELECTION)})"),
         comparisons.pooled_table(groups.off_policy, subject, "Contexts in which another policy acted"),
-        tables.magnitude_table(records, subject), tables.selection_table(groups.untouched + groups.selection),
+        tables.magnitude_table(records, subject), tables.selection_table(groups.untouched + groups.selection, (*choice.shown, CRITIC)),
     ]  # fmt: skip
     parts = [*(table for table in found if table.rows), comparisons.tuning_words(records), *pictures(records, choice)]
     return Section("All environments together", tuple(parts))
@@ -66,13 +66,15 @@ def together(records: Sequence[Record], choice: Choice) -> Section:
 
 def pictures(records: Sequence[Record], choice: Choice) -> list[Picture]:
     """The figures that these records allow, beside the first one."""
-    own = [record for record in records if record.cell.task.behaviour is None] or list(records)
+    groups = Groups.of(records)
+    own = groups.untouched + groups.selection or list(records)
+    untouched = groups.untouched or own
     subject, shown = choice.subject, choice.shown
     makers = {
         "performance_profiles": (
-            lambda: figures.performance_profiles(own, shown, subject),
+            lambda: figures.performance_profiles(untouched, shown, subject),
             "Performance profiles: share of cells whose error is at most so much, on the cells that all drawn have; "
-            "further up and left is better.",
+            "further up and left is better. Environments on which nothing was chosen, where there are any.",
         ),
         "coverage_by_environment": (
             lambda: figures.coverage_by_environment(own, subject),
@@ -80,8 +82,8 @@ def pictures(records: Sequence[Record], choice: Choice) -> list[Picture]:
             "wanted band of 85 % to 95 %.",
         ),
         "cost_against_accuracy": (
-            lambda: figures.cost_against_accuracy(own, subject),
-            "Cost against accuracy: seconds and error of the estimators with a result on every task.",
+            lambda: figures.cost_against_accuracy(untouched, subject),
+            "Cost against accuracy: seconds and error of the estimators with a result on every task; the same environments.",
         ),
     }
     return [picture for name, (make, caption) in makers.items() if (picture := _drawn(name, caption, make))]

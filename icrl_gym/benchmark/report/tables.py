@@ -159,11 +159,11 @@ def magnitude_table(records: Sequence[Record], subject: str) -> Table:
     return Table("Tasks whose values hardly vary", columns, tuple(rows), note)
 
 
-def selection_table(records: Sequence[Record]) -> Table:
+def selection_table(records: Sequence[Record], shown: Sequence[str]) -> Table:
     """How well start values rank the policies of an environment; means over the seeds of the contexts."""
     groups: dict[tuple[str, int, str], list[PolicyMetrics]] = {}
     for metrics in policy_metrics([record for record in records if record.error is None]):
-        if metrics.num_policies > 2:
+        if metrics.num_policies > 2 and metrics.estimator in shown:
             groups.setdefault((metrics.env, metrics.context_length, metrics.estimator), []).append(metrics)
     rows = []
     for (env, length, name), group in sorted(groups.items()):
