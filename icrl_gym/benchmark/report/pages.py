@@ -58,7 +58,8 @@ def together(records: Sequence[Record], choice: Choice) -> Section:
         comparisons.pooled_table(groups.untouched, subject, "Environments on which nothing was chosen"),
         comparisons.pooled_table(groups.selection, subject, f"The selection set ({', '.join(res.SELECTION)})"),
         comparisons.pooled_table(groups.off_policy, subject, "Contexts in which another policy acted"),
-        tables.magnitude_table(records, subject), tables.selection_table(groups.untouched + groups.selection, (*choice.shown, CRITIC)),
+        tables.magnitude_table(records, subject),
+        tables.selection_table(groups.untouched + groups.selection, (*choice.shown, CRITIC)),
     ]  # fmt: skip
     parts = [*(table for table in found if table.rows), comparisons.tuning_words(records), *pictures(records, choice)]
     return Section("All environments together", tuple(parts))
@@ -83,7 +84,7 @@ def pictures(records: Sequence[Record], choice: Choice) -> list[Picture]:
         ),
         "cost_against_accuracy": (
             lambda: figures.cost_against_accuracy(untouched, subject),
-            "Cost against accuracy: seconds and error of the estimators with a result on every task; the same environments.",
+            "Cost against accuracy on the same environments: seconds and error of the estimators that ran on every task.",
         ),
     }
     return [picture for name, (make, caption) in makers.items() if (picture := _drawn(name, caption, make))]
