@@ -84,7 +84,7 @@ def pictures(records: Sequence[Record], choice: Choice) -> list[Picture]:
         ),
         "cost_against_accuracy": (
             lambda: figures.cost_against_accuracy(untouched, subject),
-            "Cost against accuracy on the same environments: seconds and error of the estimators that ran on every task.",
+            "Cost against accuracy there: seconds and error of the estimators with a result on every task.",
         ),
     }
     return [picture for name, (make, caption) in makers.items() if (picture := _drawn(name, caption, make))]
