@@ -156,7 +156,7 @@ class Cell:
 
     @property
     def question(self) -> tuple[Task, Variant, int, int]:
-        """What the cell asks, whatever it was measured with: a report holds one answer to each question."""
+        """The cell without its conditions; a report holds one answer to each question."""
         return self.task, self.variant, self.context_length, self.seed
 
 

@@ -162,7 +162,7 @@ def _anchor(title: str) -> str:
 
 
 def _order(field: Field) -> str:
-    """What the column is sorted by, as an attribute of the field; empty comes last."""
+    """The attribute of a field that its column is sorted by; empty comes last."""
     if isinstance(field.order, str):
         return field.order
     return "" if math.isnan(field.order) else repr(float(field.order))

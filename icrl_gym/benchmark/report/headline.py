@@ -54,7 +54,7 @@ class Groups:
 
 
 def results(records: Sequence[Record], subject: str) -> list[Section]:
-    """What fits on one screen: the claim, one figure, one table, where it loses, contexts of another policy."""
+    """One screen: the claim, one figure, one table, where it loses, contexts of another policy."""
     groups = Groups.of(records)
     main = groups.untouched or groups.selection or groups.off_policy
     parts: list[str | Table | Picture] = [claim(main, subject)]

@@ -116,7 +116,7 @@ def suite_page(suite: str, records: Sequence[Record], choice: Choice) -> Section
 
 
 def missing(suite: str, records: Sequence[Record], subject: str) -> str:
-    """What of the suite's own contexts has no record of the subject, "" if nothing."""
+    """A sentence on the suite's own contexts that have no record of the subject, "" if all have one."""
     if suite not in SUITES:
         return ""
     wanted = [
@@ -155,7 +155,7 @@ def _size(record: Record) -> tuple[int, int]:
 
 
 def commands(records: Sequence[Record]) -> list[str]:
-    """What makes these records, suite by suite: first the estimators that were tuned, then the others."""
+    """Commands that make these records, suite by suite: first the estimators that were tuned, then the others."""
     found = []
     for suite, part in res.by_suite(records).items():
         if suite == res.OTHER:
