@@ -177,7 +177,7 @@ def training_steps(task: Task) -> int | None:
 
 
 def environment_steps(record: Record) -> int | None:
-    """Environment steps that the estimator has seen: as recorded, else by the context's length or the snapshot's name."""
+    """Environment steps that the estimator has seen: recorded, or the context's length, or in the snapshot's name."""
     if record.environment_steps is not None:
         return record.environment_steps
     return training_steps(record.cell.task) if record.cell.variant.estimator == CRITIC else record.cell.context_length
