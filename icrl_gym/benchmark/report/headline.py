@@ -57,7 +57,8 @@ def results(records: Sequence[Record], subject: str) -> list[Section]:
     """One screen: the claim, one figure, one table, where it loses, contexts of another policy."""
     groups = Groups.of(records)
     main = groups.untouched or groups.selection or groups.off_policy
-    parts: list[str | Table | Picture] = [claim(main, subject)]
+    words = claim(main, subject)
+    parts: list[str | Table | Picture] = [words] if words else []
     if picture := first_picture(main, subject):
         parts.append(picture)
     found = [Section("In short", tuple(parts))]
@@ -68,8 +69,7 @@ def results(records: Sequence[Record], subject: str) -> list[Section]:
         short = Table(table.title, table.columns, table.rows)
         found.append(Section("The environments that chose the design", (claim(groups.selection, subject), short)))
     if groups.off_policy:
-        words = tally(groups.off_policy, subject)
-        found.append(Section("Contexts in which another policy acted", (words,)))
+        found.append(Section("Contexts in which another policy acted", (tally(groups.off_policy, subject),)))
     return [section for section in found if any(section.parts)]
 
 
