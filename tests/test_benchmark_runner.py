@@ -132,6 +132,7 @@ def test_finished_cells_are_kept_and_only_missing_ones_run(tmp_path, chain_only,
     assert all(path.stat().st_mtime_ns == before[path] for path in records[1:])
 
 
+@pytest.mark.slow  # starts processes
 def test_results_do_not_depend_on_the_number_of_processes(tmp_path, chain_only):
     one = runner.run_benchmark(config(tmp_path / "one"))
     two = runner.run_benchmark(config(tmp_path / "two", jobs=2))

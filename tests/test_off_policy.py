@@ -123,7 +123,7 @@ def test_a_stable_baselines_model_is_a_target_and_states_its_own_action_space():
         (classical.KernelBasedRL(width=0.2), 1e-8),
         (classical.TDLambda(step_size=1.0, num_passes=400), 4e-2),
         (classical.LinearInContextTD(num_layers=3000), 1e-3),
-        (classical.FittedValueNetwork(num_steps=2500), 1e-1),
+        pytest.param(classical.FittedValueNetwork(num_steps=2500), 1e-1, marks=pytest.mark.slow),
         (classical.FittedQEvaluation(num_steps=1500, learning_rate=3e-3, policy=TARGET), 5e-2),
     ],
     ids=lambda value: type(value).__name__,

@@ -72,7 +72,7 @@ def test_a_copy_reproduces_what_the_original_sees(env_id, strategy):
 
 
 @pytest.mark.parametrize("env_id", ["FrozenLake-v1", "LunarLander-v3", "minigrid:MiniGrid-Dynamic-Obstacles-8x8-v0",
-                                    "ale_py:ALE/Pong-v5"])  # fmt: skip
+                                    pytest.param("ale_py:ALE/Pong-v5", marks=pytest.mark.slow)])  # fmt: skip
 def test_copies_of_a_stochastic_simulator_have_noise_of_their_own(env_id):
     saved = running(env_id, num_steps=3).save()
     env = saved.restore()
