@@ -1,4 +1,4 @@
-"""Who is nearer to the truth: the one rule by which every table, figure and sentence calls a winner.
+"""Who is nearer to the truth: the one rule by which every table, figure and sentence of a report calls a winner.
 
 A verdict compares the errors of one estimator with those of its rivals on the cells that all of them have, in
 logarithms, and calls a winner only where an interval leaves "equal" out. The rival named is the nearest of several,
