@@ -234,11 +234,19 @@ def test_the_words_follow_the_records(suite):
         "it is nearer than the critic on 0 of 1 environments and behind on 1 (Cart-v0) at 512 transitions and" in words
     )
     assert "and nearer than the critic on 1 of 1 environments and behind on 0 at 2,048 transitions." in words
-    assert "(25% of the squared error, 25% where one did)" in words  # bias e and rmse 2 e
+    assert (
+        "makes 25% of its squared error in contexts that saw no episode terminate and 25% where one did" in words
+    )  # bias e and rmse 2 e
     assert "hold 80% of the true values" in words
     worse = [replace(r, scores={**r.scores, "rmse_over_std": 3 + r.scores["rmse_over_std"]}) for r in everything()]
     assert "Nobody beats a constant on Balance-v0 and Cart-v0" in words_of(headline.results(worse, "constructed"))
     assert "Nobody beats a constant" not in words
+
+
+def test_too_few_cells_are_not_called_close(suite):
+    two = [r for r in defaults() if r.cell.seed < 2]
+    found = headline.tally(two, "constructed")
+    assert "behind on 0; 0 are too close to call, and 2 have too few cells for a verdict." in found
 
 
 def test_ahead_and_behind_are_said_of_the_right_side(suite):

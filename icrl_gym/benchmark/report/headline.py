@@ -130,19 +130,21 @@ def tally(records: Sequence[Record], subject: str) -> str:
     """How often the verdicts call the subject or a rival, by context length, with the names of the losses."""
     sentences = []
     for length in res.lengths_of(res.usable(records)):
-        ahead, behind, total = _called(records, length, subject)
+        ahead, behind, total, uncalled = _called(records, length, subject)
         losses = f" ({_listed([f'{env} to `{rival}`' for env, rival in behind])})" if behind else ""
         wins = f" ({_listed(ahead)})" if ahead else ""
         sentences.append(
             f"At {length:,} transitions `{subject}` is ahead of its best rival on {len(ahead)} of {total} "
-            f"environments{wins} and behind on {len(behind)}{losses}; the others are too close to call."
+            f"environments{wins} and behind on {len(behind)}{losses}; "
+            f"{total - len(ahead) - len(behind) - uncalled} are too close to call"
+            f"{f', and {uncalled} have too few cells for a verdict' if uncalled else ''}."
         )
     return " ".join(sentences)
 
 
-def _called(records: Sequence[Record], length: int, subject: str) -> tuple[list[str], list[tuple[str, str]], int]:
-    """Environments won, environments lost with the winner, and how many there are."""
-    ahead, behind = [], []
+def _called(records: Sequence[Record], length: int, subject: str) -> tuple[list[str], list[tuple[str, str]], int, int]:
+    """Environments won, environments lost with the winner, how many there are, and how many without a verdict."""
+    ahead, behind, uncalled = [], [], 0
     environments = res.by_environment(res.at_length(res.usable(records), length))
     for env, part in environments.items():
         verdict = comparisons.verdict_of(part, subject)
@@ -150,7 +152,8 @@ def _called(records: Sequence[Record], length: int, subject: str) -> tuple[list[
             ahead.append(env)
         elif verdict.call is Call.BEHIND:
             behind.append((env, str(verdict.rival)))
-    return ahead, behind, len(environments)
+        uncalled += verdict.call is Call.NONE
+    return ahead, behind, len(environments), uncalled
 
 
 def losses(records: Sequence[Record], subject: str) -> str:
@@ -204,9 +207,8 @@ def _level(longest: Sequence[Record], subject: str) -> str:
     if not (shares[True] and shares[False]):
         return ""
     return (
-        "What it gets wrong is the level of all values where a context saw no episode terminate "
-        f"({np.mean(shares[False]):.0%} of the squared error, {np.mean(shares[True]):.0%} where one did); "
-        "the rest is shape."
+        f"A wrong level of all values makes {np.mean(shares[False]):.0%} of its squared error in contexts that saw no "
+        f"episode terminate and {np.mean(shares[True]):.0%} where one did, mean over cells; the rest is shape."
     )
 
 
