@@ -132,6 +132,9 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("HalfCheetah-v5", "PPO", (20_000, 40_000), num_envs=4, options={"n_steps": 512}),
     Recipe("Walker2d-v5", "PPO", (20_000, 40_000), num_envs=4, options={"n_steps": 512}),
     Recipe("Hopper-v5", "PPO", (20_000, 40_000, 60_000), num_envs=4, options={"n_steps": 512}),
+    Recipe("Reacher-v5", "PPO", (20_000, 40_000, 60_000), num_envs=4, options={"n_steps": 256}),
+    Recipe("Swimmer-v5", "PPO", (20_000, 40_000, 60_000), num_envs=4, options={"n_steps": 512}),
+    Recipe("InvertedDoublePendulum-v5", "PPO", (15_000, 30_000, 60_000), num_envs=4, options=_SHORT_ROLLOUTS),
     Recipe(
         "MiniGrid-Empty-5x5-v0",
         "PPO",
