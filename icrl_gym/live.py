@@ -48,7 +48,7 @@ class _LiveEvaluation:
         self._num_steps += 1
         refit = self._num_steps % self._every == 0
         if refit:
-            self._fitted = self._evaluator.fit(self.recorder.trajectory(), self._gamma, self._policy)
+            self._fitted = self._evaluator.fit(self.recorder.trajectory(), self._gamma, policy=self._policy)
         values = self.values(observations)
         if refit and self._writer is not None and values is not None:
             self._writer.add_scalar(LIVE_TAG, float(values.mean()), self._num_steps)

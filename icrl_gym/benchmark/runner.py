@@ -258,7 +258,7 @@ def _run_estimator(
     """A finished cell, and the seconds inside its estimator."""
     try:
         estimator = make_estimator(cell.variant.estimator, **dict(cell.variant.options))
-        _, fit = measured(lambda: estimator.fit(context, cell.task.gamma, policy))
+        _, fit = measured(lambda: estimator.fit(context, cell.task.gamma, policy=policy))
         return _finish(cell, estimator.predict, context, truths, fit, len(context))
     except Exception as error:  # an estimator that raises is a recorded failure of its cell
         return Record(cell, error=_reason(error, cell.task), commit=_commit()), 0.0

@@ -22,12 +22,12 @@ class PromptEstimator(ABC):
     Attributes:
         weighs_ratios: whether it weighs transitions by their importance ratios; one that does not refuses a log with
             ratios.
-        asks_policy: whether it asks the policy to be evaluated for its actions; one that does not knows it by the
+        can_ask: whether it asks the policy to be evaluated for its actions; one that does not knows it by the
             logged actions.
     """
 
     weighs_ratios = False
-    asks_policy = False
+    can_ask = False
 
     def fit(self, trajectory: Trajectory, gamma: float, policy: Any = None) -> Self:
         """Learn from a log. Returns self.
@@ -68,7 +68,7 @@ class PromptEstimator(ABC):
 
     def _ask(self, policy: Any, trajectory: Trajectory) -> tuple[AskedPolicy | None, tuple[str, ...]]:
         """The policy to be asked, None where the logged actions are all that is known of it, and notes."""
-        if self.asks_policy:
+        if self.can_ask:
             return asked_policy(policy, trajectory)
         check_acted(policy, trajectory, type(self).__name__)
         return None, ()

@@ -123,7 +123,7 @@ class FittedQEvaluation(NetworkEstimator):
         num_samples: actions drawn per state.
     """
 
-    asks_policy = True
+    can_ask = True
 
     num_samples: int = 8
 
