@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import TQC, RecurrentPPO
+from sb3_contrib import QRDQN, TQC, CrossQ, MaskablePPO, RecurrentPPO
 from scipy import stats
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -96,6 +96,11 @@ MODELS = {
     "TQC": lambda: TQC("MlpPolicy", Room(BOX), **small(buffer_size=10)),
     "TD3": lambda: TD3("MlpPolicy", Room(BOX), **small(buffer_size=10)),
     "DQN": dqn,
+    "QRDQN": lambda: QRDQN("MlpPolicy", Room(spaces.Discrete(3)), **small(buffer_size=10)),
+    "CrossQ": lambda: CrossQ("MlpPolicy", Room(BOX), **small(buffer_size=10)),
+    "MaskablePPO MultiDiscrete": lambda: spread(
+        MaskablePPO("MlpPolicy", Room(spaces.MultiDiscrete([2, 4])), **small(n_steps=8, batch_size=8))
+    ),
 }  # fmt: skip
 
 

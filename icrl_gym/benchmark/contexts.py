@@ -31,7 +31,9 @@ def task_policy(name: str, critics: Path) -> Any:
 
 
 def task_context(task: Task, policy: Any, length: int, seed: int, critics: Path) -> Trajectory:
-    """The log of a task: of its policy, or of its behaviour with importance ratios; encoded where the task says so.
+    """The log of a task: of its policy or of its behaviour, encoded where the task says so.
+
+    A behaviour's log holds importance ratios where both policies state the probabilities of their actions.
 
     Args:
         task: the policy in its environment.
@@ -41,14 +43,17 @@ def task_context(task: Task, policy: Any, length: int, seed: int, critics: Path)
         critics: folder of the snapshots.
 
     Raises:
-        ValueError: the behaviour cannot be made, or the policies cannot state the probabilities of their actions.
+        ValueError: the behaviour cannot be made.
     """
     with closing(make_environment(task.spec)) as env:
         if task.behaviour is None:
             log = collect(env, policy, length, seed)
         else:
             behaviour = _behaviour(task.behaviour, policy, env, critics)
-            log = reweight(collect(env, behaviour, length, seed), policy, behaviour, env.action_space)
+            log = collect(env, behaviour, length, seed)
+            both = (as_policy(each, env.action_space, env.observation_space) for each in (policy, behaviour))
+            if all(acting.states_probabilities for acting in both):
+                log = reweight(log, policy, behaviour, env.action_space)
     return log if task.features is None else _encoded_log(log, task, policy)
 
 
