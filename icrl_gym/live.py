@@ -6,9 +6,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv, VectorWrapper
 
+from icrl_gym.acting.policies import ActingPolicy, as_policy
 from icrl_gym.context.recorder import Recorder, batch_of_one, reset_mask
 from icrl_gym.observations import Observations, stack
 from icrl_gym.tracking import ScalarWriter
@@ -22,7 +24,13 @@ class _LiveEvaluation:
     """The window, the clock and the evaluator that the single and the vector wrapper share."""
 
     def __init__(
-        self, recorder: Recorder, evaluator: Any, gamma: float, every: int, writer: ScalarWriter | None
+        self,
+        recorder: Recorder,
+        evaluator: Any,
+        gamma: float,
+        every: int,
+        writer: ScalarWriter | None,
+        policy: ActingPolicy | None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1 step, got {every}")
@@ -31,6 +39,7 @@ class _LiveEvaluation:
         self._gamma = check_gamma(gamma)
         self._every = every
         self._writer = writer
+        self._policy = policy
         self._num_steps = 0
         self._fitted: Any = None
 
@@ -39,7 +48,7 @@ class _LiveEvaluation:
         self._num_steps += 1
         refit = self._num_steps % self._every == 0
         if refit:
-            self._fitted = self._evaluator.fit(self.recorder.trajectory(), self._gamma)
+            self._fitted = self._evaluator.fit(self.recorder.trajectory(), self._gamma, policy=self._policy)
         values = self.values(observations)
         if refit and self._writer is not None and values is not None:
             self._writer.add_scalar(LIVE_TAG, float(values.mean()), self._num_steps)
@@ -62,16 +71,18 @@ class EvaluateInContext(gymnasium.Wrapper, RecordConstructorArgs):
 
     Args:
         env: the environment.
-        evaluator: anything with ``fit(trajectory, gamma)``, returning something with ``predict(observations).values``.
+        evaluator: anything with ``fit(trajectory, gamma, policy)``, returning something with
+            ``predict(observations).values``.
         gamma: discount in [0, 1).
         window: number of latest transitions to fit on.
         every: steps between fits.
         writer: anything with ``add_scalar(tag, value, step)``; at each fit it is given the current value under
             "in_context/value" and the number of steps taken.
+        policy: the policy to be evaluated, anything `as_policy` takes; None: the one that acts, known by its actions.
 
     Raises:
-        ValueError: gamma, window or every is out of range.
-        TypeError: observations or actions of ``env`` have no array form.
+        ValueError: gamma, window or every is out of range, or the policy does not fit the environment.
+        TypeError: observations or actions of ``env`` have no array form, or not a policy.
     """
 
     def __init__(
@@ -82,11 +93,13 @@ class EvaluateInContext(gymnasium.Wrapper, RecordConstructorArgs):
         window: int = 512,
         every: int = 100,
         writer: ScalarWriter | None = None,
+        policy: Any = None,
     ) -> None:
-        arguments = {"evaluator": evaluator, "gamma": gamma, "window": window, "every": every}
+        arguments = {"evaluator": evaluator, "gamma": gamma, "window": window, "every": every, "policy": policy}
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **arguments)
         gymnasium.Wrapper.__init__(self, env)
-        self._live = _LiveEvaluation(_window(env, window), evaluator, gamma, every, writer)
+        acting = _acting(policy, env.action_space, env.observation_space)
+        self._live = _LiveEvaluation(_window(env, window), evaluator, gamma, every, writer, acting)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; the window stays."""
@@ -118,10 +131,11 @@ class VectorEvaluateInContext(VectorWrapper, RecordConstructorArgs):
         window: number of latest transitions to fit on, over all environments.
         every: steps of the vector between fits.
         writer: anything with ``add_scalar(tag, value, step)``.
+        policy: see `EvaluateInContext`.
 
     Raises:
-        ValueError: gamma, window or every is out of range.
-        TypeError: observations or actions of ``env`` have no array form.
+        ValueError: gamma, window or every is out of range, or the policy does not fit the environment.
+        TypeError: observations or actions of ``env`` have no array form, or not a policy.
     """
 
     def __init__(
@@ -132,11 +146,13 @@ class VectorEvaluateInContext(VectorWrapper, RecordConstructorArgs):
         window: int = 512,
         every: int = 100,
         writer: ScalarWriter | None = None,
+        policy: Any = None,
     ) -> None:
-        arguments = {"evaluator": evaluator, "gamma": gamma, "window": window, "every": every}
+        arguments = {"evaluator": evaluator, "gamma": gamma, "window": window, "every": every, "policy": policy}
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **arguments)
         VectorWrapper.__init__(self, env)
-        self._live = _LiveEvaluation(_window(env, window), evaluator, gamma, every, writer)
+        acting = _acting(policy, env.single_action_space, env.single_observation_space)
+        self._live = _LiveEvaluation(_window(env, window), evaluator, gamma, every, writer, acting)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -161,6 +177,10 @@ def _window(env: gymnasium.Env | VectorEnv, window: int) -> Recorder:
     if window < 1:
         raise ValueError(f"window must be at least 1 transition, got {window}")
     return Recorder(env, capacity=window)
+
+
+def _acting(policy: Any, action_space: spaces.Space, observation_space: spaces.Space) -> ActingPolicy | None:
+    return None if policy is None else as_policy(policy, action_space, observation_space, seed=0)
 
 
 def _published(info: dict[str, Any], values: np.ndarray | None) -> dict[str, Any]:

@@ -28,8 +28,12 @@ ENTRY_POINT_GROUP = "icrl_gym.estimators"
 class Estimator(Protocol):
     """A value estimator: one log in, values of any observations out."""
 
-    def fit(self, trajectory: Trajectory, gamma: float) -> Self:
-        """Learn from a log; gamma in [0, 1). Returns self."""
+    def fit(self, trajectory: Trajectory, gamma: float, policy: Any = None) -> Self:
+        """Learn from a log; gamma in [0, 1). Returns self.
+
+        ``policy`` is the policy to be evaluated, anything `as_policy` takes; None: the one that acted, known by its
+        actions. An estimator that cannot ask it refuses a log of another policy without importance ratios (ValueError).
+        """
         ...
 
     def predict(self, observations: Observations) -> ValueEstimates:
@@ -44,12 +48,10 @@ class Registration:
     Attributes:
         factory: constructor; its own defaults are the documented default setting.
         grid: option -> values to try when tuned in hindsight; the grid is their product.
-        asks_policy: it has options ``policy`` and ``action_space`` for the policy to be evaluated.
     """
 
     factory: Callable[..., Estimator]
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    asks_policy: bool = False
 
 
 _WIDTHS = (0.2, 0.4, 0.8, 1.6)
@@ -83,9 +85,7 @@ _BUILT_IN: dict[str, Registration] = {
     "fitted_value_network": Registration(
         classical.FittedValueNetwork, {"num_steps": (500, 2000), "learning_rate": (3e-4, 1e-3)}
     ),
-    "fqe": Registration(
-        classical.FittedQEvaluation, {"num_steps": (500, 2000), "learning_rate": (3e-4, 1e-3)}, asks_policy=True
-    ),
+    "fqe": Registration(classical.FittedQEvaluation, {"num_steps": (500, 2000), "learning_rate": (3e-4, 1e-3)}),
     "linear_in_context_td": Registration(classical.LinearInContextTD, {"num_layers": (10, 30, 100)}),
 }
 
@@ -127,15 +127,6 @@ def tuning_grid(name: str) -> list[dict[str, Any]]:
     """
     grid = _entry(name).grid
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-
-
-def asks_policy(name: str) -> bool:
-    """Whether an estimator takes the policy to be evaluated, as options ``policy`` and ``action_space``.
-
-    Raises:
-        ValueError: no such name.
-    """
-    return _entry(name).asks_policy
 
 
 def weights_sha256(name: str) -> str | None:

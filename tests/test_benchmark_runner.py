@@ -1,6 +1,7 @@
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from icrl_gym import registry
 from icrl_gym.acting.demo_policy import load_demo_policy
 from icrl_gym.benchmark import SUITES, Cell, Conditions, Task, Variant, load_records, runner, truths
+from icrl_gym.benchmark.contexts import evaluated_policy
 from icrl_gym.cli import main
 from icrl_gym.configuration import BenchmarkConfig
 from icrl_gym.context.collection import collect
@@ -83,22 +85,25 @@ def test_the_critics_environment_steps_are_those_of_its_training(tmp_path, monke
     assert (found["critic"].environment_steps, found["lstd"].environment_steps) == (16, 64)
 
 
-def test_fqe_is_told_the_policy_to_be_evaluated(tmp_path, monkeypatch):
+def test_every_estimator_is_told_the_policy_to_be_evaluated(tmp_path, monkeypatch):
     told = []
 
     class Asking(registry._BUILT_IN["fqe"].factory):
-        def __init__(self, **options):
-            told.append(options)
-            super().__init__(num_steps=2, **options)
+        def fit(self, trajectory, gamma, policy=None):
+            told.append(policy)
+            return super().fit(trajectory, gamma, policy)
 
-    entry = registry.Registration(Asking, asks_policy=True)
-    monkeypatch.setattr(registry, "_entries", lambda: {"fqe": entry})
+    entries = {name: registry.Registration(partial(Asking, num_steps=2)) for name in ("fqe", "another")}
+    monkeypatch.setattr(registry, "_entries", lambda: entries)
     lake = Task("FrozenLake-v1", truth="exact", behaviour="random")
     monkeypatch.setitem(SUITES, "small", replace(SUITES["small"], tasks=(lake,)))
-    (record,) = runner.run_benchmark(config(tmp_path, estimators=("fqe",), seeds=(0,)))
-    assert record.error is None
-    assert (told[0]["policy"], told[0]["action_space"].n) == ("random", 4)
-    assert any(task.behaviour for task in SUITES["off_policy"].tasks)
+    records = runner.run_benchmark(config(tmp_path, estimators=("fqe", "another"), seeds=(0,)))
+    assert [record.error for record in records] == [None] * 2
+    assert [(policy.identity, policy.action_space.n) for policy in told] == [("random", 4)] * 2
+
+
+def test_estimators_of_encoded_observations_are_told_no_policy():
+    assert evaluated_policy(Task("CartPole-v1", features="policy"), None) is None
 
 
 def test_a_suite_runs_and_its_records_say_what_was_found(tmp_path, chain_only):
@@ -151,7 +156,7 @@ def test_a_failing_estimator_is_a_recorded_failure_and_the_sweep_goes_on(
     tmp_path, chain_only, monkeypatch, fault, reason
 ):
     class Faulty:
-        def fit(self, trajectory, gamma):
+        def fit(self, trajectory, gamma, policy=None):
             self.good = registry.make_estimator("lstd").fit(trajectory, gamma)
             return self
 
@@ -204,7 +209,7 @@ def test_a_missing_snapshot_is_the_failure_of_its_cells(tmp_path, monkeypatch):
 
 def test_failed_cells_stay_finished_until_they_are_asked_for_again(tmp_path, chain_only, monkeypatch):
     class Raising:
-        def fit(self, trajectory, gamma):
+        def fit(self, trajectory, gamma, policy=None):
             raise RuntimeError("out of luck")
 
     good = registry._BUILT_IN["lstd"]
@@ -222,7 +227,7 @@ def test_failed_cells_stay_finished_until_they_are_asked_for_again(tmp_path, cha
 
 def test_estimates_at_the_start_states_are_checked_too(tmp_path, chain_only, monkeypatch):
     class GoodOnce:
-        def fit(self, trajectory, gamma):
+        def fit(self, trajectory, gamma, policy=None):
             self.good, self.asked = registry.make_estimator("lstd").fit(trajectory, gamma), False
             return self
 
@@ -241,7 +246,7 @@ def test_estimates_at_the_start_states_are_checked_too(tmp_path, chain_only, mon
 
 def test_the_overhead_is_what_jobs_take_beyond_their_estimators(tmp_path, chain_only, monkeypatch):
     class Sleeping:
-        def fit(self, trajectory, gamma):
+        def fit(self, trajectory, gamma, policy=None):
             time.sleep(0.2)
             self.good = registry.make_estimator("lstd").fit(trajectory, gamma)
             return self

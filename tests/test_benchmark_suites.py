@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import PPO
 
 import icrl_gym as icrl
 from icrl_gym import registry
@@ -54,6 +56,26 @@ def test_a_behaviours_log_is_weighed_for_the_tasks_policy(behaviour):
     own = contexts.task_context(lake(), TABLE, 400, 0, Path())
     assert own.importance_ratios is None
     assert (own.actions != log.actions).any()
+
+
+def test_a_behaviours_log_without_probabilities_is_for_estimators_that_ask_the_policy(tmp_path, monkeypatch):
+    options = {"n_steps": 8, "batch_size": 8, "device": "cpu", "policy_kwargs": {"net_arch": [4]}}
+    models = {f"{name}.zip": PPO("MlpPolicy", "Pendulum-v1", seed=seed, **options) for seed, name in enumerate("ab")}
+    task = Task("Pendulum-v1", "a.zip", 0.9, behaviour="b.zip")
+    monkeypatch.setattr(contexts, "task_policy", lambda name, critics: models[name])
+    monkeypatch.setattr(runner, "task_policy", lambda name, critics: models[name])
+    log = contexts.task_context(task, models["a.zip"], 50, 0, tmp_path)
+    assert log.importance_ratios is None
+    assert log.policy == as_policy(models["b.zip"], models["b.zip"].action_space).identity
+    entry = registry.Registration(partial(registry._BUILT_IN["fqe"].factory, num_steps=5))
+    monkeypatch.setattr(registry, "_entries", lambda: {"fqe": entry, "lstd": registry._BUILT_IN["lstd"]})
+    monkeypatch.setitem(SUITES, "small", Suite((task,), (50,), (0,)))
+    config = BenchmarkConfig(
+        suite="small", out=tmp_path, estimators=("fqe", "lstd"), num_queries=4, num_rollouts=2, trust_model=True
+    )
+    asking, knowing_by_actions = runner.run_benchmark(config)
+    assert asking.error is None
+    assert "LSTD knows a policy by its logged actions alone" in str(knowing_by_actions.error)
 
 
 def test_a_behaviour_that_cannot_be_made_is_named():

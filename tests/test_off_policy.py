@@ -124,16 +124,17 @@ def test_a_stable_baselines_model_is_a_target_and_states_its_own_action_space():
         (classical.TDLambda(step_size=1.0, num_passes=400), 4e-2),
         (classical.LinearInContextTD(num_layers=3000), 1e-3),
         pytest.param(classical.FittedValueNetwork(num_steps=2500), 1e-1, marks=pytest.mark.slow),
-        (classical.FittedQEvaluation(num_steps=1500, learning_rate=3e-3, policy=TARGET), 5e-2),
+        (classical.FittedQEvaluation(num_steps=1500, learning_rate=3e-3), 5e-2),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_from_the_behaviours_log_the_targets_values_are_reached(estimator, tolerance):
     log, exact, _, of_behaviour = enumerated_log()
-    found = estimator.fit(icrl.reweight(log, TARGET, "random"), GAMMA).predict(np.arange(NUM_STATES))
+    weighted = icrl.reweight(log, TARGET, "random")
+    found = estimator.fit(weighted, GAMMA, policy=TARGET).predict(np.arange(NUM_STATES))
     np.testing.assert_allclose(found.values, exact, atol=tolerance * np.ptp(exact))
     assert found.estimand.policy == as_policy(TARGET, ACTIONS, spaces.Discrete(NUM_STATES)).identity
-    if getattr(estimator, "policy", None) is None:
+    if not isinstance(estimator, classical.FittedQEvaluation):  # it needs no ratios
         without = estimator.fit(log, GAMMA).predict(np.arange(NUM_STATES)).values
         np.testing.assert_allclose(without, of_behaviour, atol=tolerance * np.ptp(exact))
     assert np.abs(exact - of_behaviour).max() > 0.2 * np.ptp(exact)
@@ -321,7 +322,7 @@ def test_intervals_of_weighted_contexts_cover_the_targets_values():
 
 def test_fitted_q_evaluation_reaches_the_targets_action_values_from_any_log():
     log, exact, q_exact, of_behaviour = enumerated_log()
-    estimator = classical.FittedQEvaluation(num_steps=1500, learning_rate=3e-3, policy=TARGET).fit(log, GAMMA)
+    estimator = classical.FittedQEvaluation(num_steps=1500, learning_rate=3e-3).fit(log, GAMMA, policy=TARGET)
     states, actions = np.repeat(np.arange(NUM_STATES), NUM_ACTIONS), np.tile([0, 1], NUM_STATES)
     found = estimator.predict_q(states, actions)
     np.testing.assert_allclose(found.values, q_exact.ravel(), atol=0.05 * np.ptp(q_exact))
@@ -339,8 +340,8 @@ def test_fitted_q_evaluation_without_a_policy_takes_the_next_logged_action():
     tolerance = 0.1 * np.ptp(exact)  # minibatches of 24 transitions leave half of that
 
     def found(trajectory, acting=None):
-        estimator = classical.FittedQEvaluation(num_steps=1000, learning_rate=3e-3, batch_size=256, policy=acting)
-        return estimator.fit(trajectory, GAMMA).predict(np.arange(7)).values
+        estimator = classical.FittedQEvaluation(num_steps=1000, learning_rate=3e-3, batch_size=256)
+        return estimator.fit(trajectory, GAMMA, policy=acting).predict(np.arange(7)).values
 
     of_behaviour = found(log, np.full_like(policy, 0.5))
     np.testing.assert_allclose(found(log), of_behaviour, atol=tolerance)
@@ -351,14 +352,34 @@ def test_fitted_q_evaluation_without_a_policy_takes_the_next_logged_action():
 def test_fitted_q_evaluation_takes_continuous_actions_and_policies_that_only_act():
     log = icrl.collect("Pendulum-v1", "random", 300)
     space = gymnasium.make("Pendulum-v1").action_space
-    options = {"num_steps": 300, "action_space": space}
-    still = classical.FittedQEvaluation(policy=lambda observations: np.zeros((len(observations), 1)), **options)
-    values = still.fit(log, GAMMA).predict(log.observations[:6])
-    q_values = still.predict_q(log.observations[:6], np.zeros((6, 1)))
+
+    def still(observations):
+        return np.zeros((len(observations), 1))
+
+    of_still = classical.FittedQEvaluation(num_steps=300).fit(log, GAMMA, policy=still)
+    values = of_still.predict(log.observations[:6])
+    q_values = of_still.predict_q(log.observations[:6], np.zeros((6, 1)))
     np.testing.assert_allclose(values.values, q_values.values, atol=1e-4)
-    assert values.estimand.policy != log.policy
-    anyone = classical.FittedQEvaluation(policy="random", **options).fit(log, GAMMA).predict(log.observations[:6])
+    assert values.estimand.policy == as_policy(still, space).identity != log.policy
+    of_anyone = classical.FittedQEvaluation(num_steps=300).fit(log, GAMMA, policy=as_policy("random", space))
+    anyone = of_anyone.predict(log.observations[:6])
     assert np.abs(anyone.values - values.values).max() > 1e-3
+    np.testing.assert_array_equal(of_anyone.predict(log.observations[:6]).values, anyone.values)
+
+
+def test_fitted_q_evaluation_reads_the_log_of_a_policy_that_cannot_be_asked():
+    generator = np.random.default_rng(0)
+
+    def restless(observations):
+        return generator.integers(4, size=len(observations))
+
+    log = icrl.collect("FrozenLake-v1", restless, 300)
+    options = {"num_steps": 20}
+    told = classical.FittedQEvaluation(**options).fit(log, GAMMA, policy=restless).predict(np.arange(16))
+    untold = classical.FittedQEvaluation(**options).fit(log, GAMMA).predict(np.arange(16))
+    np.testing.assert_array_equal(told.values, untold.values)
+    assert "its actions are taken from the log instead" in told.notes[0]
+    assert untold.notes == ()
 
 
 def test_fitted_q_evaluation_names_what_it_lacks():
@@ -368,8 +389,39 @@ def test_fitted_q_evaluation_names_what_it_lacks():
     never_again = icrl.collect("FrozenLake-v1", "random", 3).with_importance_ratios([1.0, 0.0, 0.0], "pi")
     with pytest.raises(ValueError, match=r"policy: is needed, .* and counts"):
         classical.FittedQEvaluation().fit(never_again, GAMMA)
-    with pytest.raises(ValueError, match="action_space is needed"):
-        classical.FittedQEvaluation(policy="random").fit(log, GAMMA)
+    with pytest.raises(ValueError, match="policy 'random' needs an action space"):
+        classical.FittedQEvaluation().fit(icrl.collect("Pendulum-v1", "random", 9), GAMMA, policy="random")
     weighted = icrl.reweight(log, TARGET, "random")
     with pytest.raises(ValueError, match=r"policy is 'table:.*but the log's ratios are those of 'table:"):
-        classical.FittedQEvaluation(policy=TARGET[::-1]).fit(weighted, GAMMA)
+        classical.FittedQEvaluation().fit(weighted, GAMMA, policy=TARGET[::-1])
+
+
+@pytest.mark.parametrize("name", ["lstd", "gptd", "fitted_value_network", "nearest_neighbours"])
+def test_a_method_that_knows_the_policy_by_its_actions_refuses_the_log_of_another(name):
+    log, _, _, _ = enumerated_log()
+    options = {"num_steps": 5} if name == "fitted_value_network" else {}
+    with pytest.raises(ValueError, match=r"values of the behaviour 'random', not of the policy 'table:"):
+        icrl.make_estimator(name, **options).fit(log, GAMMA, policy=TARGET)
+    own = icrl.make_estimator(name, **options).fit(log, GAMMA, policy="random").predict(np.arange(NUM_STATES))
+    plain = icrl.make_estimator(name, **options).fit(log, GAMMA).predict(np.arange(NUM_STATES))
+    np.testing.assert_array_equal(own.values, plain.values)
+    anonymous = log.with_importance_ratios(None, None)
+    unnamed = icrl.make_estimator(name, **options).fit(anonymous, GAMMA, policy=TARGET).predict(np.arange(NUM_STATES))
+    np.testing.assert_array_equal(unnamed.values, plain.values)
+
+
+def test_the_evaluator_is_told_the_policy_and_says_whose_values_it_estimates():
+    log, _, _, _ = enumerated_log()
+    identity = as_policy(TARGET, ACTIONS, spaces.Discrete(NUM_STATES)).identity
+    evaluator = constructed().fit(log[:40], GAMMA, policy=TARGET)
+    assert evaluator.asked_policy_.identity == identity
+    assert evaluator.predict([0]).estimand.policy == identity
+    assert evaluator.predict_q([0], [1]).estimand.policy == identity
+    evaluator.update(log[40:80])
+    assert evaluator.predict([0]).estimand.policy == identity
+    evaluator.update(log[80:], refit=True, policy="random")
+    assert evaluator.predict([0]).estimand.policy == "random"
+    assert any("policy 'random' is taken to choose" in note for note in evaluator.predict([0]).diagnostics.warnings)
+    evaluator.fit(log, GAMMA)
+    assert evaluator.asked_policy_ is None
+    assert not any("policy" in note for note in evaluator.predict([0]).diagnostics.warnings)

@@ -40,9 +40,11 @@ class MeanReward:
     def __init__(self) -> None:
         self.windows = []
         self.gammas = []
+        self.policies = []
 
-    def fit(self, trajectory, gamma):
+    def fit(self, trajectory, gamma, policy=None):
         self.windows.append(trajectory)
+        self.policies.append(policy)
         self.gammas.append(gamma)
         return self
 
@@ -258,3 +260,21 @@ def test_settings_out_of_range_are_refused(options, message):
         EvaluateInContext(cartpole(), MeanReward(), **options)
     with pytest.raises(ValueError, match=message):
         VectorEvaluateInContext(SyncVectorEnv([cartpole]), MeanReward(), **options)
+
+
+def test_live_evaluation_is_told_the_policy_in_its_environment():
+    env = gymnasium.make("Pendulum-v1")
+    evaluator = MeanReward()
+    live = EvaluateInContext(env, evaluator, window=8, every=4, policy="random")
+    live.reset(seed=0)
+    for _ in range(4):
+        live.step(env.action_space.sample())
+    assert evaluator.policies[0].action_space == env.action_space
+    envs = gymnasium.make_vec("Pendulum-v1", 2)
+    several = VectorEvaluateInContext(envs, evaluator, window=8, every=4, policy="random")
+    several.reset(seed=0)
+    for _ in range(4):
+        several.step(envs.action_space.sample())
+    assert evaluator.policies[1].action_space == envs.single_action_space
+    with pytest.raises(ValueError, match="policy: the only policy known by name is 'random', got 'some'"):
+        EvaluateInContext(env, evaluator, policy="some")

@@ -36,7 +36,9 @@ class Task:
         truth: "exact" or "monte_carlo".
         extra: the package extra that the environment needs, for the message where it is missing.
         behaviour: who acted in the contexts, if not the policy: "epsilon:0.3" (the policy, at random with probability
-            .3), "random", or a snapshot's path. The truth is the policy's.
+            .3), "random", or a snapshot's path. The truth is the policy's. Where both can state the probabilities of
+            their actions, the contexts hold importance ratios; elsewhere, as for continuous actions, they are plain
+            logs of the behaviour, which only estimators that ask the policy can use, and the others refuse.
         features: None, or "policy": estimators get what the policy's SB3 feature extractor makes of the observations.
     """
 

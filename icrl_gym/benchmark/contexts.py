@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 
 from icrl_gym.acting.environments import make_environment
-from icrl_gym.acting.policies import as_policy
+from icrl_gym.acting.policies import ActingPolicy, as_policy
 from icrl_gym.acting.sb3_models import load_sb3_model
 from icrl_gym.benchmark.cells import POLICY_FEATURES, Task
 from icrl_gym.benchmark.truths import Truths
@@ -31,7 +31,9 @@ def task_policy(name: str, critics: Path) -> Any:
 
 
 def task_context(task: Task, policy: Any, length: int, seed: int, critics: Path) -> Trajectory:
-    """The log of a task: of its policy, or of its behaviour with importance ratios; encoded where the task says so.
+    """The log of a task: of its policy or of its behaviour, encoded where the task says so.
+
+    A behaviour's log holds importance ratios where both policies state the probabilities of their actions.
 
     Args:
         task: the policy in its environment.
@@ -41,15 +43,29 @@ def task_context(task: Task, policy: Any, length: int, seed: int, critics: Path)
         critics: folder of the snapshots.
 
     Raises:
-        ValueError: the behaviour cannot be made, or the policies cannot state the probabilities of their actions.
+        ValueError: the behaviour cannot be made.
     """
     with closing(make_environment(task.spec)) as env:
         if task.behaviour is None:
             log = collect(env, policy, length, seed)
         else:
             behaviour = _behaviour(task.behaviour, policy, env, critics)
-            log = reweight(collect(env, behaviour, length, seed), policy, behaviour, env.action_space)
+            log = collect(env, behaviour, length, seed)
+            both = (as_policy(each, env.action_space, env.observation_space) for each in (policy, behaviour))
+            if all(acting.states_probabilities for acting in both):
+                log = reweight(log, policy, behaviour, env.action_space)
     return log if task.features is None else _encoded_log(log, task, policy)
+
+
+def evaluated_policy(task: Task, policy: Any) -> ActingPolicy | None:
+    """The policy to be evaluated as the task's estimators are given it.
+
+    None where they see features of its own: it cannot be asked at those.
+    """
+    if task.features is not None:
+        return None
+    with closing(make_environment(task.spec)) as env:
+        return as_policy(policy, env.action_space, env.observation_space, seed=0)
 
 
 def truths_as_seen(task: Task, policy: Any, truths: Truths) -> Truths:

@@ -18,21 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
 
 import icrl_gym
-from icrl_gym.acting.environments import make_environment
+from icrl_gym.acting.policies import ActingPolicy
 from icrl_gym.benchmark.backends import open_backend
 from icrl_gym.benchmark.cells import CRITIC, Cell, Conditions, Task, Variant
-from icrl_gym.benchmark.contexts import task_context, task_policy, truths_as_seen
+from icrl_gym.benchmark.contexts import evaluated_policy, task_context, task_policy, truths_as_seen
 from icrl_gym.benchmark.records import Record, load_record, record_path, write_record
 from icrl_gym.benchmark.resources import Cost, measured
 from icrl_gym.benchmark.suites import SUITES
 from icrl_gym.benchmark.truths import Truths, truths_of
 from icrl_gym.configuration import BenchmarkConfig
 from icrl_gym.context.trajectory import Trajectory
-from icrl_gym.registry import Estimator, asks_policy, estimators, make_estimator, tuning_grid, weights_sha256
+from icrl_gym.registry import estimators, make_estimator, tuning_grid, weights_sha256
 from icrl_gym.rivals.critics import sb3_critic_values
 from icrl_gym.runs import Progress, source_commit, versions, write_json
 from icrl_gym.scoring.score import score
@@ -237,6 +236,7 @@ def run_job(out: Path, critics: Path, cells: Sequence[Cell]) -> JobCost:
         context = task_context(task, policy, first.context_length, first.seed, critics)
         truths = truths_of(out / "truth", task, first.conditions, policy)
         seen = truths_as_seen(task, policy, truths)
+        evaluated = evaluated_policy(task, policy)
     except Exception as error:  # whatever an environment or a model raises is this group's result
         for cell in missing:
             write_record(out, Record(cell, error=_reason(error, task), commit=_commit()))
@@ -246,35 +246,22 @@ def run_job(out: Path, critics: Path, cells: Sequence[Cell]) -> JobCost:
         if cell.variant.estimator == CRITIC:
             record, own = _run_critic(cell, policy, context, truths, _training_steps(critics / task.policy))
         else:
-            record, own = _run_estimator(cell, policy, context, seen)
+            record, own = _run_estimator(cell, evaluated, context, seen)
         write_record(out, record)
         seconds_own += own
     return JobCost(time.perf_counter() - start, seconds_own)
 
 
-def _run_estimator(cell: Cell, policy: Any, context: Trajectory, truths: Truths) -> tuple[Record, float]:
+def _run_estimator(
+    cell: Cell, policy: ActingPolicy | None, context: Trajectory, truths: Truths
+) -> tuple[Record, float]:
     """A finished cell, and the seconds inside its estimator."""
     try:
-        estimator = _estimator(cell, policy)
-        _, fit = measured(lambda: estimator.fit(context, cell.task.gamma))
+        estimator = make_estimator(cell.variant.estimator, **dict(cell.variant.options))
+        _, fit = measured(lambda: estimator.fit(context, cell.task.gamma, policy=policy))
         return _finish(cell, estimator.predict, context, truths, fit, len(context))
     except Exception as error:  # an estimator that raises is a recorded failure of its cell
         return Record(cell, error=_reason(error, cell.task), commit=_commit()), 0.0
-
-
-def _estimator(cell: Cell, policy: Any) -> Estimator:
-    """The estimator of a cell, told the policy to be evaluated where it asks for one and sees what the policy sees."""
-    options = dict(cell.variant.options)
-    if asks_policy(cell.variant.estimator) and cell.task.features is None:
-        options["policy"] = policy
-        if policy == "random":
-            options["action_space"] = _action_space(cell.task)
-    return make_estimator(cell.variant.estimator, **options)
-
-
-def _action_space(task: Task) -> spaces.Space:
-    with contextlib.closing(make_environment(task.spec)) as env:
-        return env.action_space
 
 
 def _run_critic(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from icrl_gym.benchmark.cells import Task
@@ -28,6 +28,12 @@ def _stages(env: str, algorithm: str, *steps: int, extra: str, **options: Any) -
     """The policy of one training run after so many steps each."""
     folder = env.replace("/", "-")
     return tuple(Task(env, f"{folder}/{algorithm}-seed0/steps{n}.zip", extra=extra, **options) for n in steps)
+
+
+def _each_other(env: str, algorithm: str, first: int, second: int, *, extra: str) -> tuple[Task, ...]:
+    """Two stages of one training run, each from contexts in which the other acted."""
+    early, late = _stages(env, algorithm, first, second, extra=extra)
+    return replace(early, behaviour=late.policy), replace(late, behaviour=early.policy)
 
 
 _SMALL = (Task("icrl_envs:icrl/BoyanChain-v0", gamma=0.9, truth="exact"), Task("CartPole-v1", extra="classic"))
@@ -72,6 +78,11 @@ _OFF_POLICY = (
     *_stages("CartPole-v1", "ppo", 10000, 30000, extra="classic", behaviour="epsilon:0.3"),
     *_stages("Acrobot-v1", "ppo", 30000, 60000, extra="classic", behaviour="epsilon:0.3"),
     *_stages("MiniGrid-Empty-5x5-v0", "ppo", 10000, 40000, behaviour="epsilon:0.3", **_MINIGRID),
+    *_each_other("CartPole-v1", "ppo", 10000, 30000, extra="classic"),
+    *_each_other("Acrobot-v1", "ppo", 30000, 60000, extra="classic"),
+    *_each_other("LunarLander-v3", "ppo", 50000, 100000, extra="box2d"),
+    *_each_other("Pendulum-v1", "ppo", 10000, 30000, extra="classic"),
+    *_each_other("Hopper-v5", "ppo", 20000, 60000, extra="mujoco"),
 )
 
 SUITES: dict[str, Suite] = {

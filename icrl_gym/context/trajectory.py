@@ -127,6 +127,11 @@ class Trajectory:
         """Number of episodes that end with a flag of the environment's own."""
         return int((self.terminated | self.truncated).sum())
 
+    @property
+    def space_inferred(self) -> bool:
+        """Whether the observation space was inferred from the arrays, not stated."""
+        return self._space_inferred
+
     def __getitem__(self, rows: slice) -> Trajectory:
         """A contiguous stretch; its last row becomes an episode end (not marked truncated)."""
         if not isinstance(rows, slice) or rows.step not in (None, 1):

@@ -13,6 +13,8 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
+from icrl_gym.acting.policies import AskedPolicy
+from icrl_gym.context.asked import asked_policy
 from icrl_gym.context.features import FeatureFunction, FeatureMap
 from icrl_gym.context.pairs import as_pairs, known_successors, state_action_prompt, state_action_trajectory
 from icrl_gym.context.prompt import Prompt
@@ -49,10 +51,14 @@ class InContextEvaluator:
     Attributes:
         model: the network as selected; ``model.heads`` are its settings.
         trajectory_, prompt_, compiled_: the context, its prompt, and the prompt under the network, once fitted.
+        asked_policy_: the policy to be evaluated, if one was given that can be asked, else None.
 
     Raises:
         ValueError, TypeError: an option is out of range.
     """
+
+    asked_policy_: AskedPolicy | None = None
+    _policy_notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -108,34 +114,46 @@ class InContextEvaluator:
             path = bundled_checkpoint(str(name))
         return cls(device=device, model=load_checkpoint(path)[0], **options)
 
-    def fit(self, trajectory: Trajectory, gamma: float) -> Self:
+    def fit(self, trajectory: Trajectory, gamma: float, policy: Any = None) -> Self:
         """Take a context. No gradient step is made.
 
         Args:
-            trajectory: logged transitions of the policy.
+            trajectory: logged transitions.
             gamma: discount in [0, 1).
+            policy: the policy to be evaluated, anything `as_policy` takes; None: the one that acted, known by its
+                actions.
 
         Raises:
-            TypeError: not a Trajectory, or observations without features.
-            ValueError: gamma out of range.
+            TypeError: not a Trajectory, observations without features, or not a policy.
+            ValueError: gamma out of range, or a policy that does not fit the log (see `asked_policy`).
         """
         if not isinstance(trajectory, Trajectory):
             raise TypeError(f"trajectory must be a Trajectory, got {type(trajectory).__name__}")
         feature_map = FeatureMap(trajectory.observation_space, self.features).fit(trajectory.observations)
-        return self._compile(trajectory, Prompt.from_trajectory(trajectory, gamma, feature_map))
+        prompt = Prompt.from_trajectory(trajectory, gamma, feature_map)
+        self.asked_policy_, self._policy_notes = asked_policy(policy, trajectory)
+        return self._compile(trajectory, prompt)
 
-    def update(self, trajectory: Trajectory, refit: bool = False) -> Self:
+    def update(self, trajectory: Trajectory, refit: bool = False, policy: Any = None) -> Self:
         """Append transitions to the context; feature statistics stay frozen unless ``refit``.
+
+        Args:
+            trajectory: more transitions of the same environment.
+            refit: whether to fit feature statistics anew.
+            policy: another policy to be evaluated from now on; None: as before.
 
         Raises:
             RuntimeError: called before `fit`.
-            ValueError: the log is of another environment, policy or observation space.
+            ValueError: the log is of another environment, policy or observation space, or ``policy`` does not fit it.
         """
         self._check_fitted()
-        joined, gamma = self.trajectory_.append(trajectory), self.prompt_.gamma
+        joined, feature_map = self.trajectory_.append(trajectory), self.prompt_.feature_map
         if refit:
-            return self.fit(joined, gamma)
-        return self._compile(joined, Prompt.from_trajectory(joined, gamma, self.prompt_.feature_map))
+            feature_map = FeatureMap(joined.observation_space, self.features).fit(joined.observations)
+        prompt = Prompt.from_trajectory(joined, self.prompt_.gamma, feature_map)
+        if policy is not None:
+            self.asked_policy_, self._policy_notes = asked_policy(policy, joined)
+        return self._compile(joined, prompt)
 
     def predict(self, observations: Observations) -> ValueEstimates:
         """Values of raw observations (Q,) + shape, as `ValueEstimates` with standard errors, layers and diagnostics.
@@ -151,7 +169,7 @@ class InContextEvaluator:
         found = compiled.read(features_QD)
         values_Q = found.by_layer_LQ[-1]
         about_queries = query_warnings(prompt, self.trajectory_, observations, values_Q, found.support_Q)
-        warnings = (*compiled.warnings, *prompt.feature_map.notes, *about_queries)
+        warnings = (*self._policy_notes, *compiled.warnings, *prompt.feature_map.notes, *about_queries)
         return ValueEstimates(
             values=values_Q,
             observations=observations,
@@ -164,7 +182,7 @@ class InContextEvaluator:
         )
 
     def predict_q(self, observations: Observations, actions: Any) -> ValueEstimates:
-        """Action values Q^pi of the logged policy, from the same context as columns of state-action pairs.
+        """Action values Q^pi of the policy to be evaluated, from the same context as columns of state-action pairs.
 
         The transition in which a stretch ends without terminating is not used: its next action is not known. The
         estimates' observations are the pairs, and their estimand is that of the process of pairs.
@@ -206,6 +224,8 @@ class InContextEvaluator:
         return self.compiled_.attention(self.prompt_.queries(observations))
 
     def _compile(self, trajectory: Trajectory, prompt: Prompt) -> Self:
+        if self.asked_policy_ is not None:
+            prompt = replace(prompt, estimand=replace(prompt.estimand, policy=self.asked_policy_.identity))
         self.trajectory_, self.prompt_ = trajectory, prompt
         self._of_pairs: Self | None = None
         self.compiled_ = self.model.compile(prompt, self.device, self.dtype)

@@ -81,7 +81,7 @@ def _evaluation(
 ) -> Evaluation:
     """The work itself, in order of data flow."""
     trajectory, source = subject.context(config.context_length), subject.source
-    estimator.fit(trajectory, subject.gamma)
+    estimator.fit(trajectory, subject.gamma, policy=subject.evaluated())
     truth = subject.exact_truth() if exact else subject.simulated_truth(config.num_queries, config.num_rollouts)
     estimates = {config.estimator: estimator.predict(truth.observations)}
     steps: dict[str, int | None] = {config.estimator: len(trajectory)}

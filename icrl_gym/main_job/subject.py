@@ -72,6 +72,11 @@ class Subject:
             progress=lambda done, total: self.progress("collecting the context", done, total),
         )  # fmt: skip
 
+    def evaluated(self) -> ActingPolicy:
+        """The policy to be evaluated, as an estimator may ask it."""
+        with closing(make_environment(self.spec)) as env:
+            return self._actor(env)
+
     def exact_truth(self) -> ValueEstimates:
         """Values of all non-terminal states, solved for."""
         with closing(make_environment(self.spec)) as env:

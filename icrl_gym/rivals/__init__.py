@@ -1,7 +1,7 @@
 """Classical policy evaluation from one log, on the same prompts as the in-context evaluator.
 
-Every class has the estimators' protocol (``fit(trajectory, gamma)``, ``predict(observations)``), a documented default
-and a tuning grid in `grids`.
+Every class has the estimators' protocol (``fit(trajectory, gamma, policy)``, ``predict(observations)``), a documented
+default and a tuning grid in `grids`.
 """
 
 from icrl_gym.rivals.kernel import GaussianProcessTD, KernelBasedRL, NadarayaWatson, NearestNeighbours

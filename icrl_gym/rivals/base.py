@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from icrl_gym.acting.policies import AskedPolicy
+from icrl_gym.context.asked import asked_policy, check_acted
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.returns import decayed_sums
 from icrl_gym.context.trajectory import Trajectory
@@ -20,20 +22,31 @@ class PromptEstimator(ABC):
     Attributes:
         weighs_ratios: whether it weighs transitions by their importance ratios; one that does not refuses a log with
             ratios.
+        can_ask: whether it asks the policy to be evaluated for its actions; one that does not knows it by the
+            logged actions.
     """
 
     weighs_ratios = False
+    can_ask = False
 
-    def fit(self, trajectory: Trajectory, gamma: float) -> Self:
-        """Learn from a log; gamma in [0, 1). Returns self.
+    def fit(self, trajectory: Trajectory, gamma: float, policy: Any = None) -> Self:
+        """Learn from a log. Returns self.
+
+        Args:
+            trajectory: the log.
+            gamma: discount in [0, 1).
+            policy: the policy to be evaluated, anything `as_policy` takes; None: the one that acted.
 
         Raises:
-            TypeError: not a Trajectory, or observations without features.
-            ValueError: gamma out of range, or importance ratios that this method has no use for or that are all 0.
+            TypeError: not a Trajectory, observations without features, or not a policy.
+            ValueError: gamma out of range, importance ratios that this method has no use for or that are all 0, a
+                policy that does not fit the log, or another one than acted, where this method cannot ask it and the log
+                has no importance ratios of it.
         """
         if not isinstance(trajectory, Trajectory):
             raise TypeError(f"trajectory must be a Trajectory, got {type(trajectory).__name__}")
         self._check_ratios(trajectory)
+        self._asked, self._notes = self._ask(policy, trajectory)
         self.prompt_ = Prompt.from_trajectory(trajectory, gamma)
         self._trajectory = trajectory
         self._fit(self.prompt_)
@@ -49,8 +62,16 @@ class PromptEstimator(ABC):
         observations = as_batch(observations, self._fitted_log().observation_space, "observations")
         features_QD = self.prompt_.queries(observations)
         return ValueEstimates(
-            self._values(features_QD), observations, self.prompt_.estimand, stderr=self._stderr(features_QD)
-        )
+            self._values(features_QD), observations, self.prompt_.estimand, stderr=self._stderr(features_QD),
+            notes=self._notes,
+        )  # fmt: skip
+
+    def _ask(self, policy: Any, trajectory: Trajectory) -> tuple[AskedPolicy | None, tuple[str, ...]]:
+        """The policy to be asked, None where the logged actions are all that is known of it, and notes."""
+        if self.can_ask:
+            return asked_policy(policy, trajectory)
+        check_acted(policy, trajectory, type(self).__name__)
+        return None, ()
 
     def _fitted_log(self) -> Trajectory:
         if not hasattr(self, "_trajectory"):

@@ -12,14 +12,15 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from icrl_gym.acting.policies import ActingPolicy, as_policy
+from icrl_gym.acting.policies import AskedPolicy
 from icrl_gym.context.features import FeatureMap
-from icrl_gym.context.off_policy import discrete_action_space
 from icrl_gym.context.pairs import as_pairs, known_successors, next_action_ratios, pair_process
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.observations import Observations, as_batch, batch_size, infer_space
 from icrl_gym.rivals.base import PromptEstimator, all_features, check_positive, excess_rewards, importance_ratios
 from icrl_gym.values import Estimand, ValueEstimates
+
+_NOISE_STREAM = 0xF0E
 
 
 @dataclass(eq=False)
@@ -111,21 +112,19 @@ class FittedValueNetwork(NetworkEstimator):
 class FittedQEvaluation(NetworkEstimator):
     """Fitted Q evaluation (Le, Voloshin & Yue 2019): targets r + discount E_pi q_target(S', .) on pairs (S, A).
 
-    With ``policy`` given the log may be of any behaviour, and needs no importance ratios. Without it the next logged
-    action stands for the expectation (weighted by its ratio, where there are ratios), a stretch's last transition is
-    used only if it terminated, and state values are a second network's regression on q of the logged pairs.
+    With ``fit(trajectory, gamma, policy)`` the log may be of any behaviour, and needs no importance ratios: discrete
+    actions that the policy states probabilities of are summed over, of others ``num_samples`` are drawn per state.
+    Without a policy, or with one that cannot be asked, the next logged action stands for the expectation (weighted by
+    its ratio, where there are ratios), a stretch's last transition is used only if it terminated, and state values are
+    a second network's regression on q of the logged pairs.
 
     Args:
         width, num_steps, learning_rate, target_period, batch_size, seed: see `NetworkEstimator`.
-        policy: the target pi, anything `icrl_gym.collect` takes. Discrete actions that it states probabilities of are
-            summed over; of others ``num_samples`` are drawn per state.
-        action_space: the environment's; needed for ``policy="random"``. Default: that of ``policy``, else inferred
-            from the log.
         num_samples: actions drawn per state.
     """
 
-    policy: Any = None
-    action_space: spaces.Space | None = None
+    can_ask = True
+
     num_samples: int = 8
 
     def __post_init__(self) -> None:
@@ -139,16 +138,18 @@ class FittedQEvaluation(NetworkEstimator):
             RuntimeError: called before `fit`.
             TypeError, ValueError: the observations do not fit the observation space.
         """
-        if self.policy is None:
+        log = self._fitted_log()
+        if self._asked is None:
             return super().predict(observations)
-        observations = as_batch(observations, self._fitted_log().observation_space, "observations")
+        observations = as_batch(observations, log.observation_space, "observations")
         features_QD = self.prompt_.queries(observations)
-        inputs_QMD, probability_QM = self._expectation(observations, features_QD)
+        inputs_QMD, probability_QM = self._expectation(self._asked, observations, features_QD)
         num_queries, num_actions, _ = inputs_QMD.shape
         q_QM = self._read(self._network, inputs_QMD.reshape(num_queries * num_actions, -1)).reshape(
             probability_QM.shape
         )
-        return ValueEstimates((probability_QM * q_QM).sum(axis=1), observations, self._estimand())
+        values_Q = (probability_QM * q_QM).sum(axis=1)
+        return ValueEstimates(values_Q, observations, self._estimand(), notes=self._notes)
 
     def predict_q(self, observations: Observations, actions: Any) -> ValueEstimates:
         """Action values of raw observations (Q,) + shape and actions (Q,) + shape; the estimates' observations are the
@@ -163,19 +164,19 @@ class FittedQEvaluation(NetworkEstimator):
         inputs_QD = np.concatenate([self.prompt_.queries(observations), self._actions(actions)], axis=1)
         estimand = self._estimand()
         of_pairs = replace(estimand, env=pair_process(estimand.env))
-        return ValueEstimates(self._read(self._network, inputs_QD), (observations, actions), of_pairs)
+        values_Q = self._read(self._network, inputs_QD)
+        return ValueEstimates(values_Q, (observations, actions), of_pairs, notes=self._notes)
 
     def _fit(self, prompt: Prompt) -> None:
         log = self._trajectory
-        space = self._space_of_actions()
+        space = infer_space(log.actions) if self._asked is None else self._asked.action_space
         self._actions = FeatureMap(space).fit(log.actions)
-        self._acting = self._target(space)
         pairs_ND = np.concatenate([prompt.source_features, self._actions(log.actions)], axis=1)
         next_ND = all_features(prompt)[prompt.successors]
-        if self._acting is None:
+        if self._asked is None:
             next_NMD, probability_NM, weight_N = self._logged_next_pairs(next_ND)
         else:
-            next_NMD, probability_NM = self._expectation(log.next_observations, next_ND)
+            next_NMD, probability_NM = self._expectation(self._asked, log.next_observations, next_ND)
             weight_N = np.ones(len(log))
         rewards_N, discounts_N = self._standardise(prompt), _tensor(prompt.discounts)
         expectation = _tensor(next_NMD), _tensor(probability_NM)
@@ -184,7 +185,7 @@ class FittedQEvaluation(NetworkEstimator):
             self._network = self._train(
                 _tensor(pairs_ND), lambda copied: rewards_N + discounts_N * _expected(copied, *expectation), weight_N
             )
-            if self._acting is None:
+            if self._asked is None:
                 with torch.no_grad():
                     q_N = self._network(_tensor(pairs_ND))[:, 0]
                 states_ND = _tensor(prompt.source_features)
@@ -203,44 +204,32 @@ class FittedQEvaluation(NetworkEstimator):
         return self._read(self._state_network, features_QD)
 
     def _estimand(self) -> Estimand:
-        if self._acting is None:
+        if self._asked is None:
             return self.prompt_.estimand
-        return replace(self.prompt_.estimand, policy=self._acting.identity)
+        return replace(self.prompt_.estimand, policy=self._asked.identity)
 
-    def _space_of_actions(self) -> spaces.Space:
-        if self.action_space is not None:
-            return self.action_space
-        stated = getattr(self.policy, "action_space", None)
-        if stated is not None:
-            return stated
-        if isinstance(self.policy, (str, np.ndarray, list)):
-            return discrete_action_space(None, self.policy)
-        return infer_space(self._trajectory.actions)
-
-    def _target(self, space: spaces.Space) -> ActingPolicy | None:
-        if self.policy is None:
-            return None
-        log = self._trajectory
-        acting = as_policy(self.policy, space, log.observation_space, seed=self.seed)
-        if log.importance_ratios is not None and log.policy not in (None, acting.identity):
-            raise ValueError(f"policy is {acting.identity!r}, but the log's ratios are those of {log.policy!r}")
-        return acting
-
-    def _expectation(self, observations: Observations, features_BD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs (B, M, D) of the target's actions in these states, and their probabilities (B, M)."""
-        assert self._acting is not None
-        batch, space = batch_size(observations), self._actions.space
-        try:
-            probability_BM = self._acting.action_probabilities(observations)
+    def _expectation(
+        self, asked: AskedPolicy, observations: Observations, features_BD: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs (B, M, D) of the policy's actions in these states, and their probabilities (B, M)."""
+        batch, space = batch_size(observations), asked.action_space
+        probability_BM = asked.probabilities(observations)
+        if probability_BM is not None:
             assert isinstance(space, spaces.Discrete)
             actions = np.tile(np.arange(space.start, space.start + space.n), batch)
-        except ValueError:  # continuous actions, or a policy that only acts
-            drawn = [self._acting.act(observations) for _ in range(self.num_samples)]
+        else:  # continuous actions, or a policy that only acts
+            noise_MBU = _noise(self.seed, (self.num_samples, batch, asked.num_noise))
+            drawn = [asked.actions(observations, noise_BU) for noise_BU in noise_MBU]
             actions = np.stack(drawn, axis=1).reshape(batch * self.num_samples, *np.shape(drawn[0])[1:])
             probability_BM = np.full((batch, self.num_samples), 1.0 / self.num_samples)
         repeated = np.repeat(features_BD, probability_BM.shape[1], axis=0)
         inputs = np.concatenate([repeated, self._actions(actions)], axis=1)
         return inputs.reshape(*probability_BM.shape, -1), probability_BM
+
+
+def _noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform numbers in (0, 1)."""
+    return np.clip(np.random.default_rng([seed, _NOISE_STREAM]).random(shape), 1e-12, 1.0 - 1e-12)
 
 
 def _expected(network: nn.Module, inputs_NMD: Tensor, probability_NM: Tensor) -> Tensor:

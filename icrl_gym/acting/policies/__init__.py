@@ -17,10 +17,19 @@ import numpy as np
 from gymnasium import spaces
 
 from icrl_gym.acting.policies.acting import ActingPolicy
+from icrl_gym.acting.policies.asked import AskedPolicy, first_outside, global_generators_kept
 from icrl_gym.acting.policies.functions import CallablePolicy, PolicyTable, ProbabilityPolicy, RandomPolicy
 from icrl_gym.acting.policies.models import ModelPolicy, RecurrentModelPolicy, model_digest, normalised
 
-__all__ = ["ActingPolicy", "as_policy", "model_digest", "normalised"]
+__all__ = [
+    "ActingPolicy",
+    "AskedPolicy",
+    "as_policy",
+    "first_outside",
+    "global_generators_kept",
+    "model_digest",
+    "normalised",
+]
 
 
 def as_policy(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from icrl_gym.acting.policies.inversion import index_by_inversion
 from icrl_gym.observations import Observations
 
 _POLICY_STREAM = 0x9E3779B9
@@ -43,10 +44,12 @@ class ActingPolicy(ABC):
     Attributes:
         identity: name for the estimand; ends in " (deterministic)" where that holds.
         recurrent: whether actions depend on a state that must be threaded through `act_recurrent`.
+        action_space: of one environment, or None where the policy does not know it.
     """
 
     identity: str
     recurrent: bool = False
+    action_space: spaces.Space | None = None
 
     @abstractmethod
     def act(self, observations: Observations) -> np.ndarray:
@@ -57,6 +60,31 @@ class ActingPolicy(ABC):
         del observations
         raise ValueError(f"policy {self.identity!r} cannot give action probabilities; use 'random', a table, "
                          "an object with action_probabilities, or an SB3 model with discrete actions")  # fmt: skip
+
+    @property
+    def states_probabilities(self) -> bool:
+        """Whether `action_probabilities` answers."""
+        return type(self).action_probabilities is not ActingPolicy.action_probabilities
+
+    @property
+    def takes_noise(self) -> bool:
+        """Whether `act_with_noise` is known to depend on observations and noise alone."""
+        return self.states_probabilities
+
+    @property
+    def num_noise(self) -> int:
+        """Uniform numbers per action that `act_with_noise` reads, at least 1."""
+        return 1
+
+    def act_with_noise(self, observations: Observations, noise_BU: np.ndarray) -> np.ndarray:
+        """Actions (B,) + action shape with all chance taken from ``noise_BU`` (B, num_noise), uniform in (0, 1).
+
+        Where `takes_noise` is False this is `act`.
+        """
+        if not self.states_probabilities:
+            return self.act(observations)
+        index_B = index_by_inversion(self.action_probabilities(observations), noise_BU[:, 0])
+        return index_B + (self.action_space.start if isinstance(self.action_space, spaces.Discrete) else 0)
 
     def initial_state(self, batch: int) -> Any:
         """The state before the first step of ``batch`` episodes; None for policies without memory."""

@@ -18,6 +18,7 @@ from icrl_gym.acting.policies.acting import (
     one_hot,
     policy_generator,
 )
+from icrl_gym.acting.policies.inversion import action_by_inversion, index_by_inversion, numbers_in_action
 from icrl_gym.observations import Observations, batch_size
 
 
@@ -31,13 +32,6 @@ def _qualified_name(thing: Any) -> str:
         return _qualified_name(thing.func) + ("" if " at 0x" in arguments else arguments)
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _sample_rows(probabilities: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """One index per row of (B, A), by inversion; an action of probability zero is never drawn."""
-    cumulative = np.cumsum(probabilities, axis=1)
-    uniform = generator.random((len(probabilities), 1)) * cumulative[:, -1:]
-    return np.minimum((uniform >= cumulative).sum(axis=1), probabilities.shape[1] - 1)
 
 
 def _check_distributions(probabilities: np.ndarray, shape: tuple[int, int], name: str) -> np.ndarray:
@@ -61,7 +55,7 @@ class RandomPolicy(ActingPolicy):
             raise ValueError(f"policy: the only policy known by name is 'random', got {name!r}")
         if deterministic:
             raise ValueError("deterministic: the policy 'random' has no deterministic form")
-        self._action_space = action_space
+        self._action_space = self.action_space = action_space
         self._generator = policy_generator(seed)
         self._batched = batch_space(action_space, 1)
         self._seed_batched()
@@ -81,6 +75,26 @@ class RandomPolicy(ActingPolicy):
     def action_probabilities(self, observations: Observations) -> np.ndarray:
         num_actions = int(discrete_actions(self._action_space, "action_probabilities").n)
         return np.full((batch_size(observations), num_actions), 1.0 / num_actions)
+
+    @property
+    def states_probabilities(self) -> bool:
+        """Whether the actions are discrete."""
+        return isinstance(self._action_space, spaces.Discrete)
+
+    @property
+    def takes_noise(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def num_noise(self) -> int:
+        """One for each number of an action."""
+        return numbers_in_action(self._action_space)
+
+    def act_with_noise(self, observations: Observations, noise_BU: np.ndarray) -> np.ndarray:
+        """Actions distributed as those of ``space.sample``."""
+        del observations
+        return action_by_inversion(self._action_space, noise_BU)
 
 
 class PolicyTable:
@@ -106,7 +120,7 @@ class ProbabilityPolicy(ActingPolicy):
 
     def __init__(self, source: Any, action_space: spaces.Space, *, deterministic: bool, seed: Any) -> None:
         self._source = source
-        self._action_space = discrete_actions(action_space, "a policy given by probabilities")
+        self._action_space = self.action_space = discrete_actions(action_space, "a policy given by probabilities")
         self._deterministic = deterministic
         self._generator = policy_generator(seed)
         self.identity = _qualified_name(source) + determinism_suffix(deterministic)
@@ -117,7 +131,7 @@ class ProbabilityPolicy(ActingPolicy):
         probabilities = self._stated(observations)
         if self._deterministic:
             return self._action_space.start + probabilities.argmax(axis=1)
-        return self._action_space.start + _sample_rows(probabilities, self._generator)
+        return self._action_space.start + index_by_inversion(probabilities, self._generator.random(len(probabilities)))
 
     def action_probabilities(self, observations: Observations) -> np.ndarray:
         probabilities = self._stated(observations)
@@ -135,7 +149,7 @@ class CallablePolicy(ActingPolicy):
 
     def __init__(self, function: Callable[[Observations], Any], action_space: spaces.Space) -> None:
         self._function = function
-        self._action_space = action_space
+        self._action_space = self.action_space = action_space
         self.identity = _qualified_name(function)
 
     def act(self, observations: Observations) -> np.ndarray:

@@ -19,6 +19,7 @@ from icrl_gym.acting.policies.acting import (
     one_hot,
     policy_generator,
 )
+from icrl_gym.acting.policies.inversion import index_by_inversion, normal_quantiles, numbers_in_action
 from icrl_gym.observations import Observations, batch_size, named_leaves
 
 MAX_SINGLE_THREADED = 100_000  # numbers in a batch of observations
@@ -38,7 +39,7 @@ class ModelPolicy(ActingPolicy):
     ) -> None:
         check_model_spaces(model, action_space, observation_space)
         self._model = model
-        self._action_space = action_space
+        self._action_space = self.action_space = action_space
         self._deterministic = deterministic
         self._generator = policy_generator(seed)
         self._torch_state = _torch_state(
@@ -65,6 +66,56 @@ class ModelPolicy(ActingPolicy):
         if self._deterministic:
             return one_hot(probabilities.argmax(axis=1), num_actions)
         return probabilities / probabilities.sum(axis=1, keepdims=True)
+
+    @property
+    def states_probabilities(self) -> bool:
+        """Whether the actions are discrete, and drawn from a distribution or epsilon-greedy."""
+        known = self._exploration is not None or hasattr(self._model.policy, "get_distribution")
+        return known and isinstance(self._action_space, spaces.Discrete)
+
+    @property
+    def takes_noise(self) -> bool:
+        """Whether it acts by a distribution that it states; of a model without one nothing is assumed."""
+        return self.states_probabilities or self._has_distribution
+
+    @property
+    def num_noise(self) -> int:
+        """One for a discrete action, else one for each number of an action."""
+        drawn = self._has_distribution and not self._deterministic and not self.states_probabilities
+        return numbers_in_action(self._action_space) if drawn else 1
+
+    def act_with_noise(self, observations: Observations, noise_BU: np.ndarray) -> np.ndarray:
+        """Actions from the model's own distribution by inversion, then clipped or scaled as its ``predict`` does."""
+        if self.states_probabilities:
+            return index_by_inversion(self.action_probabilities(observations), noise_BU[:, 0])
+        if self._deterministic or not self._has_distribution:
+            return self.act(observations)
+        return self._quantiles(observations, noise_BU)
+
+    @property
+    def _has_distribution(self) -> bool:
+        policy = self._model.policy
+        return hasattr(policy, "get_distribution") or hasattr(getattr(policy, "actor", None), "get_action_dist_params")
+
+    def _quantiles(self, observations: Observations, noise_BU: np.ndarray) -> np.ndarray:
+        """Actions (B,) + action shape of a head with several numbers."""
+        policy, inputs = self._model.policy, normalised(self._model, observations)
+        policy.set_training_mode(False)
+        with torch.no_grad(), _threads_that_pay(inputs):
+            tensor, _ = policy.obs_to_tensor(inputs)
+            if hasattr(policy, "get_distribution"):
+                head, log_std = policy.get_distribution(tensor), getattr(policy, "log_std", None)
+            else:
+                mean, log_std, latent = policy.actor.get_action_dist_params(tensor)
+                head = policy.actor.action_dist.proba_distribution(mean, log_std, **latent)
+            raw = _head_quantiles(head, log_std, noise_BU)
+        actions = raw.reshape(-1, *self._model.action_space.shape)
+        if not isinstance(self._model.action_space, spaces.Box):
+            return actions.astype(self._model.action_space.dtype)
+        actions = actions.astype(np.float32)
+        if policy.squash_output:
+            return policy.unscale_action(np.tanh(actions))
+        return np.clip(actions, self._model.action_space.low, self._model.action_space.high)
 
     @property
     def _exploration(self) -> float | None:
@@ -112,10 +163,43 @@ def _threads_that_pay(observations: Observations) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _head_quantiles(head: Any, log_std: torch.Tensor | None, noise_BU: np.ndarray) -> np.ndarray:
+    """The numbers (B, U) that an action head of SB3 draws, before they are clipped or squashed.
+
+    State-dependent exploration multiplies the latent features with a matrix of independent normals, so that given the
+    state its noise is normal, independent over the actions, of variance latent^2 @ std^2. SB3's own distribution adds a
+    small constant to it, which its actions do not have.
+    """
+    parts = getattr(head, "distributions", None) or head.distribution
+    if isinstance(parts, list):  # one categorical for each number
+        indices = [index_by_inversion(_array(part.probs), noise_BU[:, column]) for column, part in enumerate(parts)]
+        return np.stack(indices, axis=1)
+    if isinstance(parts, torch.distributions.Bernoulli):
+        return noise_BU >= 1.0 - _array(parts.probs)
+    std = parts.scale
+    if hasattr(head, "exploration_mat"):
+        std = torch.mm(head._latent_sde.square(), head.get_std(log_std).square()).sqrt()
+    return _array(parts.mean) + _array(std) * normal_quantiles(noise_BU)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()
+
+
 class RecurrentModelPolicy(ModelPolicy):
     """A recurrent SB3 model; the hidden and cell states are arrays with the batch on their second axis."""
 
     recurrent = True
+
+    @property
+    def states_probabilities(self) -> bool:
+        """Never: they depend on what was seen before."""
+        return False
+
+    @property
+    def takes_noise(self) -> bool:
+        """Never: actions depend on what was seen before."""
+        return False
 
     def act(self, observations: Observations) -> np.ndarray:
         del observations
