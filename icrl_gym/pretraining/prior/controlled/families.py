@@ -1,0 +1,33 @@
+"""The table of families: which controlled systems there are, and how often.
+
+| family | what it is |
+|---|---|
+| cartpole | CartPole's equations |
+| pendulum | Pendulum's equations |
+| acrobot | Acrobot's equations |
+| mountain_car, mountain_car_continuous | MountainCar's equations |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from icrl_gym.pretraining.prior.controlled.acrobot import Acrobot
+from icrl_gym.pretraining.prior.controlled.cartpole import CartPole
+from icrl_gym.pretraining.prior.controlled.mountain_car import MountainCar
+from icrl_gym.pretraining.prior.controlled.pendulum import Pendulum
+from icrl_gym.pretraining.prior.controlled.systems import System
+
+_TABLE: dict[str, tuple[float, Callable[[np.random.Generator], System]]] = {
+    "cartpole": (1.0, CartPole.draw),
+    "pendulum": (1.0, Pendulum.draw),
+    "acrobot": (1.0, Acrobot.draw),
+    "mountain_car": (0.5, partial(MountainCar.draw, continuous=False)),
+    "mountain_car_continuous": (0.5, partial(MountainCar.draw, continuous=True)),
+}
+FAMILIES: tuple[str, ...] = tuple(_TABLE)
+WEIGHTS: tuple[float, ...] = tuple(weight for weight, _ in _TABLE.values())
+DRAWS: dict[str, Callable[[np.random.Generator], System]] = {name: draw for name, (_, draw) in _TABLE.items()}
