@@ -66,7 +66,8 @@ class Acrobot(System):
         self, states: np.ndarray, actions: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         del rng
-        torque, step, start = self.torque * self.actuation.inputs(actions)[:, 0], self.time_step, states.T
+        torque, step = self.torque * self.actuation.inputs(actions)[:, 0], self.time_step
+        start = np.ascontiguousarray(states.T)
         first = self._rates(start, torque)
         second = self._rates(start + step / 2 * first, torque)
         third = self._rates(start + step / 2 * second, torque)

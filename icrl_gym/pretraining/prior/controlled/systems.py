@@ -81,10 +81,14 @@ class System(ABC):
     Attributes:
         actuation: what actions there are.
         is_random: whether `step` draws any number.
+        needs_pilot: whether `settled` does anything.
+        source: "synthetic", or the environment around whose parameters those of this system were drawn.
     """
 
     actuation: Actuation
     is_random: bool = False
+    needs_pilot: bool = False
+    source: str = "synthetic"
 
     @abstractmethod
     def reset(self, batch: int, rng: np.random.Generator) -> np.ndarray:

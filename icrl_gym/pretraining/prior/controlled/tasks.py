@@ -111,8 +111,9 @@ def _attempt(
     gamma, limit = draw_gamma(rng), draw_limit(rng)
     system = DRAWS[family](rng)
     policy = draw_policy(system, rng)
-    pilot = run_streams(system, policy, rng, PILOT_COPIES, PILOT_STEPS, NO_LIMIT)
-    system = system.settled(pilot.next_states, gamma, rng)
+    if system.needs_pilot:
+        pilot = run_streams(system, policy, rng, PILOT_COPIES, PILOT_STEPS, NO_LIMIT)
+        system = system.settled(pilot.next_states, gamma, rng)
     window = num_transitions if limit > MAX_EPISODE else max(num_transitions, limit)
     num_streams = 1 + max(QUERY_STREAMS, -(-num_queries // window))
     streams = run_streams(system, policy, rng, num_streams, window, limit)
