@@ -14,6 +14,7 @@ from icrl_gym.pretraining.prior.controlled.systems import System
 
 MAX_STEPS = 1500
 CHECKED_EVERY = 20
+SMOOTHING = 0.05  # of the mean absolute reward, whose largest value so far bounds what is cut off
 NEGLIGIBLE = 1e-3  # largest weight of what is cut off, and its largest size in standard deviations of the values
 
 
@@ -49,20 +50,21 @@ def true_values(
     num_queries = len(states_QS)
     returns = np.zeros(num_queries * copies)
     alive, states = np.arange(len(returns)), np.repeat(states_QS, copies, axis=0)
-    weight, pace, tail = 1.0, 0.0, 0.0
+    weight, pace, peak, tail = 1.0, 0.0, 0.0, 0.0
     for step in range(1, MAX_STEPS + 1):
         actions = policy.sample(system.observe(states), rng)
         states, rewards, ended = system.step(states, actions, rng)
         returns[alive] += weight * rewards
         weight *= gamma
-        pace = max(0.98 * pace, float(np.abs(rewards).mean()))
+        pace += SMOOTHING * (float(np.abs(rewards).mean()) - pace)
+        peak = max(peak, pace)
         if ended.any():
             going = ~ended
             alive, states = alive[going], states[going]
             if not len(alive):
                 tail = 0.0
                 break
-        tail = weight * pace / (1.0 - gamma)
+        tail = weight * peak / (1.0 - gamma)
         if step % CHECKED_EVERY == 0 and weight < NEGLIGIBLE:
             means = returns.reshape(num_queries, copies).mean(axis=1)
             if tail * _largest_share(alive, num_queries, copies) < NEGLIGIBLE * means.std():
