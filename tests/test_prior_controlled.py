@@ -34,6 +34,7 @@ from icrl_gym.pretraining.prior.controlled.truths import Truth, true_values
 NUM_TRANSITIONS, NUM_QUERIES, NUM_ROLLOUTS = 200, 12, 16
 ARRAYS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated", "episode_ends")
 SHAPED = ("joints", "hopper", "noisy_linear")
+FAST = tuple(family for family in FAMILIES if family != "tree")  # seconds per task, and only where MuJoCo is installed
 
 
 def draw(family: str | None, seed: int = 0) -> ControlledTask:
@@ -42,7 +43,7 @@ def draw(family: str | None, seed: int = 0) -> ControlledTask:
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, list[ControlledTask]]:
-    return {family: [draw(family, seed) for seed in range(4)] for family in FAMILIES}
+    return {family: [draw(family, seed) for seed in range(4)] for family in FAST}
 
 
 def same(first: ControlledTask, second: ControlledTask) -> bool:
@@ -62,7 +63,7 @@ def settled_system(family: str, seed: int) -> tuple[System, SoftmaxController | 
 # Tasks
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAST)
 def test_shapes_types_and_ranges(family, drawn):
     for task in drawn[family]:
         log, columns = task.trajectory, task.queries.shape[1]
@@ -78,7 +79,7 @@ def test_shapes_types_and_ranges(family, drawn):
         assert (task.source == "synthetic") == (family in (*SHAPED, "room"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAST)
 def test_the_library_accepts_the_policies_and_their_actions_are_the_logged_kind(family, drawn):
     for task in drawn[family]:
         actions = task.trajectory.actions
@@ -93,13 +94,13 @@ def test_the_library_accepts_the_policies_and_their_actions_are_the_logged_kind(
         assert acting.identity == task.policy.identity
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAST)
 def test_true_values_vary_by_more_than_their_error(family, drawn):
     for task in drawn[family]:
         assert task.truth.std() >= 3 * task.truth_stderr.mean()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAST)
 def test_the_same_seed_gives_the_same_task_and_another_seed_another(family, drawn):
     assert same(drawn[family][0], draw(family))
     assert not same(drawn[family][0], drawn[family][1])
@@ -141,10 +142,39 @@ def test_tasks_without_known_varying_values_are_rejected(values, stderr, tail, k
     assert tasks._worth_learning(Truth(np.array(values), np.array(stderr), tail)) == kept
 
 
+def test_a_chain_of_capsules_is_a_task_like_any_other_where_mujoco_is_installed():
+    pytest.importorskip("mujoco")
+    first, again = (draw_controlled_task(np.random.default_rng(3), 30, 4, 2, "tree") for _ in range(2))
+    assert same(first, again)
+    assert first.source == "synthetic"
+    assert first.queries.shape == (4, first.trajectory.observations.shape[1])
+    assert first.truth.std() >= 3 * first.truth_stderr.mean()
+    system = DRAWS["tree"](np.random.default_rng(1))
+    assert isinstance(system, ShapedSystem)
+    states = system.reset(5, np.random.default_rng(0))
+    inputs = np.random.default_rng(0).uniform(-1.0, 1.0, (5, system.dynamics.num_inputs))
+    for _ in range(30):
+        after = system.dynamics.advance(states, inputs, np.random.default_rng(0))
+        alone = system.dynamics.advance(states[3:4], inputs[3:4], np.random.default_rng(0))
+        np.testing.assert_allclose(after[3:4], alone, rtol=0, atol=1e-12)
+        states = after
+    assert np.isfinite(states).all()
+
+
+def test_draws_without_a_family_take_the_fast_ones(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(
+        tasks, "_attempt", lambda rng, transitions, queries, rollouts, family: chosen.append(family) or 1
+    )
+    for seed in range(300):
+        draw_controlled_task(np.random.default_rng(seed), 10)
+    assert set(chosen) == set(FAST)
+
+
 # Episodes
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAST)
 def test_successors_are_true_and_episodes_follow_their_flags(family, drawn):
     for task in drawn[family]:
         log = task.trajectory
@@ -157,7 +187,7 @@ def test_successors_are_true_and_episodes_follow_their_flags(family, drawn):
         assert (jumps == ~going).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAST)
 def test_episodes_are_truncated_at_the_limit_and_terminate_where_the_system_says(family):
     system, policy = settled_system(family, 3)
     streams = run_streams(system, policy, np.random.default_rng(0), 5, 60, 13)
@@ -192,7 +222,9 @@ def compare_with_gymnasium(env_id: str, system: System, seed: int, atol: float) 
             action = system.actuation.uniform(1, rng)
             if "Mountain" in env_id and rng.random() < 0.95:  # along the motion, so that the goal is reached
                 direction = 1 if states[0, 1] >= 0 else -1
-                action = np.array([[float(direction)]]) if env_id.endswith("Continuous-v0") else np.array([1 + direction])
+                action = (
+                    np.array([[float(direction)]]) if env_id.endswith("Continuous-v0") else np.array([1 + direction])
+                )
             observation, reward, terminated, truncated, _ = env.step(action[0])
             states, rewards, ends = system.step(states, action, rng)
             np.testing.assert_allclose(states[0], np.array(env.unwrapped.state), rtol=0, atol=atol)
@@ -240,7 +272,7 @@ def test_continuous_mountain_car_is_gymnasiums_step_for_step():
 
 
 def test_a_step_does_not_depend_on_what_else_is_in_the_batch():
-    for family in FAMILIES:
+    for family in FAST:
         system, policy = settled_system(family, 5)
         if system.is_random:
             continue
@@ -332,7 +364,7 @@ def test_walls_stop_a_point_and_goals_end_its_episode():
 # Policies
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAST)
 def test_stated_probabilities_are_the_frequencies_of_the_actions(family, drawn):
     """False alarm about 1e-4 per comparison: 4 standard errors."""
     rng = np.random.default_rng(0)
@@ -446,4 +478,6 @@ def test_where_nothing_is_random_one_rollout_is_the_truth():
     states = np.array([[0.5, 0.0], [2.0, 1.0]])
     truth = true_values(system, policy, states, 0.95, 32, np.random.default_rng(0))
     np.testing.assert_array_equal(truth.stderr, 0.0)
-    assert slow_returns(system, policy, states[0], 0.95, 1, 400)[0] == pytest.approx(truth.values[0], abs=1e-3 * truth.spread)
+    assert slow_returns(system, policy, states[0], 0.95, 1, 400)[0] == pytest.approx(
+        truth.values[0], abs=1e-3 * truth.spread
+    )

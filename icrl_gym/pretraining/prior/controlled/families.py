@@ -10,6 +10,7 @@
 | hopper | a body on a springy leg above a floor under a drawn outcome |
 | room | a point in a room with walls, goals and hazards |
 | noisy_linear | linear systems with additive and multiplicative noise under a drawn outcome |
+| tree | chains of capsules with motors under a drawn outcome; where `mujoco` is installed, and only on request |
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from icrl_gym.pretraining.prior.controlled.pendulum import Pendulum
 from icrl_gym.pretraining.prior.controlled.room import Room
 from icrl_gym.pretraining.prior.controlled.shaped import ShapedSystem
 from icrl_gym.pretraining.prior.controlled.systems import System
+from icrl_gym.pretraining.prior.controlled.trees import Tree, is_installed
 
 _TABLE: dict[str, tuple[float, Callable[[np.random.Generator], System]]] = {
     "cartpole": (1.0, CartPole.draw),
@@ -41,6 +43,8 @@ _TABLE: dict[str, tuple[float, Callable[[np.random.Generator], System]]] = {
     "room": (1.0, Room.draw),
     "noisy_linear": (1.0, lambda rng: ShapedSystem.draw(NoisyLinear.draw(rng), rng)),
 }
+if is_installed():  # weight 0: slow, and draws without a stated family do not depend on what is installed
+    _TABLE["tree"] = (0.0, lambda rng: ShapedSystem.draw(Tree.draw(rng), rng))
 FAMILIES: tuple[str, ...] = tuple(_TABLE)
 WEIGHTS: tuple[float, ...] = tuple(weight for weight, _ in _TABLE.values())
 DRAWS: dict[str, Callable[[np.random.Generator], System]] = {name: draw for name, (_, draw) in _TABLE.items()}

@@ -11,7 +11,7 @@ from icrl_gym.pretraining.prior.controlled.distributions import chance, log_unif
 from icrl_gym.pretraining.prior.controlled.laws import LinearLaw, NearestLevel, NetworkLaw
 from icrl_gym.pretraining.prior.controlled.systems import Law, System
 
-GUIDED_SHARE = 0.6  # of the policies where a family has a hand-made controller
+GUIDED_SHARE = 0.7  # of the policies where a family has a hand-made controller
 PILOT_COPIES, PILOT_STEPS = 24, 60
 LEAST_SCALE = 1e-3
 

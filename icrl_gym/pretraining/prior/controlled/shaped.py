@@ -14,7 +14,7 @@ import numpy as np
 from icrl_gym.pretraining.prior.controlled.distributions import chance, log_uniform
 from icrl_gym.pretraining.prior.controlled.laws import LinearLaw
 from icrl_gym.pretraining.prior.controlled.outcomes import Outcome
-from icrl_gym.pretraining.prior.controlled.systems import Actuation, Law, System
+from icrl_gym.pretraining.prior.controlled.systems import UNLIMITED, Actuation, Law, System
 
 
 class Dynamics(ABC):
@@ -24,11 +24,13 @@ class Dynamics(ABC):
         num_features: F.
         num_inputs: U.
         is_random: whether `advance` draws any number.
+        most_rollouts: per query for the truth, however many are asked for.
     """
 
     num_features: int
     num_inputs: int
     is_random: bool
+    most_rollouts: int = UNLIMITED
 
     @abstractmethod
     def reset(self, batch: int, rng: np.random.Generator) -> np.ndarray:
@@ -76,6 +78,10 @@ class ShapedSystem(System):
     @property
     def is_random(self) -> bool:
         return self.dynamics.is_random
+
+    @property
+    def most_rollouts(self) -> int:
+        return self.dynamics.most_rollouts
 
     @property
     def needs_pilot(self) -> bool:

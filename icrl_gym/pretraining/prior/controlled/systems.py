@@ -15,6 +15,7 @@ from gymnasium import spaces
 
 from icrl_gym.pretraining.prior.controlled.distributions import chance, log_uniform, pick
 
+UNLIMITED = 10**9
 Law = Callable[[np.ndarray], np.ndarray]  # observations (B, D) to numbers (B, K)
 
 
@@ -82,12 +83,14 @@ class System(ABC):
         actuation: what actions there are.
         is_random: whether `step` draws any number.
         needs_pilot: whether `settled` does anything.
+        most_rollouts: per query for the truth, however many are asked for.
         source: "synthetic", or the environment around whose parameters those of this system were drawn.
     """
 
     actuation: Actuation
     is_random: bool = False
     needs_pilot: bool = False
+    most_rollouts: int = UNLIMITED
     source: str = "synthetic"
 
     @abstractmethod

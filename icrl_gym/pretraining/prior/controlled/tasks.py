@@ -63,7 +63,7 @@ def draw_controlled_task(
         rng: source of everything that is random.
         num_transitions: n, rows of the log.
         num_queries: Q, at least 2.
-        num_rollouts: copies per query, at least 2.
+        num_rollouts: copies per query, at least 2; a slow family may use fewer.
         family: a name of `FAMILIES`; None draws one by weight.
 
     Raises:
@@ -119,11 +119,13 @@ def _attempt(
     streams = run_streams(system, policy, rng, num_streams, window, limit)
     if not (streams.terminated.any() or streams.rewards.std() > 0):
         return None
-    if not np.isfinite(streams.next_states).all() or np.abs(streams.next_states).max() > LARGEST_NUMBER:
+    if not (np.isfinite(streams.next_states).all() and np.isfinite(streams.rewards).all()):
+        return None
+    if np.abs(streams.next_states).max() > LARGEST_NUMBER:
         return None
     fresh = streams.states[:, 1:].reshape(-1, streams.states.shape[-1])
     states = fresh[rng.choice(len(fresh), num_queries, replace=False)]
-    truth = true_values(system, policy, states, gamma, num_rollouts, rng)
+    truth = true_values(system, policy, states, gamma, min(num_rollouts, system.most_rollouts), rng)
     if not _worth_learning(truth):
         return None
     return ControlledTask(
