@@ -11,14 +11,17 @@ from icrl_gym.pretraining.prior.controlled.distributions import chance, log_unif
 from icrl_gym.pretraining.prior.controlled.laws import LinearLaw, NearestLevel, NetworkLaw
 from icrl_gym.pretraining.prior.controlled.systems import Law, System
 
-GUIDED_SHARE = 0.7  # of the policies where a family has a hand-made controller
+# Of the policies where a family has a hand-made controller: those of known systems are good ones, and balance for long;
+# those of synthetic systems head for random postures.
+GUIDED_SHARE, GUIDED_SHARE_SYNTHETIC = 0.7, 0.5
 PILOT_COPIES, PILOT_STEPS = 24, 60
 LEAST_SCALE = 1e-3
 
 
 def draw_policy(system: System, rng: np.random.Generator) -> Controller:
     """A random policy for the system's actions; observations are standardised by a run of uniform actions."""
-    guide = system.guide(rng) if chance(rng, GUIDED_SHARE) else None
+    share = GUIDED_SHARE_SYNTHETIC if system.source == "synthetic" else GUIDED_SHARE
+    guide = system.guide(rng) if chance(rng, share) else None
     actuation = system.actuation
     num_outputs = actuation.num_inputs if actuation.levels is None else len(actuation.levels)
     law, kind = (guide, "guided") if guide is not None else _draw_law(system, num_outputs, rng)
