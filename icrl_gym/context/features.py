@@ -56,6 +56,11 @@ class Standardiser:
     def __call__(self, columns_BD: np.ndarray) -> np.ndarray:
         return (columns_BD - self.mean_D) * self.inverse_spread_D
 
+    def inverse(self, standardised_BD: np.ndarray) -> np.ndarray:
+        varies_D = self.inverse_spread_D > 0
+        spread_D = np.divide(1.0, self.inverse_spread_D, out=np.zeros_like(self.mean_D), where=varies_D)
+        return standardised_BD * spread_D + self.mean_D
+
     @property
     def num_varying(self) -> int:
         return int((self.inverse_spread_D > 0).sum())
@@ -93,6 +98,12 @@ class NumericEncoder:
         if self._second is not None:
             features = self._second(features @ self._projection_DP)
         return features
+
+    def inverse(self, features_BD: np.ndarray) -> np.ndarray:
+        """The numbers (B, columns) that these features stand for; those that are constant in the context as they are
+        there.
+        """
+        return self._first.inverse(features_BD)
 
     @property
     def projected_columns(self) -> int:
@@ -222,6 +233,32 @@ class FeatureMap:
         return np.concatenate([encoder(leaf) for encoder, leaf in zip(self._encoders, leaves, strict=True)], axis=1)
 
     @property
+    def invertible(self) -> bool:
+        """Whether `inverse` can tell observations from their features: real numbers, neither pooled nor projected."""
+        leaves = _leaf_spaces(self.space, "observations")
+        return self._function is None and all(
+            isinstance(space, spaces.Box) and space.dtype.kind == "f" and int(np.prod(space.shape)) <= MAX_FEATURES
+            for _, space in leaves
+        )
+
+    def inverse(self, features_BD: np.ndarray) -> Observations:
+        """Raw observations (B,) + shape of features (B, D), if the map is `invertible`."""
+        leaves, start = [], 0
+        for encoder, (_, space) in zip(self._encoders, _leaf_spaces(self.space, "observations"), strict=True):
+            assert isinstance(encoder, NumericEncoder) and space.shape is not None
+            count = int(np.prod(space.shape))
+            numbers = encoder.inverse(features_BD[:, start : start + count])
+            leaves.append(numbers.reshape(len(features_BD), *space.shape).astype(space.dtype))
+            start += count
+        return _structured(self.space, leaves)
+
+    def zero(self) -> Observations:
+        """One observation, all of whose numbers are 0, if the map is `invertible`."""
+        return _structured(
+            self.space, [np.zeros((1, *space.shape), space.dtype) for _, space in _leaf_spaces(self.space, "")]
+        )
+
+    @property
     def effective_dimension(self) -> int:
         """Varying coordinates and categorical components in the context, at least 1."""
         return max(1, sum(encoder.effective_dimension for encoder in self._encoders))
@@ -279,6 +316,15 @@ def _leaf_spaces(space: spaces.Space, path: str) -> list[tuple[str, spaces.Space
     if isinstance(space, spaces.Tuple):
         return [leaf for i, part in enumerate(space.spaces) for leaf in _leaf_spaces(part, f"{path}[{i}]")]
     return [(path, space)]
+
+
+def _structured(space: spaces.Space, leaves: list[np.ndarray]) -> Observations:
+    """The leaves, in the order of `_leaf_spaces`, in the space's structure; they are used up."""
+    if isinstance(space, spaces.Dict):
+        return {key: _structured(part, leaves) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_structured(part, leaves) for part in space.spaces)
+    return leaves.pop(0)
 
 
 def _checked_features(features: Any, batch: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from icrl_gym.acting.policies.inversion import numbers_in_action
 from icrl_gym.observations import Observations, batch_size, take
 
 _Question = Callable[[Observations, np.ndarray], np.ndarray]
-BLOCK = 128  # rows per question; networks round differently in batches of different length
+BLOCK = 512  # rows per question; networks round differently in batches of different length
 
 
 class AskedPolicy:

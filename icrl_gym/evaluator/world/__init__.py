@@ -1,0 +1,59 @@
+"""The world in context: a model of transitions and endings read off the prompt, and walks in it under the policy."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from icrl_gym.acting.policies import AskedPolicy
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.evaluator.world.actors import ActionFeatures, AskedActor, imitated
+from icrl_gym.evaluator.world.checks import check_walks
+from icrl_gym.evaluator.world.imagination import HORIZONS, ImaginedValues, Leaf
+from icrl_gym.evaluator.world.model import World
+from icrl_gym.evaluator.world.walks import NOISE_SEED, Walker
+from icrl_gym.observations import infer_space
+
+__all__ = ["ImaginedValues", "imagine"]
+
+LEAST_DISTINCT = 0.5  # of the sources: below it states recur
+SMALLEST_DISCOUNT = 0.1  # of the leaf after the longest walk, about
+
+
+def imagine(
+    leaf: Leaf, trajectory: Trajectory, asked: AskedPolicy | None, *, acted: bool, device: torch.device | str = "cpu"
+) -> ImaginedValues | None:
+    """The values of a context by walks in its world; None where there can be none, or they do not hold.
+
+    Args:
+        leaf: its values without walks.
+        trajectory: the log.
+        asked: the policy to be evaluated, or None: the one that acted, known by its actions alone.
+        acted: whether it is the one that acted.
+        device: torch device.
+    """
+    prompt = leaf.prompt
+    feature_map, states_ND = prompt.feature_map, prompt.source_features
+    if trajectory.actions is None or not feature_map.invertible or prompt.importance_ratios is not None:
+        return None
+    if len(np.unique(states_ND, axis=0)) < LEAST_DISTINCT * len(prompt):
+        return None
+    space = infer_space(trajectory.actions) if asked is None else asked.action_space
+    action_features = ActionFeatures(trajectory.actions, space)
+    actions_NX, successors_ND = action_features(trajectory.actions), feature_map(trajectory.next_observations)
+    world = World.fit(prompt, successors_ND, actions_NX, feature_map(feature_map.zero())[0], device)
+    if world is None:
+        return None
+    actor = imitated(states_ND, trajectory.actions, space) if asked is None else AskedActor(asked, feature_map)
+    walker = Walker(world, actor, action_features, prompt.gamma)
+    noise_NU = None
+    if acted:
+        drawn_NU = np.random.default_rng(NOISE_SEED).uniform(1e-6, 1 - 1e-6, (len(prompt), actor.num_noise))
+        noise_NU = actor.noise_behind(states_ND, trajectory.actions, drawn_NU)
+    horizons = [steps for steps in HORIZONS if steps == 1 or prompt.gamma**steps >= SMALLEST_DISCOUNT]
+    check = check_walks(
+        walker, prompt, successors_ND, actions_NX, noise_NU, horizons,
+        lambda features_BD: leaf.read(features_BD).by_layer_LQ[-1],
+    )  # fmt: skip
+    return ImaginedValues.of(leaf, walker, check)

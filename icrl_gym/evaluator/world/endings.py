@@ -1,0 +1,240 @@
+"""Whether a transition ends the episode, as a function of its successor.
+
+Most endings in practice are thresholds: a body leaves a box, falls below a height, tilts too far. So the first model is
+a set of *rules*: one coordinate of the successor, or its distance from the origin of the observation, exceeds a
+threshold that lies somewhere between the largest value at which an episode went on and the least of the endings that
+the rule explains. Where nothing but the seen range is visited, no rule ever gives a false alarm. The second is a
+logistic function of the successor's coordinates, squares and products, read in the same way where it sets the endings
+apart. How far the rules are believed is decided by how well each model foretells every ending from the others.
+
+A few endings leave several explanations, and a threshold leaves a gap. Every member of the world holds one of the
+explanations and one place in the gap, in proportion to what speaks for them, so that members disagree where the context
+does not tell.
+
+Shape legend: L successors that went on, E endings, D features, J candidate rules, K members, B queries, P terms.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit
+
+LEAST_SHARE = 0.02  # of an ending that a rule must explain to count
+ROUNDS = 50  # of expectation and maximisation
+MOST_QUADRATIC = 12  # features with squares and products
+LOGISTIC_RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # the first that sets the endings apart
+NEWTON_STEPS = 60
+MOST_LEFT_OUT = 8  # endings that are left out in turn
+SURPRISE = 0.02  # probability of an ending that a model has no word for
+RULES_FIRST = 1.0  # nats by which rules are preferred
+MOST_WENT_ON = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Rules:
+    """Thresholds on single coordinates.
+
+    Attributes:
+        origin_D: features of the observation 0.
+        shares_EJ: how likely each candidate (x, -x and |x - origin|) is what ended each episode; 0 where none can be.
+        low_J: largest value at which an episode went on.
+        scores_EJ: values of the endings.
+    """
+
+    origin_D: np.ndarray
+    shares_EJ: np.ndarray
+    low_J: np.ndarray
+    scores_EJ: np.ndarray
+
+    @classmethod
+    def fit(cls, went_on_LD: np.ndarray, ended_ED: np.ndarray, origin_D: np.ndarray) -> Rules:
+        """The few rules that explain most endings, by expectation and maximisation."""
+        low_J = _candidates(went_on_LD, origin_D).max(axis=0)
+        scores_EJ = _candidates(ended_ED, origin_D)
+        beyond_EJ = scores_EJ > low_J
+        usable_J = beyond_EJ.any(axis=0)
+        prior_J, shares_EJ = usable_J / max(1, usable_J.sum()), np.zeros_like(scores_EJ)
+        for _ in range(ROUNDS):
+            shares_EJ = beyond_EJ * prior_J
+            shares_EJ = shares_EJ / np.maximum(shares_EJ.sum(axis=1, keepdims=True), 1e-12)
+            prior_J = shares_EJ.sum(axis=0) + 1e-3 * usable_J
+            prior_J = prior_J / max(prior_J.sum(), 1e-12)
+        shares_EJ = np.where(shares_EJ > LEAST_SHARE, shares_EJ, 0.0)
+        return cls(origin_D, shares_EJ / np.maximum(shares_EJ.sum(axis=1, keepdims=True), 1e-12), low_J, scores_EJ)
+
+    @property
+    def explained_E(self) -> np.ndarray:
+        """Which endings some rule explains."""
+        return np.asarray(self.shares_EJ.any(axis=1))
+
+    def thresholds(self, explanation: float, place: float) -> np.ndarray:
+        """One reading of the context, as a threshold for each candidate (J,), infinite where it is no rule.
+
+        Args:
+            explanation: in [0, 1): which of the explanations of an ending, in the order of their cumulated shares.
+            place: in [0, 1]: where in the gap the thresholds lie.
+        """
+        picked_E = (self.shares_EJ.cumsum(axis=1) <= explanation).sum(axis=1).clip(max=len(self.low_J) - 1)
+        holds_EJ = (np.arange(len(self.low_J)) == picked_E[:, None]) & (self.shares_EJ > 0)
+        high_J = np.where(holds_EJ, self.scores_EJ, np.inf).min(axis=0)
+        return np.where(np.isfinite(high_J), self.low_J + place * (high_J - self.low_J), np.inf)
+
+    def foretells(self, successor_D: np.ndarray) -> float:
+        """How many of some readings say that this successor ends the episode, in [0, 1]."""
+        score_J = _candidates(successor_D[None], self.origin_D)[0]
+        places = (np.arange(8) + 0.5) / 8
+        return float(np.mean([(score_J > self.thresholds(p, (5 * p) % 1.0)).any() for p in places]))
+
+
+@dataclass(frozen=True, eq=False)
+class Logistic:
+    """A logistic function of coordinates, squares and products.
+
+    Attributes:
+        weights_P: coefficients.
+        low, high: largest score at which an episode went on, and least score of an ending. Where the endings lie apart
+            the probability rises linearly in between; else (nan) it is the logistic function.
+    """
+
+    weights_P: np.ndarray
+    low: float
+    high: float
+
+    @classmethod
+    def fit(cls, went_on_LD: np.ndarray, ended_ED: np.ndarray) -> Logistic:
+        """Maximum likelihood by Newton's method, with the largest ridge that sets the endings apart."""
+        went_on_LP, ended_EP = _terms(went_on_LD), _terms(ended_ED)
+        weights_P = np.zeros(went_on_LP.shape[1])
+        for ridge in LOGISTIC_RIDGES:
+            weights_P = _maximum_likelihood(went_on_LP, ended_EP, ridge, weights_P)
+            low, high = float((went_on_LP @ weights_P).max()), float((ended_EP @ weights_P).min())
+            if high > low:
+                return cls(weights_P, low, high)
+        return cls(weights_P, math.nan, math.nan)
+
+    def probabilities(self, successors_BD: np.ndarray, place: float) -> np.ndarray:
+        """Of an ending (B,): 0 or 1 by a threshold at this place of the gap, if there is one."""
+        score_B = _terms(successors_BD) @ self.weights_P
+        if math.isnan(self.low):
+            return expit(score_B)
+        return (score_B > self.low + place * (self.high - self.low)).astype(np.float64)
+
+    def foretells(self, successor_D: np.ndarray) -> float:
+        """How likely this successor is to end the episode, in [0, 1]."""
+        score = float((_terms(successor_D[None]) @ self.weights_P)[0])
+        return (
+            float(expit(score))
+            if math.isnan(self.low)
+            else min(1.0, max(0.0, (score - self.low) / (self.high - self.low)))
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Endings:
+    """What each of K members holds of the endings.
+
+    Attributes:
+        rules, logistic: the models; the second is None where no member holds it.
+        rules_share: how far the rules are believed.
+        by_rules_K: which members hold the rules.
+        thresholds_KJ: their thresholds, infinite for the others.
+        places_K: where in the gap each member's thresholds lie.
+    """
+
+    rules: Rules
+    logistic: Logistic | None
+    rules_share: float
+    by_rules_K: np.ndarray
+    thresholds_KJ: np.ndarray
+    places_K: np.ndarray
+
+    @classmethod
+    def fit(
+        cls, went_on_LD: np.ndarray, ended_ED: np.ndarray, origin_D: np.ndarray, num_members: int
+    ) -> Endings | None:
+        """The members' models of a context's endings; None where it holds none, or nothing that went on."""
+        if not len(ended_ED) or not len(went_on_LD):
+            return None
+        if len(went_on_LD) > MOST_WENT_ON:
+            went_on_LD = went_on_LD[np.linspace(0, len(went_on_LD) - 1, MOST_WENT_ON).round().astype(int)]
+        rules = Rules.fit(went_on_LD, ended_ED, origin_D)
+        share = _rules_share(went_on_LD, ended_ED, origin_D, rules)
+        middle_K = (np.arange(num_members) + 0.5) / num_members
+        by_rules_K, places_K = middle_K < share, middle_K[::-1]
+        thresholds_KJ = np.stack([rules.thresholds(*one) for one in zip(middle_K, places_K, strict=True)])
+        logistic = None if by_rules_K.all() else Logistic.fit(went_on_LD, ended_ED)
+        thresholds_KJ = np.where(by_rules_K[:, None], thresholds_KJ, np.inf)
+        return cls(rules, logistic, share, by_rules_K, thresholds_KJ, places_K)
+
+    def __call__(self, successors_KBD: np.ndarray) -> np.ndarray:
+        """Probabilities (K, B)."""
+        columns = np.flatnonzero(np.isfinite(self.thresholds_KJ).any(axis=0))
+        found_KB, num_features = np.zeros(successors_KBD.shape[:2]), successors_KBD.shape[-1]
+        for column in columns:  # a few rules
+            kind, feature = divmod(int(column), num_features)
+            x_KB = successors_KBD[..., feature]
+            score_KB = (x_KB, -x_KB, np.abs(x_KB - self.rules.origin_D[feature]))[kind]
+            found_KB = np.maximum(found_KB, score_KB > self.thresholds_KJ[:, column, None])
+        if self.logistic is not None:
+            for member in np.flatnonzero(~self.by_rules_K):
+                found_KB[member] = self.logistic.probabilities(successors_KBD[member], self.places_K[member])
+        return found_KB
+
+
+def _rules_share(went_on_LD: np.ndarray, ended_ED: np.ndarray, origin_D: np.ndarray, rules: Rules) -> float:
+    if len(ended_ED) == 1:
+        return float(rules.explained_E.all())
+    left_out = np.unique(np.linspace(0, len(ended_ED) - 1, min(len(ended_ED), MOST_LEFT_OUT)).round().astype(int))
+    difference = 0.0
+    for index in left_out:
+        others_ED, one_D = np.delete(ended_ED, index, axis=0), ended_ED[index]
+        by_rules = Rules.fit(went_on_LD, others_ED, origin_D).foretells(one_D)
+        by_logistic = Logistic.fit(went_on_LD, others_ED).foretells(one_D)
+        difference += math.log(SURPRISE + (1 - SURPRISE) * by_rules) - math.log(SURPRISE + (1 - SURPRISE) * by_logistic)
+    return float(expit(difference * len(ended_ED) / len(left_out) + RULES_FIRST))
+
+
+def _candidates(x_BD: np.ndarray, origin_D: np.ndarray) -> np.ndarray:
+    return np.concatenate([x_BD, -x_BD, np.abs(x_BD - origin_D)], axis=1)
+
+
+def _terms(x_BD: np.ndarray) -> np.ndarray:
+    parts = [np.ones((len(x_BD), 1)), x_BD]
+    if x_BD.shape[1] <= MOST_QUADRATIC:
+        i, j = np.triu_indices(x_BD.shape[1])
+        parts.append(x_BD[:, i] * x_BD[:, j])
+    return np.concatenate(parts, axis=1)
+
+
+def _maximum_likelihood(
+    went_on_LP: np.ndarray, ended_EP: np.ndarray, ridge: float, weights_P: np.ndarray
+) -> np.ndarray:
+    """Coefficients by Newton's method with backtracking, from a start; all zero starts at the rate of endings."""
+    terms_BP = np.concatenate([went_on_LP, ended_EP])
+    ended_B = np.concatenate([np.zeros(len(went_on_LP)), np.ones(len(ended_EP))])
+    penalty_P = np.full(terms_BP.shape[1], ridge)
+    penalty_P[0] = 1e-3 * ridge
+    if not weights_P.any():
+        weights_P = np.eye(len(weights_P))[0] * -math.log((len(went_on_LP) + 0.5) / (len(ended_EP) + 0.5))
+
+    def loss(candidate_P: np.ndarray) -> float:
+        score_B = terms_BP @ candidate_P
+        likelihood = np.logaddexp(0.0, score_B).sum() - score_B[len(went_on_LP) :].sum()
+        return float(likelihood + 0.5 * (penalty_P * candidate_P**2).sum())
+
+    least = loss(weights_P)
+    for _ in range(NEWTON_STEPS):
+        probability_B = expit(terms_BP @ weights_P)
+        curvature_B = probability_B * (1.0 - probability_B)
+        hessian_PP = (terms_BP * curvature_B[:, None]).T @ terms_BP + np.diag(penalty_P + 1e-9)
+        step_P = np.linalg.solve(hessian_PP, terms_BP.T @ (probability_B - ended_B) + penalty_P * weights_P)
+        rate = 1.0
+        while rate > 1e-4 and (tried := loss(weights_P - rate * step_P)) > least:
+            rate /= 2
+        if rate <= 1e-4 or least - tried < 1e-6:
+            break
+        weights_P, least = weights_P - rate * step_P, tried
+    return weights_P
