@@ -39,10 +39,10 @@ from icrl_gym.observations import Observations, batch_size, concatenate, named_l
 MOST_STATES = 2048  # of one dense solve
 MOST_DISTINCT = 0.5  # share of the sources; with more of them states do not recur
 LEAF_WEIGHT = 0.2  # k: the leaf counts as much as this share of one well-known action
-LEAST_RATIO, MOST_RATIO = 0.01, 20.0  # of m
-UNKNOWN_RATIO = 1.0  # m where no state was left by two actions
+MOST_RATIO = 20.0  # of m
 NUM_ASKED = 16  # actions per state of a policy that does not state its probabilities
-VARIANCE_VISITS = 2.0  # visits that the pooled variance counts as
+VARIANCE_VISITS = 2.0  # visits that what a state shows of a pair's variance counts as
+PLUG_IN = 1.2  # errors of values over what variances of backups of these same values say; chosen for coverage
 
 Leaf = Callable[[Observations], tuple[np.ndarray, np.ndarray | None]]
 LeafAttribution = Callable[[Observations], np.ndarray]
@@ -66,6 +66,7 @@ class TableWorld:
         weights: (P,) W: shares of the pairs' mean backups in their states' values.
         leaf_weights: (S,) shares of the leaf; 1 for states that were never left.
         unseen: (S,) sum of the squared probabilities of the actions that were not seen; 0 for states never left.
+        noise_share: share of noise in the variance of a state's backups, in [0, 1]; the rest is the action's.
         rewards: (N,).
         discounts: (N,).
     """
@@ -81,6 +82,7 @@ class TableWorld:
     weights: np.ndarray
     leaf_weights: np.ndarray
     unseen: np.ndarray
+    noise_share: float
     rewards: np.ndarray
     discounts: np.ndarray
 
@@ -118,21 +120,24 @@ class TableWorld:
         codes, pairs, counts = np.unique(sources * num_actions + columns, return_inverse=True, return_counts=True)
         pair_states, pair_columns = np.divmod(codes, num_actions)
         chances = probability_SA[pair_states, pair_columns]
-        ratio = noise_ratio(sources, pairs, outcomes)
+        pairs = pairs.reshape(-1)
+        same_action, other_action = agreements(sources, pairs, outcomes)
+        ratio = noise_ratio(same_action, other_action)
         weights, leaf_weights = _shares(pair_states, counts, chances, num_states, ratio)
         left = np.bincount(sources, minlength=num_states) > 0
         seen_S = np.bincount(pair_states, chances**2, minlength=num_states)
         unseen = np.where(left, np.maximum((probability_SA**2).sum(axis=1) - seen_S, 0.0), 0.0)
         return cls(
-            keys, states, sources, successors, pairs.reshape(-1), pair_states, counts, chances, weights, leaf_weights,
-            unseen, prompt.rewards, prompt.discounts,
+            keys, states, sources, successors, pairs, pair_states, counts, chances, weights, leaf_weights,
+            unseen, (1.0 - same_action) / (1.0 - min(same_action, other_action)), prompt.rewards, prompt.discounts,
         )  # fmt: skip
 
     def read(self, observations: Observations, leaf: Leaf) -> tuple[np.ndarray, np.ndarray | None]:
         """Values (Q,) and their standard errors (Q,), both the leaf's own at states that are not in the table.
 
-        The standard error is that of the counts (delta method) and of the actions that were not seen, and the leaf's
-        as far as the values lean on it, its errors being the same everywhere.
+        The standard error is that of the counts (delta method), of actions that were not seen and of one ending more
+        than was seen, and the leaf's as far as the values lean on it, its errors being the same everywhere. A log in
+        which no reward differs from 0 says nothing of the rewards elsewhere, and neither does the standard error.
 
         Args:
             observations: Q raw observations.
@@ -204,24 +209,25 @@ class TableWorld:
         variance_S = self._backup_variance(backups_N)
         leaning_S = reach_SS @ (self.leaf_weights * leaf_stderr_S)
         missed_S = reach_SS @ self._missed_ending(backups_N)
-        return np.sqrt(reach_SS**2 @ variance_S + leaning_S**2 + missed_S**2)
+        return np.sqrt(PLUG_IN**2 * (reach_SS**2 @ variance_S) + leaning_S**2 + missed_S**2)
 
     def _backup_variance(self, backups_N: np.ndarray) -> np.ndarray:
         """Variances of the states' own backups, (S,): noise of the pairs' means, and actions weighed other than by
         the policy.
         """
-        mean_P = np.bincount(self.pairs, backups_N) / self.counts
-        squares_P = np.bincount(self.pairs, (backups_N - mean_P[self.pairs]) ** 2)
+        mean_P, squares_P = _moments(backups_N, self.pairs, self.counts)
         pooled = squares_P.sum() / max(float((self.counts - 1).sum()), 1.0)
-        noise_P = (squares_P + VARIANCE_VISITS * pooled) / (self.counts - 1 + VARIANCE_VISITS) / self.counts
+        counts_S = np.bincount(self.sources, minlength=len(self.unseen))
+        _, squares_S = _moments(backups_N, self.sources, np.maximum(counts_S, 1))
+        state_S = (squares_S + VARIANCE_VISITS * pooled) / (np.maximum(counts_S - 1, 0) + VARIANCE_VISITS)
+        expected_P = self.noise_share * state_S[self.pair_states]
+        noise_P = (squares_P + VARIANCE_VISITS * expected_P) / (self.counts - 1 + VARIANCE_VISITS) / self.counts
         effect = _effect_variance(mean_P, noise_P, self.pair_states)
         variance_P = self.weights**2 * noise_P + (self.weights - self.chances) ** 2 * effect
         return np.bincount(self.pair_states, variance_P, minlength=len(self.unseen)) + self.unseen * effect
 
     def _missed_ending(self, backups_N: np.ndarray) -> np.ndarray:
-        """What one ending in N + 1 transitions would take from the states' backups, (S,), if none was seen."""
-        if not (self.discounts > 0).all():
-            return np.zeros(len(self.unseen))
+        """What one more ending in N + 1 transitions would take from the states' backups, (S,)."""
         lost_N = (backups_N - self.rewards) / (len(self.rewards) + 1)
         return np.bincount(self.sources, self._shares_N * lost_N, minlength=len(self.unseen))
 
@@ -241,7 +247,7 @@ class StateKeys:
     @classmethod
     def of(cls, observations: Observations) -> tuple[StateKeys, np.ndarray, np.ndarray]:
         """Keys, the first row of each (S,), and the rows' states (C,)."""
-        dtypes = tuple(leaf.dtype for _, leaf in named_leaves(observations, ""))
+        dtypes = tuple(leaf.dtype for leaf in _leaves(observations))
         bytes_C, _ = _bytes(observations, dtypes)
         keys_S, first_S, state_C = np.unique(bytes_C, return_index=True, return_inverse=True)
         return cls(keys_S, dtypes), first_S, state_C.reshape(-1)
@@ -255,6 +261,11 @@ class StateKeys:
         return np.where(fits_Q & (state_Q < len(self.keys_S)), state_Q, -1)
 
 
+def _leaves(observations: Observations) -> list[np.ndarray]:
+    """Leaves in the order of their names, which is not always that of a dict."""
+    return [leaf for _, leaf in sorted(named_leaves(observations, ""), key=lambda named: named[0])]
+
+
 def _bytes(observations: Observations, dtypes: tuple[np.dtype, ...]) -> tuple[np.ndarray, np.ndarray]:
     """All leaves of each row as one void (B,), and whether they are numbers of these dtypes, (B,) bool.
 
@@ -262,7 +273,7 @@ def _bytes(observations: Observations, dtypes: tuple[np.dtype, ...]) -> tuple[np
     """
     batch = batch_size(observations)
     fits, parts = np.ones(batch, dtype=bool), []
-    for (_, leaf), dtype in zip(named_leaves(observations, ""), dtypes, strict=True):
+    for leaf, dtype in zip(_leaves(observations), dtypes, strict=True):
         flat = leaf.reshape(batch, int(np.prod(leaf.shape[1:])))
         with np.errstate(invalid="ignore", over="ignore"):
             cast = flat.astype(dtype)
@@ -275,8 +286,10 @@ def _bytes(observations: Observations, dtypes: tuple[np.dtype, ...]) -> tuple[np
     return joined.view(np.dtype((np.void, joined.shape[1]))).reshape(batch), fits
 
 
-def noise_ratio(sources: np.ndarray, pairs: np.ndarray, outcomes: np.ndarray) -> float:
-    """m: within-pair over between-pair variance of a random function of the outcome, for actions of one state.
+def agreements(sources: np.ndarray, pairs: np.ndarray, outcomes: np.ndarray) -> tuple[float, float]:
+    """How likely two visits of a state have the same outcome: by the same action, and by different ones.
+
+    Without such visits the first is one half, and the second 0: other actions lead elsewhere.
 
     Args:
         sources: (N,) states.
@@ -286,13 +299,14 @@ def noise_ratio(sources: np.ndarray, pairs: np.ndarray, outcomes: np.ndarray) ->
     num_outcomes = int(outcomes.max()) + 1
     of_pairs, of_states = _twins(pairs), _twins(sources)
     same_pair, same_state = _twins(pairs * num_outcomes + outcomes), _twins(sources * num_outcomes + outcomes)
-    if of_states == of_pairs:
-        return UNKNOWN_RATIO
-    within = (same_pair + 1.0) / (of_pairs + 2.0)
-    between = (same_state - same_pair) / (of_states - of_pairs)
-    if within <= between:
+    return (same_pair + 1.0) / (of_pairs + 2.0), (same_state - same_pair) / max(of_states - of_pairs, 1.0)
+
+
+def noise_ratio(same_action: float, other_action: float) -> float:
+    """m: within-pair over between-pair variance of a random function of the outcome, from the agreements."""
+    if same_action <= other_action:
         return MOST_RATIO
-    return float(np.clip((1.0 - within) / (within - between), LEAST_RATIO, MOST_RATIO))
+    return min((1.0 - same_action) / (same_action - other_action), MOST_RATIO)
 
 
 def _twins(groups: np.ndarray) -> float:
@@ -310,6 +324,12 @@ def _shares(
     rest_S = 1.0 - np.bincount(pair_states, chances * known_P, minlength=num_states)
     borrowed_S = rest_S / (LEAF_WEIGHT + known_S)  # (1 - leaf_s) rest_s / sum_a h_sa
     return known_P * (chances + borrowed_S[pair_states]), LEAF_WEIGHT * borrowed_S
+
+
+def _moments(backups_N: np.ndarray, groups: np.ndarray, counts_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of groups (G,), and sums of squared distances from them (G,)."""
+    mean_G = np.bincount(groups, backups_N, minlength=len(counts_G)) / counts_G
+    return mean_G, np.bincount(groups, (backups_N - mean_G[groups]) ** 2, minlength=len(counts_G))
 
 
 def _effect_variance(mean_P: np.ndarray, noise_P: np.ndarray, pair_states: np.ndarray) -> float:
