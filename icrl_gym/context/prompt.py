@@ -53,8 +53,6 @@ class Prompt:
         estimand: the quantity that values of this prompt estimate.
         importance_ratios: (N,) pi / mu of the logged actions, or None where the policy itself acted.
         end_mixtures: what the end columns are mixtures of, or None where each is one state.
-        log_links: (N,) bool, True where row k + 1 follows row k in the log, for what describes the log as it is; None
-            where that is where a trace may pass.
     """
 
     source_features: np.ndarray
@@ -68,7 +66,6 @@ class Prompt:
     estimand: Estimand
     importance_ratios: np.ndarray | None = None
     end_mixtures: EndMixtures | None = None
-    log_links: np.ndarray | None = None
 
     @classmethod
     def from_trajectory(cls, trajectory: Trajectory, gamma: float, feature_map: FeatureMap | None = None) -> Prompt:
@@ -106,11 +103,6 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.rewards)
-
-    @property
-    def follows(self) -> np.ndarray:
-        """(N,) bool, True where row k + 1 follows row k in the log, whether or not a trace may pass."""
-        return self.trace_links if self.log_links is None else self.log_links
 
     @property
     def effective_dimension(self) -> int:

@@ -119,7 +119,6 @@ def target_pair_prompt(trajectory: Trajectory, gamma: float, states: FeatureMap,
         feature_map=features,
         estimand=Estimand(trajectory.env_id, policy.identity, gamma),
         end_mixtures=mixtures,
-        log_links=~trajectory.episode_ends,
     )
 
 

@@ -209,7 +209,7 @@ def lambda_return_errors(prompt: Prompt, trace_decay: float) -> np.ndarray:
     """
     constant = replace(prompt, importance_ratios=None).constant
     errors_N = prompt.rewards - (1.0 - prompt.discounts) * constant
-    return decayed_sums(errors_N, prompt.discounts * trace_decay * prompt.follows)
+    return decayed_sums(errors_N, prompt.discounts * trace_decay * prompt.trace_links)
 
 
 def _keys(prompt: Prompt, num_landmarks: int, log_weights_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -53,9 +53,9 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt, model: TransitionMo
     """
     n = len(prompt)
     terminated = int((prompt.discounts == 0).sum()) if prompt.gamma > 0 else 0
-    stretches = max(1, int((~prompt.follows).sum()))
+    stretches = max(1, int((~prompt.trace_links).sum()))
     rewards, magnitude = prompt.rewards, np.abs(prompt.rewards).mean()
-    x_ND, links_N = prompt.source_features, prompt.follows[:-1]
+    x_ND, links_N = prompt.source_features, prompt.trace_links[:-1]
     steps_M = np.square(np.diff(x_ND, axis=0)[links_N]).sum(axis=1)
     values_N = source_values(first)
     constant, spread = constant_of(first), values_N.std()
@@ -75,7 +75,7 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt, model: TransitionMo
         float(rewards.std() <= _SMALL * magnitude),
         _ratio(rewards.mean(), magnitude),
         _log_ratio(steps_M.mean() if len(steps_M) else 0.0, 2 * x_ND.var(axis=0).sum()),
-        _autocorrelation(errors_N, prompt.follows),
+        _autocorrelation(errors_N, prompt.trace_links),
         _log_ratio(spread, abs(constant)),
         math.tanh(_ratio(first.level_shift, spread)),
         _log_ratio(_rms(left_N), _rms(errors_N)),
@@ -162,7 +162,7 @@ def _lambda_errors(compiled: CompiledPrompt, values_N: np.ndarray) -> np.ndarray
     assert compiled.readout.columns_LCR is not None
     columns_C = compiled.readout.columns_LCR[-1, :, 0].double().cpu().numpy()
     errors_N = prompt.rewards + prompt.discounts * columns_C[prompt.successors] - values_N
-    return decayed_sums(errors_N, prompt.discounts * _RETURN_TRACE * prompt.follows)
+    return decayed_sums(errors_N, prompt.discounts * _RETURN_TRACE * prompt.trace_links)
 
 
 def _autocorrelation(x_N: np.ndarray, links_N: np.ndarray) -> float:
