@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from gymnasium import spaces
+from scipy.spatial.distance import cdist
 
 from icrl_gym.acting.policies import AskedPolicy
 from icrl_gym.context.features import FeatureMap
@@ -27,6 +28,7 @@ MOST_ACTIONS = 32  # discrete actions that an expectation is summed over
 NUM_DRAWS = 8  # actions asked per state where it is not
 MOST_PARTS = 16384  # parts of the end columns of a prompt, where actions are drawn
 DISCRETE_SCALE = 1.5  # feature of a discrete action
+LEAST_SPREAD = 1e-6  # of logged actions, relative to their size
 _NOISE_STREAM = 0x7A26
 
 
@@ -41,6 +43,36 @@ class WeightedActions:
 
     actions: np.ndarray
     weights_BM: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ActionLikeness:
+    """How like the logged actions others are, in [0, 1].
+
+    Of discrete components the share that are equal; of numbers exp(-d^2 / 2), with d^2 the mean squared difference in
+    standard deviations of the log.
+
+    Attributes:
+        space: the action space.
+        logged_NX: the logged actions, flat.
+    """
+
+    space: spaces.Space
+    logged_NX: np.ndarray
+
+    @classmethod
+    def of(cls, space: spaces.Space, actions: np.ndarray) -> ActionLikeness:
+        """Likeness to the actions (N,) + shape of a log."""
+        return cls(space, np.asarray(actions, dtype=np.float64).reshape(len(actions), -1))
+
+    def __call__(self, actions: np.ndarray) -> np.ndarray:
+        """Likeness (B, N) of actions (B,) + shape to each logged one."""
+        actions_BX = np.asarray(actions, dtype=np.float64).reshape(len(actions), self.logged_NX.shape[1])
+        if not isinstance(self.space, spaces.Box):
+            return (actions_BX[:, None] == self.logged_NX).mean(axis=2)
+        spread_X = np.maximum(self.logged_NX.std(axis=0), LEAST_SPREAD * (1.0 + np.abs(self.logged_NX).max(axis=0)))
+        scaled_BX, scaled_NX = actions_BX / spread_X, self.logged_NX / spread_X
+        return np.exp(-cdist(scaled_BX, scaled_NX, "sqeuclidean") / (2 * len(spread_X)))
 
 
 def expected_actions(policy: AskedPolicy, observations: Observations) -> WeightedActions:
@@ -77,8 +109,8 @@ def stratified_noise(num_rows: int, num_draws: int, num_noise: int) -> np.ndarra
     rng = np.random.default_rng(_NOISE_STREAM)
     shape = (num_draws, num_rows, num_noise)
     within_MBU = rng.permuted(np.broadcast_to(np.arange(num_rows)[:, None], shape), axis=1)
-    stratum_MBU = rng.permuted(np.broadcast_to(np.arange(num_draws)[:, None, None], shape), axis=0)
-    return (stratum_MBU + (within_MBU + 0.5) / max(1, num_rows)) / num_draws
+    stratum_M11 = np.arange(num_draws)[:, None, None]
+    return rng.permuted((stratum_M11 + (within_MBU + 0.5) / max(1, num_rows)) / num_draws, axis=0)
 
 
 def target_pair_prompt(trajectory: Trajectory, gamma: float, states: FeatureMap, policy: AskedPolicy) -> Prompt:

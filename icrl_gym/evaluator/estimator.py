@@ -24,7 +24,7 @@ from icrl_gym.context.pairs import (
     state_action_trajectory,
 )
 from icrl_gym.context.prompt import Prompt
-from icrl_gym.context.target_pairs import expected_actions, target_pair_prompt
+from icrl_gym.context.target_pairs import ActionLikeness, WeightedActions, expected_actions, target_pair_prompt
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.evaluator.checkpoint import available_checkpoints, bundled_checkpoint, load_checkpoint
 from icrl_gym.evaluator.compiled import CompiledMixture
@@ -175,14 +175,17 @@ class InContextEvaluator:
             TypeError, ValueError: the observations do not fit the observation space.
         """
         self._check_fitted()
-        observations = as_batch(observations, self.prompt_.feature_map.space, "observations")
-        prompt, compiled = self.prompt_, self._compiled_at(observations)
+        observations = as_batch(observations, self.trajectory_.observation_space, "observations")
+        return self._answer(observations, self._compiled_at(observations))
+
+    def _answer(self, observations: Observations, compiled: CompiledMixture | TargetValues) -> ValueEstimates:
+        """What the compiled context says at checked observations."""
+        prompt = self.prompt_
         features_QD = prompt.queries(observations)
         found = compiled.read(features_QD)
         values_Q = found.by_layer_LQ[-1]
-        about_queries = query_warnings(
-            prompt, self.trajectory_, observations, values_Q, found.support_Q, self._of_another
-        )
+        of_another = isinstance(compiled, TargetValues)
+        about_queries = query_warnings(prompt, self.trajectory_, observations, values_Q, found.support_Q, of_another)
         warnings = (*self._policy_notes, *compiled.warnings, *prompt.feature_map.notes, *about_queries)
         return ValueEstimates(
             values=values_Q,
@@ -212,25 +215,25 @@ class InContextEvaluator:
                 context holds no transition whose next action is known.
         """
         self._check_fitted()
+        if isinstance(self.compiled_, TargetValues):
+            return self._targets_action_values(self.compiled_, observations, actions)
         if self._of_pairs is None:
-            self._of_pairs = self._on_pairs()
+            pairs = state_action_trajectory(self.trajectory_)
+            prompt = state_action_prompt(pairs, self.prompt_.gamma, self.prompt_.feature_map)
+            self._of_pairs = copy(self)._compile(pairs, prompt)
         of_pairs = self._of_pairs
-        estimates = of_pairs.predict(as_pairs(observations, actions, of_pairs.prompt_.feature_map.space))
-        if self._of_another:
-            return estimates
+        estimates = of_pairs.predict(as_pairs(observations, actions, of_pairs.trajectory_.observation_space))
         return replace(estimates, attribute=lambda: self._on_all_rewards(estimates.attribution()))
 
-    def _on_pairs(self) -> Self:
-        """The same network on columns of pairs, whose queries are pairs."""
-        of_pairs = copy(self)
-        if isinstance(self.compiled_, TargetValues):
-            prompt = self.compiled_.pairs.prompt
-            estimand = replace(prompt.estimand, env=pair_process(prompt.estimand.env))
-            of_pairs.prompt_, of_pairs.compiled_ = replace(prompt, estimand=estimand), self.compiled_.pairs
-            return of_pairs
-        pairs = state_action_trajectory(self.trajectory_)
-        prompt = state_action_prompt(pairs, self.prompt_.gamma, self.prompt_.feature_map)
-        return of_pairs._compile(pairs, prompt)
+    def _targets_action_values(
+        self, compiled: TargetValues, observations: Observations, actions: Any
+    ) -> ValueEstimates:
+        """Action values of a policy that did not act: its values where the first action is given."""
+        pairs = as_pairs(observations, actions, compiled.pairs.prompt.feature_map.space)
+        given = WeightedActions(pairs[1][:, None], np.ones((len(pairs[1]), 1)))
+        estimates = self._answer(pairs[0], compiled.with_actions(given))
+        estimand = replace(estimates.estimand, env=pair_process(estimates.estimand.env))
+        return replace(estimates, observations=pairs, estimand=estimand)
 
     def _on_all_rewards(self, attribution_QK: np.ndarray) -> np.ndarray:
         """Columns for every reward of the context, zero where `predict_q` does not use it."""
@@ -248,7 +251,8 @@ class InContextEvaluator:
             TypeError, ValueError: the observations do not fit the observation space.
         """
         self._check_fitted()
-        return self._compiled_at(observations).attention(self.prompt_.queries(observations))
+        features_QD = self.prompt_.queries(observations)
+        return self._compiled_at(observations).attention(features_QD)
 
     def _compile(self, trajectory: Trajectory, prompt: Prompt) -> Self:
         if self.asked_policy_ is not None:
@@ -260,18 +264,12 @@ class InContextEvaluator:
 
     def _run(self, prompt: Prompt) -> CompiledMixture | TargetValues:
         """The context under the network: as states, or as pairs where the policy to be evaluated did not act."""
-        if self.asked_policy_ is None or not self._of_another:
+        log, asked = self.trajectory_, self.asked_policy_
+        if asked is None or (log.policy == asked.identity and log.importance_ratios is None):
             return self.model.compile(prompt, self.device, self.dtype)
-        pairs = target_pair_prompt(self.trajectory_, prompt.gamma, prompt.feature_map, self.asked_policy_)
-        return TargetValues(prompt, self.model.compile(pairs, self.device, self.dtype))
-
-    @property
-    def _of_another(self) -> bool:
-        """Whether the policy to be evaluated can be asked and did not act, so that its values are read off pairs."""
-        if self.asked_policy_ is None:
-            return False
-        acted = self.trajectory_.importance_ratios is None and self.trajectory_.policy == self.asked_policy_.identity
-        return not acted
+        pairs = target_pair_prompt(log, prompt.gamma, prompt.feature_map, asked)
+        likeness = ActionLikeness.of(asked.action_space, log.actions)
+        return TargetValues(prompt, self.model.compile(pairs, self.device, self.dtype), likeness)
 
     def _compiled_at(self, observations: Observations) -> CompiledMixture | TargetValues:
         """The compiled context for these queries."""
