@@ -89,6 +89,10 @@ def test_long_random_logs_approach_the_targets_values_and_action_values():
     assert q.estimand.env == "mdp (state-action pairs)"
     np.testing.assert_allclose(q.values, q_SA.ravel(), atol=0.3 * q_SA.std())
     np.testing.assert_allclose((target * q.values.reshape(4, 3)).sum(axis=1), found.values, atol=1e-10)
+    variance_SA = np.square(q.stderr).reshape(4, 3)  # errors of one state's actions may all have one sign
+    np.testing.assert_allclose((target * variance_SA).sum(axis=1), found.stderr**2, rtol=1e-10)
+    support_SA = q.diagnostics.support.reshape(4, 3)
+    np.testing.assert_allclose((target * support_SA).sum(axis=1), found.diagnostics.support, rtol=1e-10)
 
 
 def lake_log(num_times=8):

@@ -5,7 +5,8 @@ column of its own: the state S'_k with the target's actions there, in expectatio
 else the mean over a few actions that it takes under fixed noise. A column that is only read can be such a mixture. The
 equilibrium is regularised kernel LSTD-Q, a sample form of expected SARSA / fitted Q evaluation (Le, Voloshin & Yue
 2019); the softmax kernel, the sink and the mixtures are this project's own. No importance ratios are needed, and no
-trace may pass, since the next logged action is not the target's.
+trace may pass, since the next logged action is not the target's. A model of the closed loop that is fitted to such a
+prompt predicts the mean features of a mixture.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from icrl_gym.values import Estimand, check_gamma
 
 MOST_ACTIONS = 32  # discrete actions that an expectation is summed over
 NUM_DRAWS = 8  # actions asked per state where it is not
-MOST_PARTS = 16384  # parts of the end columns of a prompt, where actions are drawn
+MOST_PARTS = 32768  # parts of the end columns of a prompt, where actions are drawn
 DISCRETE_SCALE = 1.5  # feature of a discrete action
 LEAST_SPREAD = 1e-6  # of logged actions, relative to their size
 _NOISE_STREAM = 0x7A26

@@ -23,7 +23,8 @@ class Diagnostics:
     Attributes:
         support: (Q,) effective number of sources per query, share-weighted over the members: sources counted with
             weight exp(-distance^2 / 2) in kernel widths (inner-product kernel: 1 / sum K^2). Near 0 the estimate is
-            the prompt's constant, not evidence.
+            the prompt's constant, not evidence. Of a policy that did not act: mean over its actions, where a source
+            counts as much as its action is like them.
         warnings: sentences on what to be careful about; empty when all is well.
         mixture: the prompt under the network that answered, with its trust and its share of imagination.
     """
