@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from icrl_gym.context.features import FeatureMap
+from icrl_gym.context.features import LONE_DISCRETE_SCALE, FeatureMap
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.observations import Observations, as_batch, batch_size, infer_space, take
@@ -26,16 +26,25 @@ class StateActionFeatures(FeatureMap):
     """Features of pairs: those of the states, already fitted, beside those of the actions.
 
     Different discrete actions are put as far apart as different discrete states, so that actions do not borrow from one
-    another; continuous ones are standardised by the context.
+    another, unless a smaller scale is given; continuous ones are standardised by the context.
 
     Args:
         states: fitted feature map of the states.
         pair_space: Tuple of observation and action space.
         actions: (N,) + action shape, the context's, to fit on.
+        discrete_scale: feature of a discrete action; two different ones are sqrt(2) times that apart.
     """
 
-    def __init__(self, states: FeatureMap, pair_space: spaces.Tuple, actions: np.ndarray) -> None:
+    def __init__(
+        self,
+        states: FeatureMap,
+        pair_space: spaces.Tuple,
+        actions: np.ndarray,
+        discrete_scale: float = LONE_DISCRETE_SCALE,
+    ) -> None:
         self.space = pair_space
+        discrete = isinstance(pair_space.spaces[1], spaces.Discrete)
+        self._factor = discrete_scale / LONE_DISCRETE_SCALE if discrete else 1.0
         self._states, self._actions = states, FeatureMap(pair_space.spaces[1]).fit(actions)
 
     def fit(self, observations: Observations) -> FeatureMap:
@@ -46,7 +55,11 @@ class StateActionFeatures(FeatureMap):
     def __call__(self, observations: Observations) -> np.ndarray:
         """Features (B, D) of B pairs."""
         states, actions = observations
-        return np.concatenate([self._states(states), self._actions(actions)], axis=1)
+        return self.beside(self._states(states), actions)
+
+    def beside(self, states_BD: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Features (B, D) of pairs, given the features of B states and B actions."""
+        return np.concatenate([states_BD, self._factor * self._actions(actions)], axis=1)
 
     @property
     def notes(self) -> tuple[str, ...]:

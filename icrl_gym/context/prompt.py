@@ -19,12 +19,30 @@ from icrl_gym.values import Estimand, check_gamma
 
 
 @dataclass(frozen=True, eq=False)
+class EndMixtures:
+    """End columns that stand for an expectation: their attention is the weighted mean of that of their parts.
+
+    Attributes:
+        features_MED: (M, E, D) features of the M parts of each end column.
+        weights_ME: (M, E) weights of the parts; over M they sum to 1.
+    """
+
+    features_MED: np.ndarray
+    weights_ME: np.ndarray
+
+    @property
+    def mean_ED(self) -> np.ndarray:
+        """Features of the ends in the mean, (E, D)."""
+        return np.einsum("me,med->ed", self.weights_ME, self.features_MED)
+
+
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """A context, ready for attention.
 
     Attributes:
         source_features: (N, D) features of S_0 .. S_{n-1}.
-        end_features: (E, D) features of the true successors of unterminated ends.
+        end_features: (E, D) features of the true successors of unterminated ends; of mixtures the mean.
         rewards: (N,).
         discounts: (N,) gamma * (1 - terminated).
         successors: (N,) int, the column (source k + 1, or N + e for an end) that holds S_k's successor; where the
@@ -34,6 +52,7 @@ class Prompt:
         feature_map: fitted on the sources; `queries` uses it.
         estimand: the quantity that values of this prompt estimate.
         importance_ratios: (N,) pi / mu of the logged actions, or None where the policy itself acted.
+        end_mixtures: what the end columns are mixtures of, or None where each is one state.
     """
 
     source_features: np.ndarray
@@ -46,6 +65,7 @@ class Prompt:
     feature_map: FeatureMap
     estimand: Estimand
     importance_ratios: np.ndarray | None = None
+    end_mixtures: EndMixtures | None = None
 
     @classmethod
     def from_trajectory(cls, trajectory: Trajectory, gamma: float, feature_map: FeatureMap | None = None) -> Prompt:

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.evaluator.compiled import CompiledMixture, Member
+from icrl_gym.evaluator.target_values import TargetValues
 from icrl_gym.observations import Observations, named_leaves
 
 THIN_SUPPORT = 0.5  # sources; queries below it are named in the warnings
@@ -22,14 +23,15 @@ class Diagnostics:
     Attributes:
         support: (Q,) effective number of sources per query, share-weighted over the members: sources counted with
             weight exp(-distance^2 / 2) in kernel widths (inner-product kernel: 1 / sum K^2). Near 0 the estimate is
-            the prompt's constant, not evidence.
+            the prompt's constant, not evidence. Of a policy that did not act: mean over its actions, where a source
+            counts as much as its action is like them.
         warnings: sentences on what to be careful about; empty when all is well.
         mixture: the prompt under the network that answered, with its trust and its share of imagination.
     """
 
     support: np.ndarray
     warnings: tuple[str, ...]
-    mixture: CompiledMixture = field(repr=False)
+    mixture: CompiledMixture | TargetValues = field(repr=False)
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -43,15 +45,28 @@ class Diagnostics:
 
 
 def query_warnings(
-    prompt: Prompt, trajectory: Trajectory, observations: Observations, values_Q: np.ndarray, support_Q: np.ndarray
+    prompt: Prompt,
+    trajectory: Trajectory,
+    observations: Observations,
+    values_Q: np.ndarray,
+    support_Q: np.ndarray,
+    of_another: bool = False,
 ) -> list[str]:
-    """Sentences on what to be careful about at these queries."""
+    """Sentences on what to be careful about at these queries.
+
+    Args:
+        prompt, trajectory: the context.
+        observations: the queries.
+        values_Q, support_Q: what was read there.
+        of_another: whether the values are of a policy that did not act, so that support is that of its actions.
+    """
     warnings = []
     thin = int((support_Q < THIN_SUPPORT).sum())
     if thin:
-        warnings.append(
-            f"{thin} of {len(support_Q)} queries lie off the context's support: expect the context's constant"
-        )
+        where = "lie off the context's support"
+        if of_another:
+            where = "lie where the log holds few actions like the policy's"
+        warnings.append(f"{thin} of {len(support_Q)} queries {where}: expect the context's constant")
     unseen = _unseen_ids(trajectory, observations)
     if unseen:
         warnings.append(f"{unseen} of {len(support_Q)} queries hold an id that the context never visited")

@@ -16,13 +16,22 @@ import torch
 from icrl_gym.acting.policies import AskedPolicy
 from icrl_gym.context.asked import asked_policy
 from icrl_gym.context.features import FeatureFunction, FeatureMap
-from icrl_gym.context.pairs import as_pairs, known_successors, state_action_prompt, state_action_trajectory
+from icrl_gym.context.pairs import (
+    as_pairs,
+    known_successors,
+    pair_process,
+    state_action_prompt,
+    state_action_trajectory,
+)
 from icrl_gym.context.prompt import Prompt
+from icrl_gym.context.target_pairs import ActionLikeness, WeightedActions, expected_actions, target_pair_prompt
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.evaluator.checkpoint import available_checkpoints, bundled_checkpoint, load_checkpoint
+from icrl_gym.evaluator.compiled import CompiledMixture
 from icrl_gym.evaluator.diagnostics import Diagnostics, possible_values, query_warnings
 from icrl_gym.evaluator.mixture import Construction, Generalist, Network
 from icrl_gym.evaluator.setting import Options
+from icrl_gym.evaluator.target_values import TargetValues
 from icrl_gym.observations import Observations, as_batch
 from icrl_gym.values import ValueEstimates
 
@@ -117,6 +126,9 @@ class InContextEvaluator:
     def fit(self, trajectory: Trajectory, gamma: float, policy: Any = None) -> Self:
         """Take a context. No gradient step is made.
 
+        A policy that can be asked, and that did not act or is not known to have acted, is evaluated from columns of
+        state-action pairs whose next action is its own; importance ratios are not used then.
+
         Args:
             trajectory: logged transitions.
             gamma: discount in [0, 1).
@@ -164,11 +176,16 @@ class InContextEvaluator:
         """
         self._check_fitted()
         observations = as_batch(observations, self.trajectory_.observation_space, "observations")
-        prompt, compiled = self.prompt_, self.compiled_
+        return self._answer(observations, self._compiled_at(observations))
+
+    def _answer(self, observations: Observations, compiled: CompiledMixture | TargetValues) -> ValueEstimates:
+        """What the compiled context says at checked observations."""
+        prompt = self.prompt_
         features_QD = prompt.queries(observations)
         found = compiled.read(features_QD)
         values_Q = found.by_layer_LQ[-1]
-        about_queries = query_warnings(prompt, self.trajectory_, observations, values_Q, found.support_Q)
+        of_another = isinstance(compiled, TargetValues)
+        about_queries = query_warnings(prompt, self.trajectory_, observations, values_Q, found.support_Q, of_another)
         warnings = (*self._policy_notes, *compiled.warnings, *prompt.feature_map.notes, *about_queries)
         return ValueEstimates(
             values=values_Q,
@@ -184,8 +201,9 @@ class InContextEvaluator:
     def predict_q(self, observations: Observations, actions: Any) -> ValueEstimates:
         """Action values Q^pi of the policy to be evaluated, from the same context as columns of state-action pairs.
 
-        The transition in which a stretch ends without terminating is not used: its next action is not known. The
-        estimates' observations are the pairs, and their estimand is that of the process of pairs.
+        The estimates' observations are the pairs, and their estimand is that of the process of pairs. Of a policy that
+        is known by its logged actions, the transition in which a stretch ends without terminating is not used: its next
+        action is not known.
 
         Args:
             observations: (Q,) + shape.
@@ -197,6 +215,8 @@ class InContextEvaluator:
                 context holds no transition whose next action is known.
         """
         self._check_fitted()
+        if isinstance(self.compiled_, TargetValues):
+            return self._targets_action_values(self.compiled_, observations, actions)
         if self._of_pairs is None:
             pairs = state_action_trajectory(self.trajectory_)
             prompt = state_action_prompt(pairs, self.prompt_.gamma, self.prompt_.feature_map)
@@ -204,6 +224,16 @@ class InContextEvaluator:
         of_pairs = self._of_pairs
         estimates = of_pairs.predict(as_pairs(observations, actions, of_pairs.trajectory_.observation_space))
         return replace(estimates, attribute=lambda: self._on_all_rewards(estimates.attribution()))
+
+    def _targets_action_values(
+        self, compiled: TargetValues, observations: Observations, actions: Any
+    ) -> ValueEstimates:
+        """Action values of a policy that did not act: its values where the first action is given."""
+        pairs = as_pairs(observations, actions, compiled.pairs.prompt.feature_map.space)
+        given = WeightedActions(pairs[1][:, None], np.ones((len(pairs[1]), 1)))
+        estimates = self._answer(pairs[0], compiled.with_actions(given))
+        estimand = replace(estimates.estimand, env=pair_process(estimates.estimand.env))
+        return replace(estimates, observations=pairs, estimand=estimand)
 
     def _on_all_rewards(self, attribution_QK: np.ndarray) -> np.ndarray:
         """Columns for every reward of the context, zero where `predict_q` does not use it."""
@@ -221,15 +251,31 @@ class InContextEvaluator:
             TypeError, ValueError: the observations do not fit the observation space.
         """
         self._check_fitted()
-        return self.compiled_.attention(self.prompt_.queries(observations))
+        features_QD = self.prompt_.queries(observations)
+        return self._compiled_at(observations).attention(features_QD)
 
     def _compile(self, trajectory: Trajectory, prompt: Prompt) -> Self:
         if self.asked_policy_ is not None:
             prompt = replace(prompt, estimand=replace(prompt.estimand, policy=self.asked_policy_.identity))
         self.trajectory_, self.prompt_ = trajectory, prompt
         self._of_pairs: Self | None = None
-        self.compiled_ = self.model.compile(prompt, self.device, self.dtype)
+        self.compiled_ = self._run(prompt)
         return self
+
+    def _run(self, prompt: Prompt) -> CompiledMixture | TargetValues:
+        """The context under the network: as states, or as pairs where the policy to be evaluated did not act."""
+        log, asked = self.trajectory_, self.asked_policy_
+        if asked is None or (log.policy == asked.identity and log.importance_ratios is None):
+            return self.model.compile(prompt, self.device, self.dtype)
+        pairs = target_pair_prompt(log, prompt.gamma, prompt.feature_map, asked)
+        likeness = ActionLikeness.of(asked.action_space, log.actions)
+        return TargetValues(prompt, self.model.compile(pairs, self.device, self.dtype), likeness)
+
+    def _compiled_at(self, observations: Observations) -> CompiledMixture | TargetValues:
+        """The compiled context for these queries."""
+        if isinstance(self.compiled_, TargetValues) and self.asked_policy_ is not None:
+            return self.compiled_.with_actions(expected_actions(self.asked_policy_, observations))
+        return self.compiled_
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "compiled_"):

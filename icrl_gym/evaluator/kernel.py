@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icrl_gym.context.prompt import Prompt
+from icrl_gym.context.prompt import EndMixtures, Prompt
 from icrl_gym.context.returns import decayed_sums
 from icrl_gym.evaluator.setting import Relevance, Setting
 
@@ -99,7 +99,19 @@ class Kernel:
     @cached_property
     def columns_CK(self) -> Tensor:
         """Attention of all columns, sources and ends, over the keys; kept until `release`."""
-        return self.attend(np.concatenate([self.prompt.source_features, self.prompt.end_features]))
+        sources_ND, mixtures = self.prompt.source_features, self.prompt.end_mixtures
+        if mixtures is None:
+            return self.attend(np.concatenate([sources_ND, self.prompt.end_features]))
+        return torch.cat([self.attend(sources_ND), self._attend_mixtures(mixtures)])
+
+    def _attend_mixtures(self, mixtures: EndMixtures) -> Tensor:
+        """Attention of the end columns, (E, K), each the weighted mean of its parts'."""
+        ends_EK = self._keys_KD.new_zeros(mixtures.weights_ME.shape[1], len(self._keys_KD))
+        for features_ED, weights_E in zip(mixtures.features_MED, mixtures.weights_ME, strict=True):
+            rows = np.flatnonzero(weights_E)
+            weights_E1 = torch.as_tensor(weights_E[rows, None]).to(ends_EK)
+            ends_EK[torch.as_tensor(rows)] += weights_E1 * self.attend(features_ED[rows])
+        return ends_EK
 
     def release(self) -> None:
         """Let go of the attention of the columns, the one large array; it is computed again when asked for."""
