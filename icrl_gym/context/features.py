@@ -237,7 +237,7 @@ class FeatureMap:
         """Whether `inverse` can tell observations from their features: real numbers, neither pooled nor projected."""
         leaves = _leaf_spaces(self.space, "observations")
         return self._function is None and all(
-            isinstance(space, spaces.Box) and space.dtype.kind == "f" and int(np.prod(space.shape)) <= MAX_FEATURES
+            isinstance(space, spaces.Box) and space.dtype.kind == "f" and np.prod(space.shape) <= MAX_FEATURES
             for _, space in leaves
         )
 
@@ -245,10 +245,10 @@ class FeatureMap:
         """Raw observations (B,) + shape of features (B, D), if the map is `invertible`."""
         leaves, start = [], 0
         for encoder, (_, space) in zip(self._encoders, _leaf_spaces(self.space, "observations"), strict=True):
-            assert isinstance(encoder, NumericEncoder) and space.shape is not None
-            count = int(np.prod(space.shape))
+            assert isinstance(encoder, NumericEncoder)
+            count = int(np.prod(space.shape or ()))
             numbers = encoder.inverse(features_BD[:, start : start + count])
-            leaves.append(numbers.reshape(len(features_BD), *space.shape).astype(space.dtype))
+            leaves.append(numbers.reshape(len(features_BD), *(space.shape or ())).astype(space.dtype))
             start += count
         return _structured(self.space, leaves)
 

@@ -32,10 +32,14 @@ from icrl_gym.evaluator.diagnostics import Diagnostics, possible_values, query_w
 from icrl_gym.evaluator.mixture import Construction, Generalist, Network
 from icrl_gym.evaluator.setting import Options
 from icrl_gym.evaluator.target_values import TargetValues
+from icrl_gym.evaluator.world import ImaginedValues, imagine
+from icrl_gym.evaluator.world.tabled import TabledValues
+from icrl_gym.evaluator.world.tables import TableWorld
 from icrl_gym.observations import Observations, as_batch
 from icrl_gym.values import ValueEstimates
 
 CONSTRUCTED = "constructed"
+Compiled = CompiledMixture | TargetValues | ImaginedValues | TabledValues
 
 
 class InContextEvaluator:
@@ -56,6 +60,8 @@ class InContextEvaluator:
         device: torch device.
         dtype: torch.float64 (default) or torch.float32.
         model: a pretrained mixture, or None for the construction alone. Options given by hand hold in all its heads.
+        imagination: whether values are followed in the context's world before softmax TD takes over; None: with a
+            pretrained mixture they are.
 
     Attributes:
         model: the network as selected; ``model.heads`` are its settings.
@@ -84,6 +90,7 @@ class InContextEvaluator:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float64,
         model: Generalist | None = None,
+        imagination: bool | None = None,
     ) -> None:
         options = Options(num_layers, bandwidth, trace_decay, sink, forgetting, step_size, averaging)
         if model is not None and plain:
@@ -93,6 +100,7 @@ class InContextEvaluator:
             self.model = Construction(options.setting(plain))
         else:
             self.model = replace(model, heads=tuple(map(options.on, model.heads)))
+        self.imagination = model is not None if imagination is None else bool(imagination)
         self.features = features
         self.device = torch.device(device)
         self.dtype = dtype
@@ -178,13 +186,13 @@ class InContextEvaluator:
         observations = as_batch(observations, self.trajectory_.observation_space, "observations")
         return self._answer(observations, self._compiled_at(observations))
 
-    def _answer(self, observations: Observations, compiled: CompiledMixture | TargetValues) -> ValueEstimates:
+    def _answer(self, observations: Observations, compiled: Compiled) -> ValueEstimates:
         """What the compiled context says at checked observations."""
         prompt = self.prompt_
         features_QD = prompt.queries(observations)
         found = compiled.read(features_QD)
         values_Q = found.by_layer_LQ[-1]
-        of_another = isinstance(compiled, TargetValues)
+        of_another = isinstance(getattr(compiled, "leaf", compiled), TargetValues)
         about_queries = query_warnings(prompt, self.trajectory_, observations, values_Q, found.support_Q, of_another)
         warnings = (*self._policy_notes, *compiled.warnings, *prompt.feature_map.notes, *about_queries)
         return ValueEstimates(
@@ -215,12 +223,15 @@ class InContextEvaluator:
                 context holds no transition whose next action is known.
         """
         self._check_fitted()
-        if isinstance(self.compiled_, TargetValues):
-            return self._targets_action_values(self.compiled_, observations, actions)
+        leaf = getattr(self.compiled_, "leaf", self.compiled_)
+        if isinstance(leaf, TargetValues):
+            return self._targets_action_values(leaf, observations, actions)
         if self._of_pairs is None:
             pairs = state_action_trajectory(self.trajectory_)
             prompt = state_action_prompt(pairs, self.prompt_.gamma, self.prompt_.feature_map)
-            self._of_pairs = copy(self)._compile(pairs, prompt)
+            of_pairs = copy(self)
+            of_pairs.imagination = False
+            self._of_pairs = of_pairs._compile(pairs, prompt)
         of_pairs = self._of_pairs
         estimates = of_pairs.predict(as_pairs(observations, actions, of_pairs.trajectory_.observation_space))
         return replace(estimates, attribute=lambda: self._on_all_rewards(estimates.attribution()))
@@ -262,21 +273,38 @@ class InContextEvaluator:
         self.compiled_ = self._run(prompt)
         return self
 
-    def _run(self, prompt: Prompt) -> CompiledMixture | TargetValues:
-        """The context under the network: as states, or as pairs where the policy to be evaluated did not act."""
+    def _run(self, prompt: Prompt) -> Compiled:
+        """The context as it is answered from: under the network, and in its world where that holds."""
         log, asked = self.trajectory_, self.asked_policy_
-        if asked is None or (log.policy == asked.identity and log.importance_ratios is None):
-            return self.model.compile(prompt, self.device, self.dtype)
-        pairs = target_pair_prompt(log, prompt.gamma, prompt.feature_map, asked)
-        likeness = ActionLikeness.of(asked.action_space, log.actions)
-        return TargetValues(prompt, self.model.compile(pairs, self.device, self.dtype), likeness)
+        acted = asked is None or (log.policy == asked.identity and log.importance_ratios is None)
+        if asked is None or acted:
+            leaf: CompiledMixture | TargetValues = self.model.compile(prompt, self.device, self.dtype)
+        else:
+            pairs = target_pair_prompt(log, prompt.gamma, prompt.feature_map, asked)
+            likeness = ActionLikeness.of(asked.action_space, log.actions)
+            features = prompt.feature_map
+            ask = (lambda states: expected_actions(asked, features.inverse(states))) if features.invertible else None
+            leaf = TargetValues(prompt, self.model.compile(pairs, self.device, self.dtype), likeness, ask)
+        if not self.imagination:
+            return leaf
+        table = None if asked is None else TableWorld.fit(log, prompt, asked)
+        if table is not None:
+            return TabledValues(leaf, lambda seen: _at(leaf, asked, seen), table)
+        return imagine(leaf, log, asked, acted=acted, device=self.device) or leaf
 
-    def _compiled_at(self, observations: Observations) -> CompiledMixture | TargetValues:
+    def _compiled_at(self, observations: Observations) -> Compiled:
         """The compiled context for these queries."""
-        if isinstance(self.compiled_, TargetValues) and self.asked_policy_ is not None:
-            return self.compiled_.with_actions(expected_actions(self.asked_policy_, observations))
-        return self.compiled_
+        if isinstance(self.compiled_, TabledValues):
+            return self.compiled_.at(observations)
+        return _at(self.compiled_, self.asked_policy_, observations)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "compiled_"):
             raise RuntimeError("this evaluator has no context yet: call fit(trajectory, gamma) first")
+
+
+def _at(compiled: Compiled, asked: AskedPolicy | None, observations: Observations) -> Any:
+    """The compiled context for queries of which more than the features is known."""
+    if isinstance(compiled, TargetValues) and asked is not None:
+        return compiled.with_actions(expected_actions(asked, observations))
+    return compiled

@@ -94,7 +94,7 @@ class Generalist:
             PretrainedError(self.spread, statistics_S, shares_H / shares_H.sum(), first.without_matrices(), facts),
             float(gates.trust_B[0]),
             transitions,
-            float(gates.imagination_B[0]),
+            0.0,
         )
         compiler.release()
         return mixture

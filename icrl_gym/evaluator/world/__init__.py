@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from icrl_gym.acting.policies import AskedPolicy
-from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.evaluator.world.actors import ActionFeatures, AskedActor, imitated
 from icrl_gym.evaluator.world.checks import check_walks

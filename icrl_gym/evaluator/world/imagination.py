@@ -40,7 +40,8 @@ NO_ERROR = 1e-24  # of the squared scale of values
 class Leaf(Protocol):
     """Values without walks; see `CompiledMixture`."""
 
-    prompt: Prompt
+    @property
+    def prompt(self) -> Prompt: ...
 
     @property
     def members(self) -> tuple[Member, ...]: ...
