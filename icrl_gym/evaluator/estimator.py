@@ -290,7 +290,7 @@ class InContextEvaluator:
         return imagine(leaf, log, asked, acted=acted, device=self.device) or leaf
 
     def _leaf(self, prompt: Prompt, other: AskedPolicy | None) -> CompiledMixture | TargetValues:
-        """The context under the network: as states, or as pairs where another policy than the one that acted is asked."""
+        """The context under the network: as states, or as pairs where another policy is asked."""
         if other is None:
             return self.model.compile(prompt, self.device, self.dtype)
         log, features = self.trajectory_, prompt.feature_map
