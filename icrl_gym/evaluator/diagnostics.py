@@ -26,7 +26,7 @@ class Diagnostics:
             the prompt's constant, not evidence. Of a policy that did not act: mean over its actions, where a source
             counts as much as its action is like them.
         warnings: sentences on what to be careful about; empty when all is well.
-        mixture: the prompt under the network that answered, with its trust and its share of imagination.
+        mixture: the prompt under the network that answered, with its trust.
     """
 
     support: np.ndarray
