@@ -220,7 +220,7 @@ class InContextEvaluator:
         Raises:
             RuntimeError: called before `fit`.
             TypeError, ValueError: observations or actions do not fit the context's, their numbers differ, or the
-                context holds no transition whose next action is known.
+                context holds no actions, or no transition whose next action is known.
         """
         self._check_fitted()
         leaf = getattr(self.compiled_, "leaf", self.compiled_)
@@ -281,7 +281,7 @@ class InContextEvaluator:
             leaf: CompiledMixture | TargetValues = self.model.compile(prompt, self.device, self.dtype)
         else:
             pairs = target_pair_prompt(log, prompt.gamma, prompt.feature_map, asked)
-            likeness = ActionLikeness.of(asked.action_space, log.actions)
+            likeness = ActionLikeness.of(asked.action_space, log.actions_for("policy"))
             features = prompt.feature_map
             ask = (lambda states: expected_actions(asked, features.inverse(states))) if features.invertible else None
             leaf = TargetValues(prompt, self.model.compile(pairs, self.device, self.dtype), likeness, ask)
