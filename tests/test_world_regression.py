@@ -1,4 +1,4 @@
-"""The world's regression: exact where the function is simple, honest about what it leaves out, linear in the rewards."""
+"""The world's regression: exact where a function is simple, honest about what it leaves out, linear in rewards."""
 
 import math
 
