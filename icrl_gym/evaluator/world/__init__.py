@@ -43,12 +43,16 @@ def imagine(
     world = World.fit(prompt, successors_ND, actions_NX, feature_map(feature_map.zero())[0], device)
     if world is None:
         return None
-    actor = imitated(states_ND, trajectory.actions, space) if asked is None else AskedActor(asked, feature_map)
-    walker = Walker(world, actor, action_features, prompt.gamma)
+    if asked is None:
+        actors = tuple(imitated(states_ND[rows], trajectory.actions[rows], space) for rows in world.held_in)
+    else:
+        actors = (AskedActor(asked, feature_map),)
+    walker = Walker(world, actors, action_features, prompt.gamma)
     noise_NU = None
     if acted:
-        drawn_NU = np.random.default_rng(NOISE_SEED).uniform(1e-6, 1 - 1e-6, (len(prompt), actor.num_noise))
-        noise_NU = actor.noise_behind(states_ND, trajectory.actions, drawn_NU)
+        noise_NU = np.random.default_rng(NOISE_SEED).uniform(1e-6, 1 - 1e-6, (len(prompt), walker.num_noise))
+        if asked is not None:
+            noise_NU = actors[0].noise_behind(states_ND, trajectory.actions, noise_NU)
     horizons = [steps for steps in HORIZONS if steps == 1 or prompt.gamma**steps >= SMALLEST_DISCOUNT]
     check = check_walks(
         walker, prompt, successors_ND, actions_NX, noise_NU, horizons,

@@ -2,7 +2,7 @@
 
 A walk starts where a member was not fitted. It is given the noise with which the logged actions would have been chosen,
 so that it differs from the log by the model's errors alone; where the log is another policy's, it is given the logged
-actions. After H steps both are valued: what was earned, and the value of the state that was reached. Their difference
+actions; where the policy is imitated, fresh noise, so that the imitation's errors count too. After H steps both are valued: what was earned, and the value of the state that was reached. Their difference
 is what H steps in this world cost, in units of value, endings included.
 
 Where paths part, the difference is mostly chance, which the mean over many particles does not have. Chance is not

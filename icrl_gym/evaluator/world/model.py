@@ -124,6 +124,11 @@ class World:
             tensors[2], tensors[3], still_D,
         )  # fmt: skip
 
+    @property
+    def held_in(self) -> tuple[np.ndarray, ...]:
+        """Transitions that each member was not kept from."""
+        return tuple(np.setdiff1d(np.arange(self.num_transitions), rows) for rows in self.held_out)
+
     def seen(self, states_KBD: Tensor) -> Tensor:
         """Which states (K, B) lie within what the member takes as seen."""
         low_K1D, high_K1D = self.low_KD[:, None], self.high_KD[:, None]

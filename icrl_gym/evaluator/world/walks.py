@@ -51,22 +51,31 @@ class Walker:
 
     Attributes:
         world: the model.
-        actor: who acts.
+        actors: who acts in each member, or in all of them where there is one.
         action_features: how the model sees actions.
         gamma: discount.
     """
 
     world: World
-    actor: Actor
+    actors: tuple[Actor, ...]
     action_features: ActionFeatures
     gamma: float
 
+    @property
+    def num_noise(self) -> int:
+        """Uniform numbers per action."""
+        return self.actors[0].num_noise
+
     def act(self, states_KBD: Tensor, noise_KBU: np.ndarray) -> Tensor:
-        """Features of the actor's actions (K, B, X)."""
-        flat = states_KBD.reshape(-1, states_KBD.shape[-1]).cpu().numpy()
-        actions = self.actor.actions(flat, noise_KBU.reshape(len(flat), -1))
-        features = self.action_features(actions).reshape(*states_KBD.shape[:-1], -1)
-        return torch.as_tensor(features, device=states_KBD.device)
+        """Features of the actors' actions (K, B, X)."""
+        states = states_KBD.cpu().numpy()
+        # One actor answers for all members at once.
+        parts = zip(np.split(states, len(self.actors)), np.split(noise_KBU, len(self.actors)), strict=True)
+        features = [
+            self.action_features(actor.actions(_flat(part), _flat(noise))).reshape(*part.shape[:2], -1)
+            for actor, (part, noise) in zip(self.actors, parts, strict=True)
+        ]
+        return torch.as_tensor(np.concatenate(features), device=states_KBD.device)
 
     def steps(
         self, states_KBD: Tensor, num_steps: int, act: Callable[[int, Tensor, np.ndarray], Tensor]
@@ -144,7 +153,7 @@ class Walker:
         self, features_QD: np.ndarray, num_steps: int, num_particles: int
     ) -> Iterator[tuple[Stop, Step | None, Tensor]]:
         num_members = len(self.world.rows_KM)
-        noise_TKPU = walk_noise(num_steps, num_members, num_particles, self.actor.num_noise)
+        noise_TKPU = walk_noise(num_steps, num_members, num_particles, self.num_noise)
         members_K1 = np.arange(num_members)[:, None]
         starts_KBD = self.starts(features_QD, num_particles)
         return self.steps(
@@ -166,6 +175,10 @@ def walk_noise(num_steps: int, num_members: int, num_particles: int, num_noise: 
         order_BU = generator.random((count, num_noise)).argsort(axis=0)
         noise_TBU[step] = (order_BU + generator.random((count, num_noise))) / count
     return noise_TBU.clip(1e-9, 1.0 - 1e-9).reshape(num_steps, num_members, num_particles, num_noise)
+
+
+def _flat(array_KBX: np.ndarray) -> np.ndarray:
+    return array_KBX.reshape(-1, array_KBX.shape[-1])
 
 
 def _going_first(going_KB: Tensor) -> Tensor:
