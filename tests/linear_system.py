@@ -35,12 +35,12 @@ class Noisy(Deterministic):
         return law(features_BD) + noise_BU - 0.5
 
 
-def linear_log(length=400, seed=0, wall=np.inf, reward_noise=0.0, limit=25):
-    """The noisy policy in the system; episodes of at most so many steps from random starts."""
+def linear_log(length=400, seed=0, wall=np.inf, reward_noise=0.0, limit=25, width=1.0, policy=None):
+    """The policy with noise of a width; episodes of at most so many steps from random starts."""
     generator = np.random.default_rng(seed)
     rows, x, age = [], generator.uniform(-1, 1, 2), 0
     for _ in range(length):
-        action = law(x[None])[0] + generator.uniform(-0.5, 0.5, 1)
+        action = law(x[None])[0] + width * generator.uniform(-0.5, 0.5, 1)
         following, age = x @ MOVES + action * PUSH, age + 1
         ends = following[0] > wall
         reward = 5.0 + following[1] if ends else PRICE @ np.concatenate([x, action])
@@ -49,7 +49,7 @@ def linear_log(length=400, seed=0, wall=np.inf, reward_noise=0.0, limit=25):
             following, age = generator.uniform(-1, min(1, wall), 2), 0
         x = following
     columns = [np.array(column) for column in zip(*rows, strict=True)]
-    return icrl.Trajectory(*columns, observation_space=spaces.Box(-np.inf, np.inf, (2,), np.float64))
+    return icrl.Trajectory(*columns, observation_space=spaces.Box(-np.inf, np.inf, (2,), np.float64), policy=policy)
 
 
 class Asked(Noisy):
@@ -63,3 +63,10 @@ class Asked(Noisy):
 
     def noise_behind(self, features_BD, actions, noise_BU):
         return (actions - law(self.inverse(features_BD)) + 0.5).clip(1e-9, 1 - 1e-9)
+
+
+def true_values(states_QD, gamma=GAMMA):
+    """Values of the policy without noise and without a wall: linear in the state."""
+    gains = np.array([0.3, -0.2])  # of `law`
+    closed = MOVES + np.outer(gains, PUSH)
+    return states_QD @ np.linalg.solve(np.eye(2) - gamma * closed, PRICE[:2] + PRICE[2] * gains)

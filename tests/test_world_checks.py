@@ -99,7 +99,7 @@ def test_a_log_of_another_policy_is_followed_by_its_own_actions():
 
 
 def test_endings_count():
-    log = linear_log(600, wall=0.5)
+    log = linear_log(600, wall=0.2)
     assert log.terminated.sum() > 10
     case = Case(log)
     blind = replace(case.world, endings=None)
