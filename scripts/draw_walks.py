@@ -1,6 +1,6 @@
 """Draw imagined trajectories beside real ones, and the error of values by the length of the walk (docs/world.md).
 
-    python scripts/draw_walks.py                       # docs/world/walks.png, about a minute
+python scripts/draw_walks.py                       # docs/world/walks.png, about a minute
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def simulated(state: np.ndarray, seed: int) -> np.ndarray:
     return np.array(angles)
 
 
-def icrl_policy(seed: int):  # noqa: ANN201 - an ActingPolicy
+def icrl_policy(seed: int):
     """The demo policy with its own noise."""
     from icrl_gym.acting.policies import as_policy
 

@@ -30,9 +30,9 @@ def asked_policy(policy: Any, trajectory: Trajectory) -> tuple[AskedPolicy | Non
         differ when it is asked the same states twice. All others with their notes.
 
     Raises:
-        ValueError: the policy does not fit the log's actions or observations; it fails at states of the log, or answers
-            with NaN or another shape; the log's importance ratios are those of another policy; or it can only be known
-            by its actions, and the log is another's.
+        ValueError: the log has no actions; the policy does not fit them or the log's observations; it fails at states
+            of the log, or answers with NaN or another shape; the log's importance ratios are those of another policy;
+            or it can only be known by its actions, and the log is another's.
         TypeError: not a policy at all.
     """
     if policy is None:
@@ -75,13 +75,14 @@ def acting_policy(policy: Any, trajectory: Trajectory) -> ActingPolicy:
     """The policy as one of the log's environment.
 
     Raises:
-        ValueError: it does not fit the log's actions or observations, or "random" is asked for and the log, which knows
-            no bounds, holds actions that are not discrete.
+        ValueError: the log has no actions; it does not fit the log's actions or observations; or "random" is asked for
+            and the log, which knows no bounds, holds actions that are not discrete.
         TypeError: not a policy at all.
     """
+    logged = trajectory.actions_for("policy: evaluating a given policy")
     space = _action_space(policy, trajectory)
     acting = as_policy(policy, space, _observation_space(policy, trajectory), seed=0)
-    _check_logged_actions(trajectory.actions, space)
+    _check_logged_actions(logged, space)
     return acting
 
 
@@ -156,7 +157,7 @@ def _action_space(policy: Any, trajectory: Trajectory) -> spaces.Space:
         return spaces.Discrete(np.shape(policy)[-1])
     if not isinstance(policy, ActingPolicy) and hasattr(policy, "action_probabilities"):
         return spaces.Discrete(np.shape(policy.action_probabilities(take(trajectory.observations, slice(1))))[-1])
-    space = infer_space(trajectory.actions)
+    space = infer_space(trajectory.actions_for("policy: evaluating a given policy"))
     if isinstance(policy, str) and not isinstance(space, spaces.Discrete):
         raise ValueError(
             "policy 'random' needs an action space, as the logged actions are not discrete and a log knows no bounds: "

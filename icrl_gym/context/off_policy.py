@@ -51,8 +51,8 @@ def reweight(
         action_space: Discrete; None takes that of an SB3 model among the two, or as many actions as a table has.
 
     Raises:
-        ValueError: the log has ratios already, a policy cannot state its probabilities, a logged action has
-            probability 0 under the behaviour or is none of the action space, the log names another policy, or the
+        ValueError: the log has no actions, or ratios already, a policy cannot state its probabilities, a logged action
+            has probability 0 under the behaviour or is none of the action space, the log names another policy, or the
             action space is not Discrete or not known.
         TypeError: not a trajectory, or not a policy.
     """
@@ -60,6 +60,7 @@ def reweight(
         raise TypeError(f"trajectory must be a Trajectory, got {type(trajectory).__name__}")
     if trajectory.importance_ratios is not None:
         raise ValueError("trajectory has importance_ratios already; reweight the log as it was collected")
+    logged = trajectory.actions_for("reweight")
     space = discrete_action_space(action_space, target, behaviour)
     acting = {
         name: as_policy(policy, space, trajectory.observation_space)
@@ -67,16 +68,14 @@ def reweight(
     }
     if trajectory.policy not in (None, acting["behaviour"].identity):
         raise ValueError(f"behaviour is {acting['behaviour'].identity!r}, but the log is of {trajectory.policy!r}")
-    column_N = _columns(trajectory.actions, space)
+    column_N = _columns(logged, space)
     rows_N = np.arange(len(trajectory))
     probability = {
         name: policy.action_probabilities(trajectory.observations)[rows_N, column_N] for name, policy in acting.items()
     }
     never = np.flatnonzero(probability["behaviour"] <= 0)
     if len(never):
-        raise ValueError(
-            f"behaviour gives the logged action actions[{never[0]}] = {trajectory.actions[never[0]]} probability 0"
-        )
+        raise ValueError(f"behaviour gives the logged action actions[{never[0]}] = {logged[never[0]]} probability 0")
     ratios_N = probability["target"] / probability["behaviour"]
     return trajectory.with_importance_ratios(ratios_N, acting["target"].identity)
 

@@ -86,12 +86,11 @@ def state_action_trajectory(trajectory: Trajectory) -> Trajectory:
     """The log as transitions between pairs, in a Tuple space (observation, action).
 
     Raises:
-        ValueError: no transition terminated, and none is followed by another.
+        ValueError: the log has no actions, or no transition terminated and none is followed by another.
     """
-    kept = known_successors(trajectory)
+    actions, kept = trajectory.actions_for("predict_q"), known_successors(trajectory)
     if not kept.any():
         raise ValueError("predict_q: the context holds no transition that terminated or whose next action is known")
-    actions = trajectory.actions
     next_actions = np.concatenate([actions[1:], actions[-1:]])
     ends = trajectory.episode_ends | np.append(~kept[1:], True)
     pair_space = spaces.Tuple((trajectory.observation_space, infer_space(actions)))

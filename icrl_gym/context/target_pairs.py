@@ -126,13 +126,14 @@ def target_pair_prompt(trajectory: Trajectory, gamma: float, states: FeatureMap,
         ValueError: gamma is outside [0, 1), or the policy fails, see `AskedPolicy`.
     """
     gamma, n = check_gamma(gamma), len(trajectory)
+    logged = trajectory.actions_for("policy: evaluating a given policy")
     open_rows = np.flatnonzero(~trajectory.terminated)
     following = take(trajectory.next_observations, open_rows)
     drawn = successors_actions(policy, following)
     actions_MEX = np.moveaxis(drawn.actions, 1, 0)
     pair_space = spaces.Tuple((trajectory.observation_space, policy.action_space))
     likeliest = drawn.actions[np.arange(len(open_rows)), drawn.weights_BM.argmax(axis=1)]
-    both = np.concatenate([trajectory.actions, likeliest])
+    both = np.concatenate([logged, likeliest])
     features = StateActionFeatures(states, pair_space, both, DISCRETE_SCALE)
     following_ED = states(following)
     mixtures = EndMixtures(
@@ -141,7 +142,7 @@ def target_pair_prompt(trajectory: Trajectory, gamma: float, states: FeatureMap,
     successors = np.arange(n)
     successors[open_rows] = n + np.arange(len(open_rows))
     return Prompt(
-        source_features=features((trajectory.observations, trajectory.actions)),
+        source_features=features((trajectory.observations, logged)),
         end_features=mixtures.mean_ED,
         rewards=trajectory.rewards,
         discounts=gamma * (1.0 - trajectory.terminated),

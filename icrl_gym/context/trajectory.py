@@ -34,6 +34,7 @@ from icrl_gym.runs import read_archive, write_archive
 
 SCHEMA_VERSION = 1
 RATIOS_SCHEMA_VERSION = 2  # of files that hold importance ratios, which a reader must not overlook
+NO_ACTIONS_SCHEMA_VERSION = 3  # of files without actions, with importance ratios or without
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -42,7 +43,7 @@ class Trajectory:
 
     Args:
         observations: (n,) + observation shape; Discrete is int (n,); Dict / Tuple spaces keep their structure.
-        actions: (n,) + action shape.
+        actions: (n,) + action shape; None where the log does not hold them: values of states need none.
         rewards: (n,) float.
         next_observations: like ``observations``: the true successors.
         terminated: (n,) bool.
@@ -62,7 +63,7 @@ class Trajectory:
     """
 
     observations: Observations
-    actions: np.ndarray
+    actions: np.ndarray | None
     rewards: np.ndarray
     next_observations: Observations
     terminated: np.ndarray
@@ -93,7 +94,8 @@ class Trajectory:
             observation_space = _common_space(observations, next_observations)
         observations = as_batch(observations, observation_space, "observations")
         next_observations = as_batch(next_observations, observation_space, "next_observations")
-        actions, rewards = as_numeric(actions, "actions"), as_numeric(rewards, "rewards").astype(np.float64)
+        actions = None if actions is None else as_numeric(actions, "actions")
+        rewards = as_numeric(rewards, "rewards").astype(np.float64)
         terminated, truncated = _flags(terminated, "terminated"), _flags(truncated, "truncated")
         fields_given = (observations, actions, rewards, next_observations, terminated, truncated)
         _check_lengths(dict(zip(_ARRAYS, fields_given, strict=False)))
@@ -143,7 +145,7 @@ class Trajectory:
         stretch = replace(
             self,
             observations=take(self.observations, rows),
-            actions=self.actions[rows],
+            actions=None if self.actions is None else self.actions[rows],
             rewards=self.rewards[rows],
             next_observations=take(self.next_observations, rows),
             terminated=self.terminated[rows],
@@ -152,6 +154,12 @@ class Trajectory:
             importance_ratios=None if self.importance_ratios is None else self.importance_ratios[rows],
         )
         return stretch._with_space_inferred(self._space_inferred)
+
+    def actions_for(self, purpose: str) -> np.ndarray:
+        """The actions (n,) + action shape; ``purpose`` begins the ValueError of a log without them."""
+        if self.actions is None:
+            raise ValueError(f"{purpose} needs the logged actions, and this trajectory has actions=None")
+        return self.actions
 
     def append(self, more: Trajectory) -> Trajectory:
         """This log followed by another of the same environment and policy.
@@ -162,7 +170,7 @@ class Trajectory:
 
         Raises:
             TypeError: the observations have different structures.
-            ValueError: stated observation spaces, environments or policies differ.
+            ValueError: stated observation spaces, environments or policies differ, or one log alone has actions.
         """
         for name in ("env_id", "policy"):
             mine, theirs = getattr(self, name), getattr(more, name)
@@ -175,7 +183,7 @@ class Trajectory:
         ends[len(self) - 1] = bool(self.terminated[-1] or self.truncated[-1] or not continues)
         joined = Trajectory(
             concatenate([self.observations, more.observations]),
-            np.concatenate([self.actions, more.actions]),
+            self._appended_actions(more),
             np.concatenate([self.rewards, more.rewards]),
             concatenate([self.next_observations, more.next_observations]),
             np.concatenate([self.terminated, more.terminated]),
@@ -192,6 +200,11 @@ class Trajectory:
         """The same transitions as evidence about ``policy``, (n,) ratios pi / mu of the logged actions."""
         weighted = replace(self, policy=policy, importance_ratios=ratios)
         return weighted._with_space_inferred(self._space_inferred)
+
+    def _appended_actions(self, more: Trajectory) -> np.ndarray | None:
+        if self.actions is None and more.actions is None:
+            return None
+        return np.concatenate([part.actions_for("append: a log beside one with actions") for part in (self, more)])
 
     def _appended_ratios(self, more: Trajectory) -> np.ndarray | None:
         parts = (self, more)
@@ -217,9 +230,9 @@ class Trajectory:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one ``.npz`` file (arrays plus a JSON header, no pickle), atomically. Returns the path written."""
         path = _with_npz(path)
-        on_policy = self.importance_ratios is None
+        version = SCHEMA_VERSION if self.importance_ratios is None else RATIOS_SCHEMA_VERSION
         header = {
-            "schema_version": SCHEMA_VERSION if on_policy else RATIOS_SCHEMA_VERSION,
+            "schema_version": NO_ACTIONS_SCHEMA_VERSION if self.actions is None else version,
             "env_id": self.env_id,
             "policy": self.policy,
             "observation_space": space_to_json(self.observation_space),
@@ -227,7 +240,8 @@ class Trajectory:
         }
         arrays: dict[str, np.ndarray] = {}
         for name in _ARRAYS:
-            arrays |= dict(named_leaves(getattr(self, name), name))
+            if getattr(self, name) is not None:
+                arrays |= dict(named_leaves(getattr(self, name), name))
         if self.importance_ratios is not None:
             arrays["importance_ratios"] = self.importance_ratios
         write_archive(path, header, arrays)
@@ -247,16 +261,19 @@ class Trajectory:
         try:
             header, arrays = read_archive(path)
             version = header["schema_version"]
-            if version not in (SCHEMA_VERSION, RATIOS_SCHEMA_VERSION):
+            if version not in (SCHEMA_VERSION, RATIOS_SCHEMA_VERSION, NO_ACTIONS_SCHEMA_VERSION):
                 raise ValueError(
-                    f"schema version {version}, this version reads {SCHEMA_VERSION} and {RATIOS_SCHEMA_VERSION}"
+                    f"schema version {version}, this version reads {SCHEMA_VERSION} to {NO_ACTIONS_SCHEMA_VERSION}"
                 )
             space = space_from_json(header["observation_space"])
             tree = {name: _collect(arrays, name, space) for name in ("observations", "next_observations")}
-            plain = {name: arrays[name] for name in _ARRAYS if name not in tree}
+            plain = {name: arrays[name] for name in _ARRAYS if name not in (*tree, "actions")}
+            actions = None if version == NO_ACTIONS_SCHEMA_VERSION else arrays["actions"]
             labels = {"env_id": header["env_id"], "policy": header["policy"]}
             ratios = arrays["importance_ratios"] if version == RATIOS_SCHEMA_VERSION else None
-            stored = cls(**tree, **plain, **labels, observation_space=space, importance_ratios=ratios)
+            if version == NO_ACTIONS_SCHEMA_VERSION:
+                ratios = arrays.get("importance_ratios")
+            stored = cls(**tree, actions=actions, **plain, **labels, observation_space=space, importance_ratios=ratios)
             return stored._with_space_inferred(header["space_inferred"])
         except Exception as error:
             raise ValueError(f"{path} is not a trajectory file that can be read: {error}") from error
@@ -316,7 +333,10 @@ def _larger_space(first: spaces.Space, second: spaces.Space) -> spaces.Space:
 
 def _check_lengths(columns: dict[str, Any]) -> None:
     """Every field (n,) or longer along its other axes, with one n above 0."""
+    columns = {name: column for name, column in columns.items() if name != "actions" or column is not None}
     for name in ("actions", "rewards"):
+        if name not in columns:
+            continue
         if columns[name].ndim == 0 or (name == "rewards" and columns[name].ndim > 1):
             raise ValueError(f"{name} must have shape (n,{' ...' * (name == 'actions')}), got {columns[name].shape}")
     lengths = {name: batch_size(column) for name, column in columns.items()}

@@ -222,7 +222,7 @@ class InContextEvaluator:
         Raises:
             RuntimeError: called before `fit`.
             TypeError, ValueError: observations or actions do not fit the context's, their numbers differ, or the
-                context holds no transition whose next action is known.
+                context holds no actions, or no transition whose next action is known.
         """
         self._check_fitted()
         leaf = getattr(self.compiled_, "leaf", self.compiled_)
@@ -296,7 +296,7 @@ class InContextEvaluator:
         log, features = self.trajectory_, prompt.feature_map
         compiled = self.model.compile(target_pair_prompt(log, prompt.gamma, features, other), self.device, self.dtype)
         ask = (lambda states: expected_actions(other, features.inverse(states))) if features.invertible else None
-        return TargetValues(prompt, compiled, ActionLikeness.of(other.action_space, log.actions), ask)
+        return TargetValues(prompt, compiled, ActionLikeness.of(other.action_space, log.actions_for("policy")), ask)
 
     def _compiled_at(self, observations: Observations) -> Compiled:
         """The compiled context for these queries."""

@@ -169,9 +169,10 @@ class FittedQEvaluation(NetworkEstimator):
 
     def _fit(self, prompt: Prompt) -> None:
         log = self._trajectory
-        space = infer_space(log.actions) if self._asked is None else self._asked.action_space
-        self._actions = FeatureMap(space).fit(log.actions)
-        pairs_ND = np.concatenate([prompt.source_features, self._actions(log.actions)], axis=1)
+        logged = log.actions_for(type(self).__name__)
+        space = infer_space(logged) if self._asked is None else self._asked.action_space
+        self._actions = FeatureMap(space).fit(logged)
+        pairs_ND = np.concatenate([prompt.source_features, self._actions(logged)], axis=1)
         next_ND = all_features(prompt)[prompt.successors]
         if self._asked is None:
             next_NMD, probability_NM, weight_N = self._logged_next_pairs(next_ND)
@@ -197,7 +198,8 @@ class FittedQEvaluation(NetworkEstimator):
         weight_N = next_action_ratios(log) * known_successors(log)
         if not weight_N.any():
             raise ValueError("policy: is needed, as the log has no transition whose next action is known and counts")
-        next_actions_ND = self._actions(np.concatenate([log.actions[1:], log.actions[-1:]]))
+        logged = log.actions_for(type(self).__name__)
+        next_actions_ND = self._actions(np.concatenate([logged[1:], logged[-1:]]))
         return np.concatenate([next_ND, next_actions_ND], axis=1)[:, None], np.ones((len(log), 1)), weight_N
 
     def _values(self, features_QD: np.ndarray) -> np.ndarray:

@@ -7,12 +7,11 @@ import torch
 
 from icrl_gym.acting.policies import AskedPolicy
 from icrl_gym.context.trajectory import Trajectory
-from icrl_gym.evaluator.world.actors import ActionFeatures, AskedActor, imitated
+from icrl_gym.evaluator.world.actors import ActionFeatures, AskedActor, imitated, logged_space
 from icrl_gym.evaluator.world.checks import check_walks
 from icrl_gym.evaluator.world.imagination import HORIZONS, ImaginedValues, Leaf
 from icrl_gym.evaluator.world.model import World
 from icrl_gym.evaluator.world.walks import NOISE_SEED, Walker
-from icrl_gym.observations import infer_space
 
 __all__ = ["ImaginedValues", "imagine"]
 
@@ -38,7 +37,7 @@ def imagine(
         return None
     if len(np.unique(states_ND, axis=0)) < LEAST_DISTINCT * len(prompt):
         return None
-    space = infer_space(trajectory.actions) if asked is None else asked.action_space
+    space = logged_space(trajectory.actions) if asked is None else asked.action_space
     action_features = ActionFeatures(trajectory.actions, space)
     actions_NX, successors_ND = action_features(trajectory.actions), feature_map(trajectory.next_observations)
     world = World.fit(prompt, successors_ND, actions_NX, feature_map(feature_map.zero())[0], device)

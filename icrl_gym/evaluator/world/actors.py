@@ -24,6 +24,7 @@ BISECTIONS = 16
 IMITATION_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # per transition
 MOST_QUADRATIC = 12
 SMALLEST_NOISE = 1e-6
+MOST_CHOICES = 64  # of a component; integers with more are numbers
 
 
 class Actor(Protocol):
@@ -207,7 +208,10 @@ class ImitatedNumbers:
     def actions(self, features_BD: np.ndarray, noise_BU: np.ndarray) -> np.ndarray:
         drawn_B = np.minimum((noise_BU[:, 0] * len(self.residuals_NC)).astype(int), len(self.residuals_NC) - 1)
         flat_BC = _terms(features_BD, self.quadratic) @ self.weights_PC + self.residuals_NC[drawn_B]
-        return flat_BC.clip(self.low_C, self.high_C).reshape(len(features_BD), *self.shape).astype(self.dtype)
+        flat_BC = flat_BC.clip(self.low_C, self.high_C)
+        if not np.issubdtype(self.dtype, np.floating):
+            flat_BC = flat_BC.round()
+        return flat_BC.reshape(len(features_BD), *self.shape).astype(self.dtype)
 
     def noise_behind(self, features_BD: np.ndarray, actions: np.ndarray, noise_BU: np.ndarray) -> np.ndarray:
         difference_BC = _flat(actions) - _terms(features_BD, self.quadratic) @ self.weights_PC
@@ -220,6 +224,17 @@ def imitated(features_ND: np.ndarray, actions: np.ndarray, space: spaces.Space) 
     if isinstance(space, spaces.Box):
         return ImitatedNumbers.fit(features_ND, actions)
     return ImitatedChoices.fit(features_ND, actions, space)
+
+
+def logged_space(actions: np.ndarray) -> spaces.Space:
+    """The space of actions (N,) + shape that a log shows: choices where they are few integers, else numbers."""
+    low, high = actions.min(axis=0, initial=0), actions.max(axis=0, initial=0)
+    if not np.issubdtype(actions.dtype, np.integer) or (high.astype(float) - low >= MOST_CHOICES).any():
+        return spaces.Box(-np.inf, np.inf, actions.shape[1:], np.float64)
+    counts = high.astype(np.int64) - low.astype(np.int64) + 1
+    if actions.ndim == 1:
+        return spaces.Discrete(int(counts), start=int(low))
+    return spaces.MultiDiscrete(counts, start=low.astype(np.int64))
 
 
 def discrete_components(space: spaces.Space) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -62,7 +62,8 @@ def check_walks(
     rewards_N, ended_N, links_N = prompt.rewards, prompt.discounts == 0, prompt.trace_links
     rows_KB = np.stack([_starts(rows) for rows in walker.world.held_out])
     at_KB, last = rows_KB.copy(), len(prompt) - 1
-    ended_KB, cut_KB = np.zeros(rows_KB.shape, bool), np.zeros(rows_KB.shape, bool)
+    # A cut path shows where it came to, and not where it would have gone: one step later it is lost.
+    ended_KB, cut_KB, lost_KB = (np.zeros(rows_KB.shape, bool) for _ in range(3))
     true_KBD, earned_KB, discounts_KB = prompt.source_features[rows_KB], np.zeros(rows_KB.shape), np.ones(rows_KB.shape)
     fresh = np.random.default_rng(NOISE_SEED)
     device = walker.world.low_KD.device
@@ -85,8 +86,8 @@ def check_walks(
                 (stop.states_KBD.cpu().numpy(), stop.discounts_KB.cpu().numpy(), stop.earned_KB.cpu().numpy())
             )
             happened.append((true_KBD, discounts_KB, earned_KB))
-            compared.append(~cut_KB)
-        going_KB = ~ended_KB & ~cut_KB
+            compared.append(~lost_KB)
+        going_KB, lost_KB = ~ended_KB & ~cut_KB, cut_KB
         earned_KB = earned_KB + np.where(going_KB, discounts_KB * rewards_N[at_KB], 0.0)
         true_KBD = np.where(going_KB[..., None], successors_ND[at_KB], true_KBD)
         ended_KB = ended_KB | (going_KB & ended_N[at_KB])

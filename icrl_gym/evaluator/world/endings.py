@@ -30,7 +30,8 @@ NEWTON_STEPS = 60
 MOST_LEFT_OUT = 8  # endings that are left out in turn
 SURPRISE = 0.02  # probability of an ending that a model has no word for
 RULES_FIRST = 1.0  # nats by which rules are preferred
-MOST_WENT_ON = 2048
+MOST_WENT_ON = 2048  # successors that stand for all in a likelihood
+MOST_ADDED = 256  # successors nearest to the endings that a likelihood takes in at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +106,25 @@ class Logistic:
 
     @classmethod
     def fit(cls, went_on_LD: np.ndarray, ended_ED: np.ndarray) -> Logistic:
-        """Maximum likelihood by Newton's method, with the largest ridge that sets the endings apart."""
+        """Maximum likelihood by Newton's method, with the largest ridge that sets the endings apart.
+
+        Of many successors that went on, some stand for all, and those most like endings are taken in ridge by ridge.
+        """
         went_on_LP, ended_EP = _terms(went_on_LD), _terms(ended_ED)
-        weights_P = np.zeros(went_on_LP.shape[1])
+        num_rows, weights_P = len(went_on_LP), np.zeros(went_on_LP.shape[1])
+        some = np.linspace(0, num_rows - 1, min(num_rows, MOST_WENT_ON)).round().astype(int)
+        some_L = np.isin(np.arange(num_rows), some)
+        taken_L = np.full(num_rows, num_rows <= MOST_WENT_ON)  # rows that stand for themselves alone
         for ridge in LOGISTIC_RIDGES:
-            weights_P = _maximum_likelihood(went_on_LP, ended_EP, ridge, weights_P)
-            low, high = float((went_on_LP @ weights_P).max()), float((ended_EP @ weights_P).min())
+            standing_L = some_L & ~taken_L
+            counts_L = np.where(standing_L, (~taken_L).sum() / max(1, standing_L.sum()), 1.0)
+            held_L = some_L | taken_L
+            weights_P = _maximum_likelihood(went_on_LP[held_L], ended_EP, ridge, weights_P, counts_L[held_L])
+            score_L, high = went_on_LP @ weights_P, float((ended_EP @ weights_P).min())
+            low = float(score_L.max())
             if high > low:
                 return cls(weights_P, low, high)
+            taken_L[np.argsort(np.where(taken_L, -np.inf, score_L))[-MOST_ADDED:]] = True
         return cls(weights_P, math.nan, math.nan)
 
     def probabilities(self, successors_BD: np.ndarray, place: float) -> np.ndarray:
@@ -158,8 +170,6 @@ class Endings:
         """The members' models of a context's endings; None where it holds none, or nothing that went on."""
         if not len(ended_ED) or not len(went_on_LD):
             return None
-        if len(went_on_LD) > MOST_WENT_ON:
-            went_on_LD = went_on_LD[np.linspace(0, len(went_on_LD) - 1, MOST_WENT_ON).round().astype(int)]
         rules = Rules.fit(went_on_LD, ended_ED, origin_D)
         share = _rules_share(went_on_LD, ended_ED, origin_D, rules)
         middle_K = (np.arange(num_members) + 0.5) / num_members
@@ -210,27 +220,32 @@ def _terms(x_BD: np.ndarray) -> np.ndarray:
 
 
 def _maximum_likelihood(
-    went_on_LP: np.ndarray, ended_EP: np.ndarray, ridge: float, weights_P: np.ndarray
+    went_on_LP: np.ndarray, ended_EP: np.ndarray, ridge: float, weights_P: np.ndarray, counts_L: np.ndarray
 ) -> np.ndarray:
-    """Coefficients by Newton's method with backtracking, from a start; all zero starts at the rate of endings."""
+    """Coefficients by Newton's method with backtracking, from a start; all zero starts at the rate of endings.
+
+    A row that went on counts as ``counts_L`` rows.
+    """
     terms_BP = np.concatenate([went_on_LP, ended_EP])
     ended_B = np.concatenate([np.zeros(len(went_on_LP)), np.ones(len(ended_EP))])
+    counts_B = np.concatenate([counts_L, np.ones(len(ended_EP))])
     penalty_P = np.full(terms_BP.shape[1], ridge)
     penalty_P[0] = 1e-3 * ridge
     if not weights_P.any():
-        weights_P = np.eye(len(weights_P))[0] * -math.log((len(went_on_LP) + 0.5) / (len(ended_EP) + 0.5))
+        weights_P = np.eye(len(weights_P))[0] * -math.log((counts_L.sum() + 0.5) / (len(ended_EP) + 0.5))
 
     def loss(candidate_P: np.ndarray) -> float:
         score_B = terms_BP @ candidate_P
-        likelihood = np.logaddexp(0.0, score_B).sum() - score_B[len(went_on_LP) :].sum()
+        likelihood = (counts_B * np.logaddexp(0.0, score_B)).sum() - score_B[len(went_on_LP) :].sum()
         return float(likelihood + 0.5 * (penalty_P * candidate_P**2).sum())
 
     least = loss(weights_P)
     for _ in range(NEWTON_STEPS):
         probability_B = expit(terms_BP @ weights_P)
-        curvature_B = probability_B * (1.0 - probability_B)
+        curvature_B = counts_B * probability_B * (1.0 - probability_B)
         hessian_PP = (terms_BP * curvature_B[:, None]).T @ terms_BP + np.diag(penalty_P + 1e-9)
-        step_P = np.linalg.solve(hessian_PP, terms_BP.T @ (probability_B - ended_B) + penalty_P * weights_P)
+        gradient_P = terms_BP.T @ (counts_B * (probability_B - ended_B)) + penalty_P * weights_P
+        step_P = np.linalg.solve(hessian_PP, gradient_P)
         rate = 1.0
         while rate > 1e-4 and (tried := loss(weights_P - rate * step_P)) > least:
             rate /= 2

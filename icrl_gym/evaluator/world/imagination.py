@@ -111,6 +111,8 @@ class ImaginedValues:
         horizons, costs_H = (0, *check.horizons), np.concatenate([[0.0], _without_gaps(check.errors_H)])
         held = np.isfinite(costs_H)
         horizons, costs_H = tuple(np.array(horizons)[held].tolist()), costs_H[held]
+        if len(horizons) < 2:
+            return None
         rows = np.unique(np.linspace(0, len(leaf.prompt) - 1, STARTS).round().astype(int))
         expansion = expand(leaf, walker, leaf.prompt.source_features[rows], horizons, START_PARTICLES)
         values_HQ = expansion.values_HQ
@@ -118,7 +120,7 @@ class ImaginedValues:
         change = max(0.0, float((changes_H - CHANGE_MARGIN * costs_H).max()))
         found = cls(leaf, walker, horizons, costs_H, expansion.disagreement_HQ.mean(axis=1), change)
         errors_HQ = found.squared_errors(expansion)
-        if len(horizons) < 2 or costs_H[1] >= errors_HQ[0].mean():
+        if costs_H[1] >= errors_HQ[0].mean():
             return None
         used_H = found.weights(expansion).mean(axis=1) >= LEAST_WEIGHT
         used_H[0] = True
@@ -261,6 +263,8 @@ def _without_gaps(errors_H: np.ndarray) -> np.ndarray:
     """
     found = errors_H.copy()
     for index in range(len(found)):
+        before = found[index - 1] if index else np.nan
         if not np.isfinite(found[index]):
-            found[index] = 2.0 * found[index - 1] if index else np.inf
-    return np.maximum.accumulate(found)
+            found[index] = 2.0 * before if index else np.inf
+        found[index] = np.fmax(before, found[index])
+    return found

@@ -109,7 +109,7 @@ class TableWorld:
         if len(np.unique(sources)) >= MOST_DISTINCT * len(prompt) or len(first) > MOST_STATES:
             return None
         states = take(seen, first)
-        choices = _choices(asked, states, sources, trajectory.actions)
+        choices = _choices(asked, states, sources, trajectory.actions_for("policy"))
         if choices is None:
             return None
         probability_SA, columns = choices
