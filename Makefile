@@ -42,7 +42,7 @@ docs: $(STAMP)  ## the generated pages: the theory's claims (an hour from scratc
 pretrain: $(STAMP)  ## the generalist's checkpoint from an empty folder (hours; resumes), into runs/pretrain
 	$(BIN)/icrl-gym pretrain --jobs 2
 
-ablate: pretrain  ## what each part of the pretraining is worth: the tables of docs/generalist.md (half an hour; resumes)
+ablate: pretrain  ## what each part of the pretraining is worth: the tables of docs/mixture.md (half an hour; resumes)
 	$(BIN)/python scripts/ablate_pretraining.py
 
 clean:

@@ -150,7 +150,7 @@ class PretrainConfig:
     loss: str = "log_rmse"
     """Loss of the gate: log_rmse, relative_rmse or huber."""
     pull: float = 1.0
-    """Weight of the gate's distance from the safe mixture (docs/generalist.md); 0 lets it adapt as the prior likes."""
+    """Weight of the gate's distance from the safe mixture (docs/mixture.md); 0 lets it adapt as the prior likes."""
     steps: int = 3000
     """Largest number of steps of each network."""
     batch_size: int = 256

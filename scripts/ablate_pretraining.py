@@ -1,4 +1,4 @@
-"""Measure what each part of the pretraining is worth, and write the tables of docs/generalist.md.
+"""Measure what each part of the pretraining is worth, and write the tables of docs/mixture.md.
 
 python scripts/ablate_pretraining.py     # needs the shards of `icrl-gym pretrain`; rows that are finished are kept
 """
@@ -70,7 +70,7 @@ class Config:
     """Seeds of initial weights and batches."""
     family_seeds: tuple[int, ...] = (0,)
     """Seeds where a family is left out."""
-    page: Path = Path("docs/generalist.md")
+    page: Path = Path("docs/mixture.md")
     """Page that the tables go into; all other text in it stays."""
 
 

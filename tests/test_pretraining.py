@@ -476,7 +476,7 @@ def test_a_folder_that_cannot_be_made_is_bad_input_before_any_work(name, tmp_pat
 
 
 def test_the_documented_commands_are_good_input(monkeypatch):
-    page = (ROOT / "docs" / "generalist.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "mixture.md").read_text(encoding="utf-8")
     lines = re.findall(r"^    (?:icrl-gym pretrain|torchrun .* scripts/pretrain.py) *(.*)$", page, flags=re.MULTILINE)
     given = []
     monkeypatch.setitem(cli.COMMANDS, "pretrain", (PretrainConfig, given.append))

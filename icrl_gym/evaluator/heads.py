@@ -1,7 +1,7 @@
 """The heads of the shipped mixture: settings of the tied network that differ in width, trace, relevance and keys.
 
 The first one is the constructed evaluator. The others were chosen on the synthetic validation set and CartPole-v1,
-Acrobot-v1 and Pendulum-v1 (docs/generalist.md); each one is an ordinary `Setting`.
+Acrobot-v1 and Pendulum-v1 (docs/mixture.md); each one is an ordinary `Setting`.
 """
 
 from __future__ import annotations
