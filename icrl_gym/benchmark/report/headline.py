@@ -19,7 +19,8 @@ from icrl_gym.scoring.document import Picture, Section, Table, interval
 from icrl_gym.scoring.verdict import Call
 
 OTHERS = {
-    res.REFERENCE: "the same network with nothing trained (`constructed`)",
+    "generalist_before": "the last version's, which read states and rewards alone",
+    res.REFERENCE: "softmax TD's with nothing trained and no walks (`constructed`)",
     comparisons.HINDSIGHT: "the best classical method and setting, chosen for every cell in hindsight",
 }
 # Panels of the first figure, one or two of each suite; fixed here, so that no outcome chooses them.
@@ -58,12 +59,16 @@ def results(records: Sequence[Record], subject: str) -> list[Section]:
     groups = Groups.of(records)
     main = groups.untouched or groups.selection or groups.off_policy
     words = claim(main, subject)
-    parts: list[str | Table | Picture] = [words] if words else []
+    shown: list[str | Table | Picture] = [words] if words else []
     if picture := first_picture(main, subject):
-        parts.append(picture)
-    found = [Section("In short", tuple(parts))]
+        shown.append(picture)
+    found = [Section("In short", tuple(shown))]
     found.append(Section("Who wins where", (comparisons.verdict_table(main, subject, "Nothing was chosen on these"),)))
     found.append(Section("Where it loses, and why", (losses(main, subject),)))
+    parts = {"tests": groups.untouched, "development": groups.selection, "another policy acted": groups.off_policy}
+    worth = comparisons.parts_table({name: part for name, part in parts.items() if part})
+    if worth.rows:
+        found.append(Section("What each part is worth", (worth,)))
     if groups.selection and groups.untouched:
         table = comparisons.verdict_table(groups.selection, subject, "The design was chosen on these")
         short = Table(table.title, table.columns, table.rows)
