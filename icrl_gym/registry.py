@@ -61,6 +61,8 @@ _constructed = partial(InContextEvaluator.from_pretrained, "constructed")
 
 _BUILT_IN: dict[str, Registration] = {
     "generalist": Registration(partial(InContextEvaluator.from_pretrained, "generalist")),
+    "generalist_from_log": Registration(partial(InContextEvaluator.from_pretrained, "generalist", imagination="log")),
+    "generalist_at_rest": Registration(partial(InContextEvaluator.from_pretrained, "generalist", imagination=False)),
     "constructed": Registration(_constructed, {"bandwidth": (0.8, 1.6, 2.4), "forgetting": (1e-5, 1e-4, 1e-3)}),
     "softmax_td": Registration(
         partial(_constructed, num_layers=8), {"bandwidth": (0.4, 0.9, 1.6), "trace_decay": (0.9, 0.95, 0.98)}

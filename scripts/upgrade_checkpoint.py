@@ -1,9 +1,10 @@
-"""Write the card of a checkpoint of schema 2 again, so that this version reads it; the weights stay as they are.
+"""Write a checkpoint of schema 2 or 3 again, so that this version reads it; leaf values stay as they are.
 
-python scripts/upgrade_checkpoint.py icrl_gym/checkpoints/generalist.safetensors \\
-    --commit dbd2bd504dbcc8b4ed70301e7c0fffdfb13c16a7 --seconds 158     # how the shipped card was written
+python scripts/upgrade_checkpoint.py icrl_gym/checkpoints/generalist.safetensors  # how the shipped files were made
 
-Cards of schema 2 named the commit of their last writing. --commit names that of the training, --seconds its wall time.
+The gate of the older schemas had one more dial, a share of imagined returns, which is taken out of its last layers; the
+new card says so. Cards of schema 2 named the commit of their last writing: for them --commit names that of the
+training, --seconds its wall time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from icrl_gym.evaluator.checkpoint import upgrade_card
+from icrl_gym.evaluator.checkpoint import upgrade_checkpoint
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,17 @@ class Config:
 
     path: Annotated[Path, tyro.conf.Positional]
     """Weights (.safetensors), with the old card beside them."""
-    commit: str = "unknown"
-    """Commit of the code that trained the weights."""
+    commit: str | None = None
+    """Commit of the code that trained the weights; without it the card's own entry stays."""
     seconds: int | None = None
-    """Wall time of the training."""
+    """Wall time of the training; without it the card's own entry stays."""
 
 
 def main(config: Config) -> None:
-    """Upgrade the card and print its hash."""
+    """Upgrade the checkpoint and print its hash."""
     known = {"commit": config.commit, "seconds": config.seconds}
-    print(upgrade_card(config.path, known).sha256)
+    given = {name: value for name, value in known.items() if value is not None}
+    print(upgrade_checkpoint(config.path, given).sha256)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ten contexts, and what both evaluators said of them before the house was rebuilt: `tests/golden/values.npz`.
+"""Ten contexts, and what the evaluators say of them: `tests/golden/values.npz`.
 
     python tests/golden_contexts.py     # writes the file anew; only where a change of values is meant, and said why
 
@@ -19,7 +19,11 @@ import torch
 import icrl_gym as icrl
 
 GOLDEN = Path(__file__).parent / "golden" / "values.npz"
-EVALUATORS = ("constructed", "generalist")
+EVALUATORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "constructed": ("constructed", {}),
+    "generalist": ("generalist", {}),
+    "generalist_without_imagination": ("generalist", {"imagination": False}),
+}
 NUM_QUERIES = 12
 
 
@@ -57,7 +61,8 @@ def golden_values(evaluator: str, context: str) -> dict[str, np.ndarray]:
     """Values and standard errors at evenly spaced states of the context and, for boxes, beside them."""
     make, gamma = CONTEXTS[context]
     log = make()
-    model = icrl.InContextEvaluator.from_pretrained(evaluator).fit(log, gamma)
+    name, options = EVALUATORS[evaluator]
+    model = icrl.InContextEvaluator.from_pretrained(name, **options).fit(log, gamma)
     estimate = model.predict(queries(log))
     return {"values": estimate.values, "stderr": estimate.stderr}  # type: ignore[dict-item]
 

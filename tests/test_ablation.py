@@ -13,7 +13,7 @@ import torch
 from tiny_pretraining import NUM_HEADS, not_to_be_called, table
 
 from icrl_gym.configuration import PretrainConfig
-from icrl_gym.evaluator.gate import SAFE_IMAGINATION, SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gates, gated
+from icrl_gym.evaluator.gate import SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, Gates, gated
 from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.statistics import STATISTICS
 from icrl_gym.pretraining import ablation, ablation_tables, run
@@ -43,10 +43,6 @@ def is_constant():
     return VALIDATION.statistics[:, STATISTICS.index("constant_reward")] > 0.5
 
 
-def is_predictable():
-    return VALIDATION.statistics[:, STATISTICS.index("predictability")] > 0.9
-
-
 @pytest.fixture
 def calls(monkeypatch):
     """What every training was given."""
@@ -70,19 +66,15 @@ def test_the_plain_ablation_is_the_pretraining_itself(tmp_path):
     assert spread(expected.shares_BH) > 0.01
 
 
-def test_a_blind_gate_decides_the_same_for_all_but_still_obeys_the_rules():
+def test_a_blind_gate_decides_the_same_for_all_but_still_obeys_the_rule():
     blind, seeing = decide(replace(PLAIN, blind=True)), decide(PLAIN)
     for name in ("shares_BH", "free_level_B"):
         assert spread(getattr(blind, name)) < 1e-6 < 0.01 < spread(getattr(seeing, name))
     first_B1 = torch.eye(NUM_HEADS)[:1]
     assert (blind.shares_BH - first_B1).abs().max() > 0.01  # it has learned something
-    for gate_B, allowed in (
-        (blind.pseudo_terminations_B, is_constant()),
-        (blind.imagination_B, is_predictable()),
-    ):
-        assert len(gate_B[allowed].unique()) == 1
-        assert not gate_B[~allowed].any()
-    assert blind.imagination_B.max() > 0.01
+    pseudo_B = blind.pseudo_terminations_B
+    assert len(pseudo_B[is_constant()].unique()) == 1
+    assert not pseudo_B[~is_constant()].any()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +82,6 @@ def test_a_blind_gate_decides_the_same_for_all_but_still_obeys_the_rules():
     [
         ("free_level", "free_level_B"),
         ("pseudo_terminations", "pseudo_terminations_B"),
-        ("imagination", "imagination_B"),
     ],
 )
 def test_a_dial_that_is_taken_out_stays_at_zero(part, gate):
@@ -100,9 +91,9 @@ def test_a_dial_that_is_taken_out_stays_at_zero(part, gate):
 
 
 def spoil_head(examples, head):
-    values, imagined = examples.values.copy(), examples.imagined.copy()
-    values[:, head] = imagined[:, head] = np.nan
-    return replace(examples, values=values, imagined=imagined)
+    values = examples.values.copy()
+    values[:, head] = np.nan
+    return replace(examples, values=values)
 
 
 def test_a_head_that_is_left_out_has_no_share_and_is_never_looked_at():
@@ -127,9 +118,9 @@ def test_errors_are_relative_to_the_constructed_evaluator_even_where_it_is_left_
     one = Ablation("without the first head", heads=(2,))
     count = len(VALIDATION)
     ones_B = torch.ones(count)
-    gates = Gates(torch.ones(count, 1), ones_B, torch.zeros(count), ones_B, 0.25 * ones_B)
+    gates = Gates(torch.ones(count, 1), ones_B, torch.zeros(count), ones_B)
     truth = VALIDATION.truth
-    ours = 0.75 * VALIDATION.values[:, 2, 0, 1] + 0.25 * VALIDATION.imagined[:, 2, 0, 1] - truth
+    ours = VALIDATION.values[:, 2, 0, 1] - truth
     constructed = VALIDATION.values[:, 0, 0, 0] - truth
     expected = 0.5 * np.log(np.mean(ours**2, axis=1) / np.mean(constructed**2, axis=1))
     np.testing.assert_allclose(ablation.log_ratios(gates, one, VALIDATION), expected, atol=1e-5)
@@ -190,7 +181,7 @@ def test_a_plain_mean_takes_the_shares_as_weights_everywhere():
     gates = decide(Ablation("safe", trained=False))
     plain, robust = (ablation.log_ratios(gates, Ablation("safe", robust=one), VALIDATION) for one in (False, True))
     batch = as_tensors(VALIDATION)
-    expected = gated(batch["values"], batch["imagined"], gates, lambda values, shares: shares[..., None] + 0 * values)
+    expected = gated(batch["values"], gates, lambda values, shares: shares[..., None] + 0 * values)
     truth = batch["truth"]
     ratio = (expected - truth).square().mean(dim=1) / (batch["values"][:, 0, 0, 0] - truth).square().mean(dim=1)
     np.testing.assert_allclose(plain, 0.5 * torch.log(ratio)[values_vary(batch)], rtol=1e-4, atol=1e-5)
@@ -203,7 +194,6 @@ def test_the_safe_mixture_learns_nothing(monkeypatch):
     torch.testing.assert_close(gates.shares_BH, torch.full((len(VALIDATION), NUM_HEADS), 1 / NUM_HEADS))
     assert gates.free_level_B.unique().tolist() == pytest.approx([SAFE_LEVEL])
     np.testing.assert_allclose(gates.pseudo_terminations_B, SAFE_PSEUDO_TERMINATIONS * is_constant(), atol=1e-6)
-    np.testing.assert_allclose(gates.imagination_B, SAFE_IMAGINATION * is_predictable(), atol=1e-6)
 
 
 def test_the_list_takes_heads_out_by_what_they_have_and_has_no_row_twice():
@@ -226,7 +216,7 @@ def test_hindsight_picks_each_tasks_best_head():
     values = VALIDATION.values.copy()
     best = np.arange(len(VALIDATION)) % NUM_HEADS
     values[np.arange(len(VALIDATION)), best] = VALIDATION.truth[:, None, None] + 1e-3
-    (found,) = ablation.hindsight(replace(VALIDATION, values=values, imagined=values))
+    (found,) = ablation.hindsight(replace(VALIDATION, values=values))
     constructed = np.sqrt(np.square(values[:, 0, 0, 0] - VALIDATION.truth).mean(axis=1))
     np.testing.assert_allclose(found, np.log(1e-3 / constructed), atol=1e-2)
 

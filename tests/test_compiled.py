@@ -33,7 +33,6 @@ class Decided(torch.nn.Module):
             torch.tensor([level]),
             torch.zeros(1),
             torch.ones(1),
-            torch.zeros(1),
         )
 
     def forward(self, statistics):

@@ -19,7 +19,7 @@ from icrl_gym.evaluator.checkpoint import (
     load_checkpoint,
     new_networks,
     save_checkpoint,
-    upgrade_card,
+    upgrade_checkpoint,
 )
 from icrl_gym.evaluator.gate import (
     CUT,
@@ -30,14 +30,12 @@ from icrl_gym.evaluator.gate import (
     Gates,
     consensus,
     gated,
-    predictable,
 )
 from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.network import compile_prompt, with_free_level
 from icrl_gym.evaluator.setting import THEOREM_1, Setting
 from icrl_gym.evaluator.statistics import QUERY_STATISTICS, STATISTICS, prompt_statistics, value_scale
-from icrl_gym.evaluator.walks import TransitionModel
 from icrl_gym.pretraining.shards import as_tensors, solve_example
 from icrl_gym.pretraining.training import with_errors
 
@@ -77,11 +75,11 @@ def untrained(heads=HEADS, num_members=2):
 
 
 def statistics_of(prompt, first):
-    return prompt_statistics(prompt, compile_prompt(prompt, first), TransitionModel.fit(prompt))
+    return prompt_statistics(prompt, compile_prompt(prompt, first))
 
 
-def with_random_weights(prompt, seed, heads=HEADS, size=0.7, imagination=None):
-    """A mixture with random weights that trusts prompts like this one, and imagines the share given where it may."""
+def with_random_weights(prompt, seed, heads=HEADS, size=0.7):
+    """A mixture with random weights that trusts prompts like this one."""
     model = untrained(heads)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -90,9 +88,6 @@ def with_random_weights(prompt, seed, heads=HEADS, size=0.7, imagination=None):
                 parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
         known = torch.as_tensor(statistics_of(prompt, heads[0]))
         model.gate.standardisation.get_buffer("mean_S").copy_(known + 0.5)
-        if imagination is not None:
-            for member in model.gate.members:
-                member[-1].weight[-1], member[-1].bias[-1] = 0.0, np.arctanh(imagination)
     return model
 
 
@@ -157,23 +152,11 @@ def test_values_are_the_attribution_of_the_rewards_whatever_the_weights(seed, en
     np.testing.assert_allclose(mixture.attribution(queries) @ prompt.rewards, values, rtol=1e-8)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("share", [0.3, 0.9])
-def test_imagined_values_are_the_attribution_of_the_rewards_whatever_the_weights(share, seed):
-    prompt = make_prompt(seed=seed, noise=0.0)
-    mixture = compiled(with_random_weights(prompt, seed, imagination=share), prompt)
-    queries = make_queries(prompt)
-    assert mixture.imagination == pytest.approx(share)
-    values = mixed_values(mixture, queries)
-    assert np.abs(values - mixed_values(replace(mixture, imagination=0.0), queries)).max() > 1e-3
-    np.testing.assert_allclose(mixture.attribution(queries) @ prompt.rewards, values, rtol=1e-8)
-
-
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_query_does_not_see_the_others(seed, noise):
     prompt = make_prompt(seed=seed, noise=noise)
-    mixture = compiled(with_random_weights(prompt, seed, imagination=0.6), prompt)
+    mixture = compiled(with_random_weights(prompt, seed), prompt)
     queries = 3 * make_queries(prompt)  # some far outside
     values, errors = mixed_values(mixture, queries), standard_errors(mixture, queries)
     attribution = mixture.attribution(queries)
@@ -188,9 +171,8 @@ def test_a_query_does_not_see_the_others(seed, noise):
 @pytest.mark.parametrize("scale", [1e-3, 1.0 / 3.0, 250.0])
 def test_scaled_rewards_scale_values_and_errors_whatever_the_weights(scale, seed, noise):
     prompt, scaled = (make_prompt(seed=seed, noise=noise, reward_scale=by) for by in (1.0, scale))
-    model, queries = with_random_weights(prompt, seed, imagination=0.6), make_queries(prompt)
+    model, queries = with_random_weights(prompt, seed), make_queries(prompt)
     one, other = compiled(model, prompt), compiled(model, scaled)
-    assert one.imagination == other.imagination == pytest.approx(0.0 if noise else 0.6)
     np.testing.assert_allclose(other.error_bars.statistics_S, one.error_bars.statistics_S, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mixed_values(other, queries), scale * mixed_values(one, queries), rtol=1e-5)
     np.testing.assert_allclose(standard_errors(other, queries), scale * standard_errors(one, queries), rtol=1e-4)
@@ -201,9 +183,8 @@ def test_scaled_rewards_scale_values_and_errors_whatever_the_weights(scale, seed
 def test_the_order_of_observed_dimensions_does_not_matter(seed, noise):
     order = np.array([2, 0, 1])
     prompt, permuted = (make_prompt(seed=seed, noise=noise, order=by) for by in (None, order))
-    model, queries = with_random_weights(prompt, seed, imagination=0.6), make_queries(prompt)
+    model, queries = with_random_weights(prompt, seed), make_queries(prompt)
     one, other = compiled(model, prompt), compiled(model, permuted)
-    assert one.imagination == other.imagination == pytest.approx(0.0 if noise else 0.6)
     np.testing.assert_allclose(other.error_bars.statistics_S, one.error_bars.statistics_S, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mixed_values(other, queries[:, order]), mixed_values(one, queries), rtol=1e-5)
     np.testing.assert_allclose(standard_errors(other, queries[:, order]), standard_errors(one, queries), rtol=1e-4)
@@ -225,13 +206,12 @@ def test_whatever_the_weights_the_adaptation_is_bounded():
             (gates.free_level_B, LEAST_LEVEL, 1.0),
             (gates.pseudo_terminations_B, 0.0, 1.0),
             (gates.trust_B, 0.0, 1.0),
-            (gates.imagination_B, 0.0, 1.0),
         ):
             assert low - 1e-6 <= tensor.min()
             assert tensor.max() <= high
         seen.append(gates)
     assert min(gates.free_level_B.min() for gates in seen) < -0.2
-    for name in ("free_level_B", "pseudo_terminations_B", "imagination_B"):
+    for name in ("free_level_B", "pseudo_terminations_B"):
         assert max(getattr(gates, name).max() for gates in seen) > 0.9
 
 
@@ -240,10 +220,9 @@ def test_the_bounds_are_reached(bias, level, pseudo):
     gate = Gate(len(STATISTICS), 2, 8, num_members=3, constant_reward=0)
     with torch.no_grad():
         for member in gate.members:
-            output_bias(member)[-3:] = bias
+            output_bias(member)[-2:] = bias
         gates = gate(torch.ones(1, len(STATISTICS)))
     assert (float(gates.free_level_B), float(gates.pseudo_terminations_B)) == pytest.approx((level, pseudo))
-    assert float(gates.imagination_B) == pytest.approx(pseudo)
 
 
 def test_only_heads_without_a_share_are_left_out():
@@ -253,7 +232,7 @@ def test_only_heads_without_a_share_are_left_out():
     bias = output_bias(model.gate.members[0]).data
     small = len(HEADS) - 2
     bias[: len(HEADS)] = torch.tensor([0.0, 0.5, -5.0, *[-30.0] * (small - 1)])
-    bias[-4] = 0.7
+    bias[-3] = 0.7
     mixing, exponents = np.tanh(0.7), np.array([0.0, 0.5, -5.0])
     softmax = np.exp(exponents) / (np.exp(exponents).sum() + (small - 1) * np.exp(-30.0))
     shares = np.array([1 - mixing, 0.0, 0.0]) + mixing * softmax
@@ -268,18 +247,18 @@ def test_only_heads_without_a_share_are_left_out():
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_far_from_the_prior_it_is_exactly_the_first_head(noise):
     prompt = make_prompt(noise=noise)
-    model = with_random_weights(prompt, seed=1, imagination=0.6)
+    model = with_random_weights(prompt, seed=1)
     queries = make_queries(prompt)
     model.gate.standardisation.get_buffer("mean_S")[3] += 100.0
     mixture = compiled(model, prompt)
-    assert (mixture.trust, shares_of(mixture), mixture.imagination) == (0.0, [1.0], 0.0)
+    assert (mixture.trust, shares_of(mixture)) == (0.0, [1.0])
     np.testing.assert_array_equal(mixed_values(mixture, queries), values_of(prompt, HEADS[0], queries))
 
 
 @pytest.mark.parametrize("column", range(len(STATISTICS)))
 def test_one_statistic_is_enough_to_withdraw_unless_it_is_the_length(column):
     prompt = make_prompt(noise=0.0)
-    gate = with_random_weights(prompt, seed=1, imagination=0.6).gate
+    gate = with_random_weights(prompt, seed=1).gate
     statistics = gate.standardisation.get_buffer("mean_S")[None].clone()
     with torch.no_grad():
         inside = gate(statistics)
@@ -287,12 +266,10 @@ def test_one_statistic_is_enough_to_withdraw_unless_it_is_the_length(column):
         outside = gate(statistics)
     assert float(inside.trust_B) == 1.0
     assert float(inside.free_level_B.abs()) > 0.01
-    assert float(inside.imagination_B) == pytest.approx(0.6)
     if column == UNTRUSTED_COLUMN:
         assert float(outside.trust_B) == 1.0
     else:
         assert float(outside.trust_B) == float(outside.free_level_B) == float(outside.pseudo_terminations_B) == 0.0
-        assert float(outside.imagination_B) == 0.0
         np.testing.assert_array_equal(outside.shares_BH[0], np.eye(len(HEADS))[0])
 
 
@@ -307,33 +284,6 @@ def test_pseudo_terminations_are_only_for_contexts_of_one_reward():
     np.testing.assert_allclose(pseudo, [0.0, np.tanh(0.5)], rtol=1e-6)
 
 
-def test_returns_are_imagined_only_where_the_next_step_is_predictable():
-    gate, _ = new_networks(2, 8)
-    output_bias(gate.members[0]).data.fill_(0.5)
-    statistics = torch.zeros(6, len(STATISTICS))
-    statistics[:, STATISTICS.index("predictability")] = torch.tensor([-1.0, 0.5, 0.8, 0.85, 0.9, 1.0])
-    with torch.no_grad():
-        imagination = gate(statistics).imagination_B
-    assert not imagination[:3].any()
-    np.testing.assert_allclose(imagination[3:], np.tanh(0.5) * np.array([0.5, 1.0, 1.0]), rtol=1e-5)
-    np.testing.assert_allclose(predictable(statistics[:, STATISTICS.index("predictability")]), [0, 0, 0, 0.5, 1, 1],
-                               atol=1e-6)  # fmt: skip
-
-
-def test_nothing_is_imagined_on_noise_or_where_somebody_else_acted():
-    exact, noisy = make_prompt(noise=0.0), make_prompt(noise=1.0)
-    weighted = replace(exact, importance_ratios=np.linspace(0.5, 1.5, len(exact)))
-    queries = make_queries(exact)
-    for prompt, share in ((exact, 0.6), (noisy, 0.0), (weighted, 0.0)):
-        mixture = compiled(with_random_weights(prompt, seed=1, imagination=0.6), prompt)
-        assert mixture.trust == 1.0
-        assert mixture.imagination == pytest.approx(share)
-        assert (mixture.transitions is None) == (prompt is weighted)
-        without = mixed_values(replace(mixture, imagination=0.0), queries)
-        differs = np.abs(mixed_values(mixture, queries) - without).max()
-        assert differs > 1e-3 if share else differs == 0.0
-
-
 def test_the_gate_is_the_mean_of_its_members():
     gate = with_random_weights(make_prompt(), seed=2).gate
     statistics = gate.standardisation.get_buffer("mean_S") + torch.linspace(-0.5, 0.5, 6)[:, None]
@@ -345,8 +295,8 @@ def test_the_gate_is_the_mean_of_its_members():
     assert (members[0].shares_BH != members[1].shares_BH).all()
 
 
-def gates_of(shares, level, pseudo, imagination=0.0):
-    dials = (torch.tensor([dial]) for dial in (level, pseudo, 1.0, imagination))
+def gates_of(shares, level, pseudo):
+    dials = (torch.tensor([dial]) for dial in (level, pseudo, 1.0))
     return Gates(torch.tensor(np.array([shares])), *dials)
 
 
@@ -403,8 +353,7 @@ def test_mixing_the_corners_is_solving_at_the_gates(pseudo, level):
     queries = make_queries(prompt)
     example = solved_example(prompt, queries)
     shares = some_shares()
-    values, elsewhere = torch.as_tensor(example.values), torch.full(example.values.shape, 1e3)
-    mixed = gated(values, elsewhere, gates_of(shares, level, pseudo))[0].numpy()
+    mixed = gated(torch.as_tensor(example.values), gates_of(shares, level, pseudo))[0].numpy()
     solved = []
     for head in HEADS:
         setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
@@ -424,9 +373,9 @@ def test_corners_of_pseudo_terminations_are_solved_only_where_all_rewards_are_eq
 
 def test_between_the_corners_pseudo_terminations_are_interpolated():
     values = torch.arange(8.0).reshape(1, 2, 2, 2, 1)
-    mixed = gated(values, values + 100, gates_of([0.25, 0.75], 0.5, 0.1, 0.2))  # two heads keep their shares
+    mixed = gated(values, gates_of([0.25, 0.75], 0.5, 0.1))  # two heads keep their shares
     by_head = [start + 0.9 * 0.5 + 0.1 * 2.5 for start in (0.0, 4.0)]
-    assert float(mixed) == pytest.approx(0.25 * by_head[0] + 0.75 * by_head[1] + 0.2 * 100)
+    assert float(mixed) == pytest.approx(0.25 * by_head[0] + 0.75 * by_head[1])
 
 
 class Decided(torch.nn.Module):
@@ -448,14 +397,13 @@ class Watched(torch.nn.Module):
         return torch.zeros(query_statistics.shape[:2])
 
 
-@pytest.mark.parametrize("imagination", [0.0, 0.35, 1.0])
 @pytest.mark.parametrize(("level", "pseudo"), [(0.0, 0.0), (0.7, 0.0), (-0.2, 1.0)])
 @pytest.mark.parametrize("ends", [True, False])
-def test_an_example_holds_what_a_mixture_says_and_what_its_spread_is_shown(ends, level, pseudo, imagination):
+def test_an_example_holds_what_a_mixture_says_and_what_its_spread_is_shown(ends, level, pseudo):
     prompt = make_prompt(noise=0.0, ends=ends, num_rows=60)
     if pseudo:
         prompt = of_one_reward(prompt)
-    queries, gates = make_queries(prompt), gates_of(some_shares(), level, pseudo, imagination)
+    queries, gates = make_queries(prompt), gates_of(some_shares(), level, pseudo)
     model = Generalist(HEADS, Decided(gates), Watched())
     expected = mixed_values(compiled(model, prompt), queries)
     example = solved_example(prompt, queries)
@@ -463,21 +411,6 @@ def test_an_example_holds_what_a_mixture_says_and_what_its_spread_is_shown(ends,
     actual = example.constant + example.scale * (batch["error"] + batch["truth"])[0].numpy()
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * float(example.scale[0]))
     np.testing.assert_allclose(batch["query_statistics"], model.spread.shown, atol=0.02)
-    assert np.abs(example.imagined - example.values).max() > 1e-2
-
-
-def test_examples_imagine_nothing_on_noise_or_where_states_recur():
-    noisy, table = make_prompt(noise=1.0), Prompt.from_trajectory(tabular_log(), GAMMA)
-    for prompt, queries in ((noisy, make_queries(noisy)), (table, table.source_features[:5])):
-        example = solved_example(prompt, queries)
-        np.testing.assert_array_equal(example.imagined, example.values)
-
-
-def tabular_log():
-    """A walk over five states."""
-    states = np.random.default_rng(0).integers(5, size=61)
-    flags = np.zeros(60, bool)
-    return icrl.Trajectory(states[:-1], np.zeros(60), states[:-1] ** 2.0, states[1:], flags, flags)
 
 
 SOLVED = [Setting(), Setting(trace_decay=0.9, forgetting=1e-2), Setting(bandwidth=0.4, averaging=1.0, sink=0.0)]
@@ -669,9 +602,10 @@ REFUSALS = {
     "missing card": (lambda path: path.with_suffix(".json").unlink(), "cannot read the checkpoint or its card"),
     "card that is no JSON": (lambda path: path.with_suffix(".json").write_text("{"), "or its card"),
     "card that is no text": (lambda path: path.with_suffix(".json").write_bytes(b"\xff\xfe\x00"), "or its card"),
-    "card that is a list": (lambda path: path.with_suffix(".json").write_text("[]"), "schema_version must be 3"),
-    "another schema": (lambda path: edit_card(path, schema_version=1), "schema_version must be 3, got 1; pretrain it"),
-    "the last schema": (lambda path: edit_card(path, schema_version=2), "must be 3, got 2.*upgrade its card with"),
+    "card that is a list": (lambda path: path.with_suffix(".json").write_text("[]"), "schema_version must be 4"),
+    "another schema": (lambda path: edit_card(path, schema_version=1), "schema_version must be 4, got 1; pretrain it"),
+    "the last schema": (lambda path: edit_card(path, schema_version=3), "must be 4, got 3.*upgrade it with scripts/"),
+    "the one before": (lambda path: edit_card(path, schema_version=2), "must be 4, got 2.*upgrade it with scripts/"),
     "a digit of a head": (change_a_digit, "sha256 of weights and settings must be"),
     "unknown entry": (lambda path: edit_card(path, colour="red"), "does not describe this model.*colour"),
     "unknown head": (lambda path: edit_card(path, heads=[{"bandwith": 1.0}]), "does not describe this model.*bandwith"),
@@ -710,26 +644,58 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(name, tmp_pat
     assert str(path) in str(caught.value)
 
 
-def to_schema_2(path):
-    card = json.loads(path.with_suffix(".json").read_text())
-    card |= {"schema_version": 2, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    path.with_suffix(".json").write_text(json.dumps(card))
+def to_older_schema(path, version):
+    """As an older version wrote it: with a dial more in the gate; up to schema 2 the hash was that of the weights."""
+    tensors = load(path.read_bytes())
+    for name, tensor in tensors.items():
+        if ".4." in name and name.startswith("gate"):
+            tensors[name] = torch.cat([tensor, torch.full_like(tensor[:1], 0.5)])
+    path.write_bytes(save(tensors))
+    edit_card(path, schema_version=version, query_statistics=[*QUERY_STATISTICS[:-1], "imagination"])
+    if version == 2:
+        edit_card(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def test_a_card_of_the_last_schema_is_upgraded_and_the_weights_stay(tmp_path):
-    path = tmp_path / "a.safetensors"
-    expected = save_checkpoint(path, untrained(), {"seed": 3, "commit": "of the writing"})
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_checkpoint_of_an_older_schema_is_upgraded_and_what_it_says_stays(version, tmp_path):
+    path, prompt = tmp_path / "a.safetensors", make_prompt()
+    model, queries = with_random_weights(prompt, seed=3), make_queries(prompt)
+    save_checkpoint(path, model, {"seed": 3, "commit": "of the writing"})
+    with pytest.raises(CheckpointError, match=r"must be one of \(2, 3\) to be upgraded, got 4"):
+        upgrade_checkpoint(path, {})
     content = path.read_bytes()
-    with pytest.raises(CheckpointError, match="must be 2 to be upgraded, got 3"):
-        upgrade_card(path, {})
-    to_schema_2(path)
-    assert upgrade_card(path, {"commit": "of the training"}).sha256 == expected.sha256
+    to_older_schema(path, version)
+    card = upgrade_checkpoint(path, {"commit": "of the training"})
     assert path.read_bytes() == content
-    assert load_checkpoint(path)[1].training == {"seed": 3, "commit": "of the training"}
-    to_schema_2(path)
+    loaded, again = load_checkpoint(path)
+    assert again == card
+    (removed,) = card.training["removed"]
+    assert removed.startswith("The gate's share of returns imagined")
+    assert {**card.training, "removed": None} == {"seed": 3, "commit": "of the training", "removed": None}
+    one, other = compiled(model, prompt), compiled(loaded, prompt)
+    np.testing.assert_array_equal(mixed_values(other, queries), mixed_values(one, queries))
+    np.testing.assert_array_equal(standard_errors(other, queries), standard_errors(one, queries))
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_damaged_checkpoint_is_not_upgraded(version, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, untrained(), {})
+    to_older_schema(path, version)
     damage(path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(CheckpointError, match="the weights are not those of the card"):
-        upgrade_card(path, {})
+        upgrade_checkpoint(path, {})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_other_query_statistics_are_not_upgraded(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, untrained(), {})
+    to_older_schema(path, 3)
+    edit_card(path, query_statistics=["mood"])
+    with pytest.raises(CheckpointError, match=r"its last query statistic must be 'imagination'.*mood"):
+        upgrade_checkpoint(path, {})
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])

@@ -1,4 +1,4 @@
-"""Both evaluators still say of ten contexts what they said before the house was rebuilt."""
+"""The evaluators still say of ten contexts what the golden file holds."""
 
 import numpy as np
 import pytest

@@ -355,6 +355,15 @@ def test_far_queries_have_the_leafs_value(by_its_log, log):
     np.testing.assert_allclose(found.values[:2], by_its_log.predict(log.observations[:2]).values, rtol=1e-9)
 
 
+def test_a_policy_that_acted_can_be_known_by_its_log_alone(of_its_own):
+    log, queries = of_its_own.trajectory_, of_its_own.trajectory_.observations[:4]
+    by_log = fitted(log, law, imagination="log").predict(queries)
+    np.testing.assert_array_equal(by_log.values, fitted(log).predict(queries).values)
+    assert np.abs(by_log.values - of_its_own.predict(queries).values).max() > 0
+    with pytest.raises(ValueError, match="imagination must be True, False, 'log' or None, got 'dream'"):
+        evaluator(imagination="dream")
+
+
 # Policies that fail
 
 

@@ -16,7 +16,6 @@ from icrl_gym import cli
 from icrl_gym.configuration import PretrainConfig
 from icrl_gym.evaluator.checkpoint import new_networks
 from icrl_gym.evaluator.gate import (
-    SAFE_IMAGINATION,
     SAFE_LEVEL,
     SAFE_PSEUDO_TERMINATIONS,
     Gate,
@@ -206,29 +205,25 @@ def test_losses_do_not_see_the_scale_of_rewards_and_average_over_tasks(name):
 
 
 def test_gate_objective_is_the_loss_of_the_mixed_values():
-    gate = Gate(len(STATISTICS), 2, 4)  # untrained: the first head at level 0, nothing imagined
-    values, imagined = torch.full((1, 2, 2, 2, 2), 50.0), torch.full((1, 2, 2, 2, 2), 70.0)
+    gate = Gate(len(STATISTICS), 2, 4)  # untrained: the first head at level 0
+    values = torch.full((1, 2, 2, 2, 2), 50.0)
     values[0, 0, 0, 0] = TRUTH[0] + torch.tensor([3.0, 1.0])
-    imagined[0, 0, 0, 0] = TRUTH[0] + torch.tensor([1.0, -1.0])
-    statistics = torch.zeros(1, len(STATISTICS))
-    statistics[0, gate.predictability] = 1.0
-    batch = {"values": values, "imagined": imagined, "statistics": statistics, "truth": TRUTH}
+    values[0, 0, 0, 1] = TRUTH[0] + torch.tensor([1.0, -1.0])
+    batch = {"values": values, "statistics": torch.zeros(1, len(STATISTICS)), "truth": TRUTH}
     objective = training.gate_objective("log_rmse")
     with torch.no_grad():
         assert float(objective(gate, batch)) == pytest.approx(0.5 * np.log(5 + 0.05**2), abs=1e-5)
-        output_bias(gate)[-1] = np.arctanh(0.5)  # half of it imagined: errors 2 and 0
+        output_bias(gate)[-2] = np.arctanh(0.5)  # half-way to the free level: errors 2 and 0
         assert float(objective(gate, batch)) == pytest.approx(0.5 * np.log(2 + 0.05**2), abs=1e-5)
 
 
 def test_members_learn_each_on_its_own_and_are_validated_together():
     gate = Gate(len(STATISTICS), 2, 4, num_members=2)
     with torch.no_grad():
-        gate.members[0][-1].bias[-3], gate.members[1][-1].bias[-3] = 50.0, -50.0  # levels 1 and -0.3
+        gate.members[0][-1].bias[-2], gate.members[1][-1].bias[-2] = 50.0, -50.0  # levels 1 and -0.3
     values = torch.zeros(1, 2, 2, 2, 2)
     values[:, :, :, 1] = 1.0
-    batch = {
-        "values": values, "imagined": values, "statistics": torch.zeros(1, len(STATISTICS)), "truth": TRUTH - 0.65
-    }  # fmt: skip
+    batch = {"values": values, "statistics": torch.zeros(1, len(STATISTICS)), "truth": TRUTH - 0.65}
     objective = training.gate_objective("log_rmse")
 
     def loss_at(level):
@@ -239,34 +234,33 @@ def test_members_learn_each_on_its_own_and_are_validated_together():
     assert float(objective(gate, batch).detach()) == pytest.approx((loss_at(1.0) + loss_at(-0.3)) / 2, abs=1e-5)
 
 
-@pytest.mark.parametrize("predictable", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("constant_reward", [0.0, 1.0])
-def test_the_distance_from_the_safe_mixture_by_hand(constant_reward, predictable):
-    pseudo, imagined = SAFE_PSEUDO_TERMINATIONS * constant_reward, SAFE_IMAGINATION * predictable
-    limits = (torch.tensor([constant_reward]), torch.tensor([predictable]))
+def test_the_distance_from_the_safe_mixture_by_hand(constant_reward):
+    pseudo, constant_B = SAFE_PSEUDO_TERMINATIONS * constant_reward, torch.tensor([constant_reward])
 
-    def distance(shares, level, pseudo, imagined, trust):
-        gates = Gates(torch.tensor([shares]), *(torch.tensor([gate]) for gate in (level, pseudo, trust, imagined)))
-        return float(distance_from_safe(gates, limits))
+    def distance(shares, level, pseudo, trust):
+        gates = Gates(torch.tensor([shares]), *(torch.tensor([gate]) for gate in (level, pseudo, trust)))
+        return float(distance_from_safe(gates, constant_B))
 
-    assert distance([0.25] * 4, SAFE_LEVEL, pseudo, imagined, 1.0) == pytest.approx(0.0, abs=1e-12)
-    assert distance([1.0, 0.0, 0.0, 0.0], 0.0, 0.0, 0.0, 0.0) == 0.0  # withdrawn, there is nothing to pull at
-    half = distance([0.625, 0.125, 0.125, 0.125], SAFE_LEVEL / 2, pseudo / 2, imagined / 2, 0.5)
+    assert distance([0.25] * 4, SAFE_LEVEL, pseudo, 1.0) == pytest.approx(0.0, abs=1e-12)
+    assert distance([1.0, 0.0, 0.0, 0.0], 0.0, 0.0, 0.0) == 0.0  # withdrawn, there is nothing to pull at
+    half = distance([0.625, 0.125, 0.125, 0.125], SAFE_LEVEL / 2, pseudo / 2, 0.5)
     assert half == pytest.approx(0.0, abs=1e-12)
-    far = distance([1.25, 0.25, -0.75, 0.25], SAFE_LEVEL - 0.5, pseudo + 0.25, imagined - 0.125, 1.0)
-    assert far == pytest.approx(1.0**2 + 1.0**2 + 0.5**2 + 0.25**2 + 0.125**2)
-    assert float(distance_from_safe(safe_gates(torch.tensor([0.3]), limits, 4), limits)) == 0.0
+    far = distance([1.25, 0.25, -0.75, 0.25], SAFE_LEVEL - 0.5, pseudo + 0.25, 1.0)
+    assert far == pytest.approx(1.0**2 + 1.0**2 + 0.5**2 + 0.25**2)
+    assert float(distance_from_safe(safe_gates(torch.tensor([0.3]), constant_B, 4), constant_B)) == 0.0
 
 
-@pytest.mark.parametrize("predictable", [0.0, 1.0])
-def test_the_pull_adds_the_distance_to_the_loss(predictable):
+@pytest.mark.parametrize("constant_reward", [0.0, 1.0])
+def test_the_pull_adds_the_distance_to_the_loss(constant_reward):
     gate, zeros = Gate(len(STATISTICS), 2, 4), torch.zeros(1, 2, 2, 2, 2)
     statistics = torch.zeros(1, len(STATISTICS))
-    statistics[0, gate.predictability] = predictable
-    batch = {"values": zeros, "imagined": zeros, "statistics": statistics, "truth": TRUTH}
+    statistics[0, gate.constant_reward] = constant_reward
+    batch = {"values": zeros, "statistics": statistics, "truth": TRUTH}
     with torch.no_grad():
         plain, pulled = (float(training.gate_objective("huber", pull)(gate, batch)) for pull in (0.0, 0.3))
-    squares = 0.5**2 + 0.5**2 + SAFE_LEVEL**2 + (SAFE_IMAGINATION * predictable) ** 2  # from (1, 0) and level 0
+    shares = 0.5**2 + 0.5**2  # from (1, 0)
+    squares = shares + SAFE_LEVEL**2 + (SAFE_PSEUDO_TERMINATIONS * constant_reward) ** 2
     assert pulled - plain == pytest.approx(0.3 * squares, rel=1e-5)
 
 
@@ -312,7 +306,6 @@ def table_examples(values, truth, truth_stderr, family):
     return Examples(
         statistics=np.zeros((count, len(STATISTICS)), np.float32),
         values=by_head,
-        imagined=by_head.copy(),
         mass=np.ones((count, 2), np.float32),
         level_shift=zeros,
         truth=np.asarray(truth, np.float32),
@@ -369,15 +362,9 @@ def test_tables_compare_the_mixture_with_its_first_head():
     examples.values[0, 0, 0, 0] = [2.0, 4.0]  # the first head errs by 2, every other corner by 4
     model = untrained_model()
     with torch.no_grad():
-        output_bias(model.gate)[-3] = 50.0  # the level, free
+        output_bias(model.gate)[-2] = 50.0  # the level, free
     row = validation.by_family(model, examples)["all"]
     assert (row["error"], row["constructed"], row["ratio"]) == pytest.approx((4.0, 2.0, 2.0))
-    examples.statistics[0, STATISTICS.index("predictability")] = 1.0
-    examples.imagined[...] = [3.0, 5.0]
-    with torch.no_grad():
-        output_bias(model.gate)[-1] = 50.0  # all imagined
-    row = validation.by_family(model, examples)["all"]
-    assert (row["error"], row["constructed"], row["ratio"]) == pytest.approx((3.0, 2.0, 1.5))
 
 
 def test_the_learning_rate_rises_and_falls():
@@ -420,7 +407,7 @@ def test_a_folder_of_other_examples_is_refused(tmp_path):
     path = tmp_path / "examples.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({"seed": 0, "heads": content["heads"]}))
-    with pytest.raises(ValueError, match=r"out: .* holds shards of version 1, not 2; take another"):
+    with pytest.raises(ValueError, match=r"out: .* holds shards of version 1, not 3; take another"):
         run._claim_folder(tmp_path, 0, PLAN)
 
 

@@ -66,7 +66,7 @@ def state_file(out, name):
 def test_examples_are_in_units_of_the_first_head(finished):
     examples = load_shards(sorted((finished / "train").iterdir()))
     count = len(examples)
-    assert examples.values.shape == examples.imagined.shape == (count, len(FEW), 2, 2, 6)
+    assert examples.values.shape == (count, len(FEW), 2, 2, 6)
     assert examples.statistics.shape == (count, len(STATISTICS))
     assert set(examples.length) <= {24, 32}
     assert all(np.isfinite(getattr(examples, field.name)).all() for field in fields(examples))
@@ -242,7 +242,6 @@ def test_events_can_be_read_back(finished):
     steps = {tag: [point.step for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     for tag in ("gate/train", "spread/train", "spread/validation", "gate/trust", "gate/free_level", "gate/share2"):
         assert steps[tag] == [100, 200]
-    assert steps["gate/imagination"] == [100, 200]
     held_out = load_shards(sorted((finished / "validation").glob("*.npz"))).family
     for number in np.unique(held_out):
         assert (

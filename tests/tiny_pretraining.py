@@ -18,23 +18,17 @@ PLAN = ShardPlan(FEW, SMALL.lengths, SMALL.num_queries, SMALL.tasks_per_shard)
 
 
 def table(seed, count=40):
-    """Tasks of two families: which head is right, and at which level, can be read off the statistics.
-
-    What is imagined errs less than what is not, save where that is right.
-    """
+    """Tasks of two families: which head is nearly right, and at which level, can be read off the statistics."""
     rng = np.random.default_rng(seed)
     statistics = rng.normal(size=(count, len(STATISTICS)))
     statistics[:, STATISTICS.index("constant_reward")] = rng.random(count) < 0.5
-    statistics[:, STATISTICS.index("predictability")] = np.where(rng.random(count) < 0.5, 0.5, 0.95)
     truth = rng.normal(size=(count, NUM_QUERIES))
     values = truth[:, None, None, None] + rng.normal(size=(count, NUM_HEADS, 2, 2, NUM_QUERIES))
     right = (statistics[:, 1] > 0).astype(int)
-    values[np.arange(count), right, :, 1] = truth[:, None]
-    imagined = truth[:, None, None, None] + 0.2 * rng.normal(size=values.shape)
+    values[np.arange(count), right, :, 1] = (truth + 0.02 * rng.normal(size=truth.shape))[:, None]
     return Examples(
         statistics=statistics.astype(np.float32),
         values=values.astype(np.float32),
-        imagined=imagined.astype(np.float32),
         mass=np.ones((count, NUM_QUERIES), np.float32),
         level_shift=np.zeros(count, np.float32),
         truth=truth.astype(np.float32),

@@ -64,6 +64,9 @@ _MUJOCO = (
     *_stages("Hopper-v5", "ppo", 20000, 60000, extra="mujoco"),
     *_stages("HalfCheetah-v5", "ppo", 20000, 40000, extra="mujoco"),
     *_stages("Walker2d-v5", "ppo", 20000, 40000, extra="mujoco"),
+    *_stages("Reacher-v5", "ppo", 20000, 60000, extra="mujoco"),
+    *_stages("Swimmer-v5", "ppo", 20000, 60000, extra="mujoco"),
+    *_stages("InvertedDoublePendulum-v5", "ppo", 15000, 60000, extra="mujoco"),
 )
 _MINIGRID: dict[str, Any] = {"wrapper": "minigrid.wrappers:ImgObsWrapper", "extra": "minigrid"}
 _GRID = _stages("MiniGrid-Empty-5x5-v0", "ppo", 10000, 40000, **_MINIGRID)

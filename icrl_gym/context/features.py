@@ -254,9 +254,8 @@ class FeatureMap:
 
     def zero(self) -> Observations:
         """One observation, all of whose numbers are 0, if the map is `invertible`."""
-        return _structured(
-            self.space, [np.zeros((1, *space.shape), space.dtype) for _, space in _leaf_spaces(self.space, "")]
-        )
+        boxes = [space for _, space in _leaf_spaces(self.space, "observations")]
+        return _structured(self.space, [np.zeros((1, *(box.shape or ())), box.dtype) for box in boxes])
 
     @property
     def effective_dimension(self) -> int:

@@ -5,8 +5,7 @@ column of its own: the state S'_k with the target's actions there, in expectatio
 else the mean over a few actions that it takes under fixed noise. A column that is only read can be such a mixture. The
 equilibrium is regularised kernel LSTD-Q, a sample form of expected SARSA / fitted Q evaluation (Le, Voloshin & Yue
 2019); the softmax kernel, the sink and the mixtures are this project's own. No importance ratios are needed, and no
-trace may pass, since the next logged action is not the target's. A model of the closed loop that is fitted to such a
-prompt predicts the mean features of a mixture.
+trace may pass, since the next logged action is not the target's.
 """
 
 from __future__ import annotations

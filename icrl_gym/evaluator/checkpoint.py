@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -23,8 +24,13 @@ from icrl_gym.evaluator.setting import Setting
 from icrl_gym.evaluator.statistics import QUERY_STATISTICS, STATISTICS
 from icrl_gym.runs import replacing, write_text
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+UPGRADED = (2, 3)  # versions that `upgrade_checkpoint` reads
 HASHED = ("schema_version", "heads", "width", "num_members", "statistics", "query_statistics")  # fields of the card
+REMOVED = (
+    "The gate's share of returns imagined with a model of the closed loop, from the last layer of each member. "
+    "Validation figures were measured with it, and the error bars were trained with it."
+)
 
 
 class CheckpointError(ValueError):
@@ -103,23 +109,47 @@ def digest_of(content: bytes, card: Card) -> str:
     return hashlib.sha256(content + canonical.encode()).hexdigest()
 
 
-def upgrade_card(path: Path, training: dict[str, Any]) -> Card:
-    """Write the card of a checkpoint of schema 2 again as one of this schema; the weights stay as they are.
+def upgrade_checkpoint(path: Path, training: dict[str, Any]) -> Card:
+    """Write a checkpoint of schema 2 or 3 again as one of this schema; leaf values stay as they are.
+
+    In the older schemas the gate had one more dial, a share of returns that were imagined with a model of the closed
+    loop. Its weights are taken out of the last layers, and the card's training says so under "removed". The last query
+    statistic is named after what is left of it.
 
     Args:
         path: the weights (.safetensors), with the old card beside them.
         training: entries that replace those of the card's training.
 
     Raises:
-        CheckpointError: a file is missing or damaged, of a third schema, or the weights are not those of the card.
+        CheckpointError: a file is missing or damaged, of another schema, or the weights are not those of the card.
     """
     content, stored = _read(path)
-    if stored.get("schema_version") != 2:
-        raise CheckpointError(f"{path}: schema_version must be 2 to be upgraded, got {stored.get('schema_version')!r}")
-    if hashlib.sha256(content).hexdigest() != stored.get("sha256"):
+    if (version := stored.get("schema_version")) not in UPGRADED:
+        raise CheckpointError(f"{path}: schema_version must be one of {UPGRADED} to be upgraded, got {version!r}")
+    card = _card(path, stored)
+    digest = hashlib.sha256(content).hexdigest() if version == 2 else digest_of(content, card)
+    if digest != card.sha256:
         raise CheckpointError(f"{path}: the weights are not those of the card")
-    changed = {"schema_version": SCHEMA_VERSION, "training": stored.get("training", {}) | training}
-    return _write_card(path, content, _card(path, stored | changed))
+    if card.query_statistics[-1:] != ["imagination"]:
+        raise CheckpointError(f"{path}: its last query statistic must be 'imagination', got {card.query_statistics}")
+    last_layer = re.compile(r"gate\.members\.\d+\.4\.(weight|bias)")
+    try:
+        tensors = {
+            name: tensor[:-1].contiguous() if last_layer.fullmatch(name) else tensor
+            for name, tensor in load_tensors(content).items()
+        }
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: cannot read the weights: {error}") from error
+    content = save_tensors(tensors)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)
+    upgraded = replace(
+        card,
+        schema_version=SCHEMA_VERSION,
+        query_statistics=[*card.query_statistics[:-1], "consensus"],
+        training=card.training | {"removed": [REMOVED]} | training,
+    )
+    return _write_card(path, content, upgraded)
 
 
 def _write_card(path: Path, content: bytes, card: Card) -> Card:
@@ -154,7 +184,7 @@ def load_checkpoint(path: Path) -> tuple[Generalist, Card]:
     content, stored = _read(path)
     if (version := stored.get("schema_version")) != SCHEMA_VERSION:
         advice = "pretrain it again with `icrl-gym pretrain`"
-        advice += ", or upgrade its card with scripts/upgrade_checkpoint.py" if version == 2 else ""
+        advice += ", or upgrade it with scripts/upgrade_checkpoint.py" if version in UPGRADED else ""
         raise CheckpointError(f"{path}: schema_version must be {SCHEMA_VERSION}, got {version!r}; {advice}")
     card = _card(path, stored)
     if (digest := digest_of(content, card)) != card.sha256:
@@ -178,9 +208,8 @@ def load_checkpoint(path: Path) -> tuple[Generalist, Card]:
 
 def new_networks(num_heads: int, width: int, num_members: int = 1) -> tuple[Gate, SpreadHead]:
     """Untrained networks: with them the mixture is its first head."""
-    columns = (STATISTICS.index("constant_reward"), STATISTICS.index("predictability"))
     return (
-        Gate(len(STATISTICS), num_heads, width, num_members, *columns),
+        Gate(len(STATISTICS), num_heads, width, num_members, STATISTICS.index("constant_reward")),
         SpreadHead(len(STATISTICS), len(QUERY_STATISTICS), width),
     )
 

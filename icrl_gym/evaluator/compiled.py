@@ -21,7 +21,6 @@ from icrl_gym.evaluator.gate import consensus
 from icrl_gym.evaluator.kernel import Kernel, Rows
 from icrl_gym.evaluator.network import CompiledPrompt
 from icrl_gym.evaluator.setting import Setting
-from icrl_gym.evaluator.walks import TransitionModel, Walks, imagination_steps
 
 OUTSIDE_PRIOR = 0.5  # trust below which a prompt counts as outside the prior
 QUERY_BLOCK = 4096  # rows of attention held at once
@@ -88,16 +87,12 @@ class CompiledMixture:
         members: the heads that answer.
         error_bars: gives the standard errors, or None where there are none.
         trust: trust in the network's adaptation, in [0, 1]; below 0.5 the prompt counts as outside the prior.
-        transitions: model of the context's closed loop, or None.
-        imagination: share of imagined returns in the values, in [0, 1]; 0 without a model.
     """
 
     prompt: Prompt
     members: tuple[Member, ...]
     error_bars: ErrorBars | None = None
     trust: float = 1.0
-    transitions: TransitionModel | None = None
-    imagination: float = 0.0
 
     @property
     def fell_back(self) -> bool:
@@ -132,29 +127,25 @@ class CompiledMixture:
     def attention(self, features_QD: np.ndarray) -> np.ndarray:
         """Attention of queries over the context's sources, (Q, N), share-weighted over the members.
 
-        A landmark's attention falls on the source that it is. Rows sum to 1 less the sinks' shares. The attention of
-        states that walks from a query end in is not counted; `attribution` counts everything.
+        A landmark's attention falls on the source that it is. Rows sum to 1 less the sinks' shares.
         """
         rows = Rows(features_QD)
         return np.sum([share * k.over_sources(rows[k]) for k, share in self._kernel_shares.items()], axis=0)
 
     def attribution(self, features_QD: np.ndarray) -> np.ndarray:
         """The matrix W (Q, N) with values = W @ rewards; every member is solved again for N unit reward functions."""
-        walks = self._walks(features_QD)
-        if walks is None:
-            return self._mixed_attribution(features_QD)
-        rewards_QN = self._mixed_attribution(np.concatenate([features_QD, walks.ends_QD]))
-        direct_QN, ends_QN = rewards_QN[: len(features_QD)], rewards_QN[len(features_QD) :]
-        imagined_QN = walks.reward_weights_QN + walks.discounts_Q[:, None] * ends_QN
-        return (1.0 - self.imagination) * direct_QN + self.imagination * imagined_QN
+        rows, total_QN = Rows(features_QD), np.zeros((len(features_QD), len(self.prompt)))
+        weights_HQ = self._weights(self._by_member(rows)[:, -1])
+        for member, weight_Q in zip(self.members, weights_HQ, strict=True):
+            kernel = member.head.kernel
+            total_QN += weight_Q[:, None] * member.head.attribution(rows[kernel]).double().cpu().numpy()
+        for member in self.members:
+            member.head.kernel.release()
+        return total_QN
 
     def _read(self, rows: Rows) -> Reading:
         by_member_HLQ = self._by_member(rows)
         values_LQ = self._mixed(by_member_HLQ)
-        if (walks := self._walks(rows.features_QD)) is not None:
-            ends_LQ = self._mixed(self._by_member(Rows(walks.ends_QD)))
-            imagined_LQ = walks.returns(self.prompt.rewards, ends_LQ)
-            values_LQ = (1.0 - self.imagination) * values_LQ + self.imagination * imagined_LQ
         stderr_Q = None if self.error_bars is None else self.error_bars(rows, by_member_HLQ[:, -1], values_LQ[-1])
         return Reading(values_LQ, stderr_Q, self._support(rows))
 
@@ -176,11 +167,6 @@ class CompiledMixture:
         heads = [member.head for member in self.members]
         return np.stack([head.values(rows[head.kernel]).double().cpu().numpy() for head in heads])
 
-    def _walks(self, features_QD: np.ndarray) -> Walks | None:
-        if self.transitions is None or not self.imagination > 0:
-            return None
-        return self.transitions.walk(features_QD, imagination_steps(self.prompt.gamma))
-
     def _mixed(self, by_member_HLQ: np.ndarray) -> np.ndarray:
         """Values (L, Q); the weights of the last layer hold in all."""
         return np.einsum("hq,hlq->lq", self._weights(by_member_HLQ[:, -1]), by_member_HLQ)
@@ -188,17 +174,6 @@ class CompiledMixture:
     def _weights(self, by_member_HQ: np.ndarray) -> np.ndarray:
         shares_BH = torch.tensor([[member.share for member in self.members]], dtype=torch.float64)
         return consensus(torch.as_tensor(by_member_HQ)[None], shares_BH)[0].numpy()
-
-    def _mixed_attribution(self, features_QD: np.ndarray) -> np.ndarray:
-        """The matrix W (Q, N) without imagination."""
-        rows, total_QN = Rows(features_QD), np.zeros((len(features_QD), len(self.prompt)))
-        weights_HQ = self._weights(self._by_member(rows)[:, -1])
-        for member, weight_Q in zip(self.members, weights_HQ, strict=True):
-            kernel = member.head.kernel
-            total_QN += weight_Q[:, None] * member.head.attribution(rows[kernel]).double().cpu().numpy()
-        for member in self.members:
-            member.head.kernel.release()
-        return total_QN
 
 
 def _blocks(features_QD: np.ndarray) -> list[np.ndarray]:

@@ -9,8 +9,8 @@ from gymnasium import spaces
 
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.trajectory import Trajectory
-from icrl_gym.evaluator.compiled import CompiledMixture, Member
-from icrl_gym.evaluator.target_values import TargetValues
+from icrl_gym.evaluator.compiled import Member
+from icrl_gym.evaluator.world.imagination import Leaf
 from icrl_gym.observations import Observations, named_leaves
 
 THIN_SUPPORT = 0.5  # sources; queries below it are named in the warnings
@@ -26,12 +26,12 @@ class Diagnostics:
             the prompt's constant, not evidence. Of a policy that did not act: mean over its actions, where a source
             counts as much as its action is like them.
         warnings: sentences on what to be careful about; empty when all is well.
-        mixture: the prompt under the network that answered, with its trust and its share of imagination.
+        mixture: what answered, the context under the network or in its world.
     """
 
     support: np.ndarray
     warnings: tuple[str, ...]
-    mixture: CompiledMixture | TargetValues = field(repr=False)
+    mixture: Leaf = field(repr=False)
 
     @property
     def members(self) -> tuple[Member, ...]:

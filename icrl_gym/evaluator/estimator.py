@@ -61,7 +61,7 @@ class InContextEvaluator:
         dtype: torch.float64 (default) or torch.float32.
         model: a pretrained mixture, or None for the construction alone. Options given by hand hold in all its heads.
         imagination: whether values are followed in the context's world before softmax TD takes over; None: with a
-            pretrained mixture they are.
+            pretrained mixture they are. "log": they are, but a policy that acted is known by its logged actions alone.
 
     Attributes:
         model: the network as selected; ``model.heads`` are its settings.
@@ -90,7 +90,7 @@ class InContextEvaluator:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float64,
         model: Generalist | None = None,
-        imagination: bool | None = None,
+        imagination: bool | Literal["log"] | None = None,
     ) -> None:
         options = Options(num_layers, bandwidth, trace_decay, sink, forgetting, step_size, averaging)
         if model is not None and plain:
@@ -100,7 +100,9 @@ class InContextEvaluator:
             self.model = Construction(options.setting(plain))
         else:
             self.model = replace(model, heads=tuple(map(options.on, model.heads)))
-        self.imagination = model is not None if imagination is None else bool(imagination)
+        if imagination not in (None, True, False, "log"):
+            raise ValueError(f"imagination must be True, False, 'log' or None, got {imagination!r}")
+        self.imagination = model is not None if imagination is None else imagination
         self.features = features
         self.device = torch.device(device)
         self.dtype = dtype
@@ -277,20 +279,25 @@ class InContextEvaluator:
         """The context as it is answered from: under the network, and in its world where that holds."""
         log, asked = self.trajectory_, self.asked_policy_
         acted = asked is None or (log.policy == asked.identity and log.importance_ratios is None)
-        if asked is None or acted:
-            leaf: CompiledMixture | TargetValues = self.model.compile(prompt, self.device, self.dtype)
-        else:
-            pairs = target_pair_prompt(log, prompt.gamma, prompt.feature_map, asked)
-            likeness = ActionLikeness.of(asked.action_space, log.actions_for("policy"))
-            features = prompt.feature_map
-            ask = (lambda states: expected_actions(asked, features.inverse(states))) if features.invertible else None
-            leaf = TargetValues(prompt, self.model.compile(pairs, self.device, self.dtype), likeness, ask)
+        leaf = self._leaf(prompt, None if acted else asked)
         if not self.imagination:
             return leaf
+        if acted and self.imagination == "log":
+            asked = None
         table = None if asked is None else TableWorld.fit(log, prompt, asked)
         if table is not None:
             return TabledValues(leaf, lambda seen: _at(leaf, asked, seen), table)
         return imagine(leaf, log, asked, acted=acted, device=self.device) or leaf
+
+    def _leaf(self, prompt: Prompt, other: AskedPolicy | None) -> CompiledMixture | TargetValues:
+        """The context under the network: as states, or as pairs where another policy is asked."""
+        if other is None:
+            return self.model.compile(prompt, self.device, self.dtype)
+        log, features = self.trajectory_, prompt.feature_map
+        compiled = self.model.compile(target_pair_prompt(log, prompt.gamma, features, other), self.device, self.dtype)
+        ask = (lambda states: expected_actions(other, features.inverse(states))) if features.invertible else None
+        likeness = ActionLikeness.of(other.action_space, log.actions_for("policy"))
+        return TargetValues(prompt, compiled, likeness, ask)
 
     def _compiled_at(self, observations: Observations) -> Compiled:
         """The compiled context for these queries."""

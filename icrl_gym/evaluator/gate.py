@@ -18,9 +18,8 @@ TRUSTED = 4.0  # beyond it trust in the adaptation falls
 UNTRUSTED_COLUMN = 0  # the length of the context: longer ones than trained on are no reason to withdraw
 LEAST_LEVEL = -0.3
 LEAST_SPREAD = 1e-3  # of the mean distance from the median
-UNPREDICTABLE, PREDICTABLE = 0.8, 0.9  # nothing is imagined below the first, all that the gate allows above the second
 # With equal shares: a mixture that was safe on all selection data.
-SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS, SAFE_IMAGINATION = 0.9, 0.7, 0.5
+SAFE_LEVEL, SAFE_PSEUDO_TERMINATIONS = 0.9, 0.7
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,12 @@ class Gates:
         free_level_B: share of the free level, in [-0.3, 1].
         pseudo_terminations_B: terminations to add to those seen, in [0, 1].
         trust_B: trust in the adaptation, in [0, 1]; 0 is the construction.
-        imagination_B: share of imagined returns in the values, in [0, 1].
     """
 
     shares_BH: Tensor
     free_level_B: Tensor
     pseudo_terminations_B: Tensor
     trust_B: Tensor
-    imagination_B: Tensor
 
 
 class Standardisation(nn.Module):
@@ -62,8 +59,7 @@ class Gate(nn.Module):
     """Statistics of prompts (B, S) -> `Gates`, the mean over a few members. At initialisation: the first head alone.
 
     Pseudo-terminations are allowed only where all rewards of a context are equal: there a termination is all that can
-    set values apart, so one must be expected even where none was seen; elsewhere a process may never end. Returns are
-    imagined only where the next step is predictable.
+    set values apart, so one must be expected even where none was seen; elsewhere a process may never end.
 
     Args:
         num_statistics: S, the number of inputs.
@@ -71,7 +67,6 @@ class Gate(nn.Module):
         width: units in each hidden layer.
         num_members: networks that differ in their initial weights alone.
         constant_reward: column of the statistic that is 1 where all rewards are equal, else 0.
-        predictability: column of the statistic that is 1 where the next step is known for certain.
     """
 
     def __init__(
@@ -80,15 +75,14 @@ class Gate(nn.Module):
         num_heads: int,
         width: int = 32,
         num_members: int = 1,
-        constant_reward: int = -2,
-        predictability: int = -1,
+        constant_reward: int = -1,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.width = width
-        self.constant_reward, self.predictability = constant_reward, predictability
+        self.constant_reward = constant_reward
         self.standardisation = Standardisation(num_statistics)
-        self.members = nn.ModuleList(small_network(num_statistics, width, num_heads + 4) for _ in range(num_members))
+        self.members = nn.ModuleList(small_network(num_statistics, width, num_heads + 3) for _ in range(num_members))
 
     def forward(self, statistics_BS: Tensor) -> Gates:
         return mean_gates(self.by_member(statistics_BS))
@@ -97,56 +91,50 @@ class Gate(nn.Module):
         """The gates of every member."""
         z_BS = self.standardisation(statistics_BS)
         trust_B, cut_BS = trust(z_BS), z_BS.clamp(-CUT, CUT)
-        limits = self.limits(statistics_BS)
-        return [self._gates(member(cut_BS), trust_B, limits) for member in self.members]
-
-    def limits(self, statistics_BS: Tensor) -> tuple[Tensor, Tensor]:
-        """How much of pseudo-terminations and of imagination is allowed, each (B,) in [0, 1]."""
-        return self.constant_rewards(statistics_BS), predictable(statistics_BS[:, self.predictability])
+        constant_B = self.constant_rewards(statistics_BS)
+        return [self._gates(member(cut_BS), trust_B, constant_B) for member in self.members]
 
     def constant_rewards(self, statistics_BS: Tensor) -> Tensor:
         """1 where all rewards of the context are equal, else 0, (B,)."""
         return (statistics_BS[:, self.constant_reward] > 0.5).to(statistics_BS)
 
-    def _gates(self, raw: Tensor, trust_B: Tensor, limits: tuple[Tensor, Tensor]) -> Gates:
-        mixing_B1 = torch.tanh(raw[:, -4:-3]) * trust_B[:, None]
+    def _gates(self, raw: Tensor, trust_B: Tensor, constant_B: Tensor) -> Gates:
+        mixing_B1 = torch.tanh(raw[:, -3:-2]) * trust_B[:, None]
         first_H = nn.functional.one_hot(torch.tensor(0, device=raw.device), self.num_heads).to(raw)
-        shares_BH = (1.0 - mixing_B1) * first_H + mixing_B1 * torch.softmax(raw[:, :-4], dim=-1)
-        level_B, pseudo_B, imagination_B = torch.tanh(raw[:, -3:]).unbind(dim=1)
+        shares_BH = (1.0 - mixing_B1) * first_H + mixing_B1 * torch.softmax(raw[:, :-3], dim=-1)
+        level_B, pseudo_B = torch.tanh(raw[:, -2:]).unbind(dim=1)
         return Gates(
             shares_BH,
             trust_B * torch.where(level_B > 0, level_B, -LEAST_LEVEL * level_B),
-            trust_B * limits[0] * _nonnegative(pseudo_B),
+            trust_B * constant_B * _nonnegative(pseudo_B),
             trust_B,
-            trust_B * limits[1] * _nonnegative(imagination_B),
         )
 
 
-def predictable(predictability_B: Tensor) -> Tensor:
-    """How far the next step can be predicted well enough to imagine with, (B,): 0 to 1 between the two limits."""
-    return ((predictability_B - UNPREDICTABLE) / (PREDICTABLE - UNPREDICTABLE)).clamp(0.0, 1.0)
+def safe_gates(trust_B: Tensor, constant_B: Tensor, num_heads: int) -> Gates:
+    """The safe mixture, as far as it is trusted: equal shares, fixed dials.
 
-
-def safe_gates(trust_B: Tensor, limits: tuple[Tensor, Tensor], num_heads: int) -> Gates:
-    """The safe mixture, as far as it is trusted and the limits (each (B,)) allow: equal shares, fixed dials."""
+    Args:
+        trust_B: trust in the adaptation, in [0, 1].
+        constant_B: 1 where all rewards of the context are equal, so that pseudo-terminations are allowed, else 0.
+        num_heads: H.
+    """
     first_H = nn.functional.one_hot(torch.tensor(0, device=trust_B.device), num_heads).to(trust_B)
     return Gates(
         (1.0 - trust_B[:, None]) * first_H + trust_B[:, None] / num_heads,
         SAFE_LEVEL * trust_B,
-        SAFE_PSEUDO_TERMINATIONS * limits[0] * trust_B,
+        SAFE_PSEUDO_TERMINATIONS * constant_B * trust_B,
         trust_B,
-        SAFE_IMAGINATION * limits[1] * trust_B,
     )
 
 
-def distance_from_safe(gates: Gates, limits: tuple[Tensor, Tensor]) -> Tensor:
+def distance_from_safe(gates: Gates, constant_B: Tensor) -> Tensor:
     """Mean squared distance of the gates of B prompts from the safe mixture at the same trust; a scalar."""
-    safe = safe_gates(gates.trust_B, limits, gates.shares_BH.shape[1])
+    safe = safe_gates(gates.trust_B, constant_B, gates.shares_BH.shape[1])
     return (
         (gates.shares_BH - safe.shares_BH).square().sum(dim=1)
         + (gates.free_level_B - safe.free_level_B).square()
         + (gates.pseudo_terminations_B - safe.pseudo_terminations_B).square()
-        + (gates.imagination_B - safe.imagination_B).square()
     ).mean()
 
 
@@ -193,31 +181,19 @@ def _median(values_BHQ: Tensor) -> Tensor:
     return (sorted_BHQ[:, last // 2, None] + sorted_BHQ[:, (last + 1) // 2, None]) / 2
 
 
-def gated(values: Tensor, imagined: Tensor, gates: Gates, weigh: Weighing = consensus) -> Tensor:
+def gated(values: Tensor, gates: Gates, weigh: Weighing = consensus) -> Tensor:
     """Mix values solved at the corners, as the equilibrium at the gates' own level and pseudo-terminations would be.
 
     The level enters exactly (values are linear in it), the pseudo-terminations by interpolation between 0 and 1.
 
     Args:
         values: (B, H, 2, 2, Q), axes head, pseudo-terminations 0 or 1, free level 0 or 1.
-        imagined: (B, H, 2, 2, Q) imagined returns whose ends take these values.
         gates: decisions of the gate for the B prompts.
         weigh: rule by which shares become weights.
 
     Returns:
         Mixed values (B, Q).
     """
-    mixed_BQ = _mixed(values, gates, weigh)
-    ahead_K = (imagined != values).flatten(1).any(dim=1).nonzero()[:, 0]  # nothing is imagined elsewhere
-    if not len(ahead_K):
-        return mixed_BQ
-    some = Gates(*(part[ahead_K] for part in vars(gates).values()))
-    share = some.imagination_B[:, None]
-    ahead_KQ = (1 - share) * mixed_BQ[ahead_K] + share * _mixed(imagined[ahead_K], some, weigh)
-    return mixed_BQ.index_copy(0, ahead_K, ahead_KQ)
-
-
-def _mixed(values: Tensor, gates: Gates, weigh: Weighing) -> Tensor:
     pseudo, level = gates.pseudo_terminations_B[:, None, None, None], gates.free_level_B[:, None, None]
     at_pseudo = (1 - pseudo) * values[:, :, 0] + pseudo * values[:, :, 1]
     at_level = (1 - level) * at_pseudo[:, :, 0] + level * at_pseudo[:, :, 1]

@@ -15,7 +15,6 @@ from icrl_gym.evaluator.gate import Gate
 from icrl_gym.evaluator.network import CompiledPrompt, Compiler, with_free_level
 from icrl_gym.evaluator.setting import Setting
 from icrl_gym.evaluator.statistics import QueryFacts, prompt_statistics
-from icrl_gym.evaluator.walks import TransitionModel
 
 LEAST_SHARE = 1e-6  # heads below it are not run; training has them all in its medians
 
@@ -78,8 +77,8 @@ class Generalist:
     def compile(self, prompt: Prompt, device: str | torch.device, dtype: torch.dtype) -> CompiledMixture:
         """Run a context through the first head, the gate, and the heads that the gate opened."""
         compiler = Compiler(prompt, device=device, dtype=dtype)
-        first, transitions = compiler.compile(self.heads[0]), TransitionModel.fit(prompt)
-        statistics_S = torch.as_tensor(prompt_statistics(prompt, first, transitions), dtype=torch.float32)
+        first = compiler.compile(self.heads[0])
+        statistics_S = torch.as_tensor(prompt_statistics(prompt, first), dtype=torch.float32)
         with torch.no_grad():
             gates = self.gate(statistics_S[None])
         level, pseudo = float(gates.free_level_B[0]), float(gates.pseudo_terminations_B[0])
@@ -93,8 +92,6 @@ class Generalist:
             tuple(map(Member, (positive_H / positive_H.sum()).tolist(), heads)),
             PretrainedError(self.spread, statistics_S, shares_H / shares_H.sum(), first.without_matrices(), facts),
             float(gates.trust_B[0]),
-            transitions,
-            0.0,
         )
         compiler.release()
         return mixture

@@ -16,7 +16,7 @@ from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.returns import decayed_sums
 from icrl_gym.evaluator.kernel import Kernel, lambda_return_errors
 from icrl_gym.evaluator.network import CompiledPrompt
-from icrl_gym.evaluator.walks import TransitionModel
+from icrl_gym.evaluator.predictability import predictability
 
 STATISTICS = (
     "log_transitions",
@@ -36,20 +36,19 @@ STATISTICS = (
     "level_shift",  # free level against the constant, in standard deviations of the values
     "explained",  # log RMS of the first head's lambda-return errors over the constant's
     "support",  # log mean mass of the first head's attention, in sources
-    "predictability",  # of the next step (`icrl_gym.evaluator.walks`); 0 without a model
+    "predictability",  # of the next step (`icrl_gym.evaluator.predictability`)
 )
-QUERY_STATISTICS = ("disagreement", "level_shift", "distance_from_constant", "support", "adaptation", "imagination")
+QUERY_STATISTICS = ("disagreement", "level_shift", "distance_from_constant", "support", "adaptation", "consensus")
 _RETURN_TRACE = 0.9
 _SMALL = 1e-6
 
 
-def prompt_statistics(prompt: Prompt, first: CompiledPrompt, model: TransitionModel | None) -> np.ndarray:
+def prompt_statistics(prompt: Prompt, first: CompiledPrompt) -> np.ndarray:
     """Statistics of one prompt in the order of `STATISTICS`, (S,) float64, all finite.
 
     Args:
         prompt: the context.
         first: the context compiled under the first head.
-        model: model of the context's closed loop, if there is one.
     """
     n = len(prompt)
     terminated = int((prompt.discounts == 0).sum()) if prompt.gamma > 0 else 0
@@ -80,7 +79,7 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt, model: TransitionMo
         math.tanh(_ratio(first.level_shift, spread)),
         _log_ratio(_rms(left_N), _rms(errors_N)),
         _log_ratio(mass_N.mean(), 1.0),
-        max(model.predictability, -1.0) if model is not None else 0.0,
+        max(predictability(prompt), -1.0),
     ]
     return np.array(statistics)
 
@@ -140,7 +139,7 @@ def query_statistics(
         facts: the first head's word on the prompt and the queries.
         by_head_HQ: values under each open head.
         shares_H: shares of the open heads.
-        final_Q: the mixture's values; "imagination" is what walks and robust weights made of the plain mean.
+        final_Q: the mixture's values; "consensus" is what robust weights made of the plain mean.
     """
     scale = facts.scale or 1.0
     mixed_Q = shares_H @ by_head_HQ

@@ -57,11 +57,6 @@ class TargetValues:
         return self.pairs.trust
 
     @property
-    def imagination(self) -> float:
-        """Share of imagined returns in the values of pairs, in [0, 1]."""
-        return self.pairs.imagination
-
-    @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences on what to be careful about in this context."""
         return self.pairs.warnings

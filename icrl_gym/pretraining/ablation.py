@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from icrl_gym.configuration import PretrainConfig
-from icrl_gym.evaluator.gate import Gate, Gates, Weighing, consensus, gated, predictable, safe_gates
+from icrl_gym.evaluator.gate import Gate, Gates, Weighing, consensus, gated, safe_gates
 from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.setting import Setting
 from icrl_gym.evaluator.statistics import STATISTICS
@@ -31,7 +31,7 @@ from icrl_gym.pretraining.training import Batch, Schedule, gate_objective, train
 from icrl_gym.pretraining.validation import log_errors, values_vary
 from icrl_gym.runs import Progress, versions, write_json
 
-CONSTANT_REWARD, PREDICTABILITY = STATISTICS.index("constant_reward"), STATISTICS.index("predictability")
+CONSTANT_REWARD = STATISTICS.index("constant_reward")
 SHIPPED_RECIPE = PretrainConfig()
 RECIPE = replace(SHIPPED_RECIPE, members=1, steps=1000)  # a quarter of the work; what that costs is a row of the table
 
@@ -44,12 +44,12 @@ class Ablation:
         label: its name in the table.
         config: settings of the training; seed and folders have no effect.
         heads: those that are kept, by number, () for all. The first of them is what the gate starts from.
-        blind: no statistic is seen, so that one mixture is learned for all contexts; the rules that allow
-            pseudo-terminations only at equal rewards, and imagination only where steps are predictable, stay.
-        free_level, pseudo_terminations, imagination: False holds them at 0.
+        blind: no statistic is seen, so that one mixture is learned for all contexts; the rule that allows
+            pseudo-terminations only at equal rewards stays.
+        free_level, pseudo_terminations: False holds them at 0.
         robust: False takes the shares as weights, wherever a head stands apart.
         share_of_tasks: share of the training tasks that is used, drawn by the seed.
-        trained: False takes the safe mixture as it is: nothing is learned, nothing read but the rules above.
+        trained: False takes the safe mixture as it is: nothing is learned, nothing read but the rule above.
     """
 
     label: str
@@ -58,7 +58,6 @@ class Ablation:
     blind: bool = False
     free_level: bool = True
     pseudo_terminations: bool = True
-    imagination: bool = True
     robust: bool = True
     share_of_tasks: float = 1.0
     trained: bool = True
@@ -89,7 +88,6 @@ def ablations(heads: Sequence[Setting] = HEADS) -> tuple[Ablation, ...]:
         Ablation("pull 0, gate blind", replace(RECIPE, pull=0.0), blind=True),
         Ablation("no free level", free_level=False),
         Ablation("no pseudo-terminations", pseudo_terminations=False),
-        Ablation("no imagination", imagination=False),
         Ablation("plain mean of the heads", robust=False),
         *(
             Ablation(f"heads: only those without {what}", heads=tuple(n for n in numbers if not has(heads[n])))
@@ -125,14 +123,14 @@ class AblatedGate(Gate):
 
     def __init__(self, ablation: Ablation, num_heads: int) -> None:
         config = ablation.config
-        super().__init__(len(STATISTICS), num_heads, config.width, config.members, CONSTANT_REWARD, PREDICTABILITY)
+        super().__init__(len(STATISTICS), num_heads, config.width, config.members, CONSTANT_REWARD)
         self.ablation = ablation
 
     def by_member(self, statistics_BS: Tensor) -> list[Gates]:
         if self.ablation.blind:
-            limits = self.limits(statistics_BS)
-            unseen_BS, trust_B = torch.zeros_like(statistics_BS), torch.ones_like(limits[0])
-            found = [self._gates(member(unseen_BS), trust_B, limits) for member in self.members]
+            constant_B = self.constant_rewards(statistics_BS)
+            unseen_BS, trust_B = torch.zeros_like(statistics_BS), torch.ones_like(constant_B)
+            found = [self._gates(member(unseen_BS), trust_B, constant_B) for member in self.members]
         else:
             found = super().by_member(statistics_BS)
         level, pseudo = float(self.ablation.free_level), float(self.ablation.pseudo_terminations)
@@ -141,7 +139,6 @@ class AblatedGate(Gate):
                 gates,
                 free_level_B=level * gates.free_level_B,
                 pseudo_terminations_B=pseudo * gates.pseudo_terminations_B,
-                imagination_B=float(self.ablation.imagination) * gates.imagination_B,
             )
             for gates in found
         ]
@@ -182,14 +179,14 @@ def untrained_gates(batch: Batch) -> Gates:
     """The safe mixture for every task: equal shares, fixed dials."""
     statistics, ones_B = batch["statistics"], torch.ones(len(batch["statistics"]))
     constant_B = (statistics[:, CONSTANT_REWARD] > 0.5).float()
-    return safe_gates(ones_B, (constant_B, predictable(statistics[:, PREDICTABILITY])), batch["values"].shape[1])
+    return safe_gates(ones_B, constant_B, batch["values"].shape[1])
 
 
 def log_ratios(gates: Gates, ablation: Ablation, validation: Examples) -> np.ndarray:
     """log(RMSE of the mixture / RMSE of the constructed evaluator) on the validation tasks whose values vary."""
     whole, kept = as_tensors(validation), as_tensors(_keep_heads(ablation, validation))
     truth_BQ = whole["truth"]
-    mixed, constructed = gated(kept["values"], kept["imagined"], gates, ablation.weigh), whole["values"][:, 0, 0, 0]
+    mixed, constructed = gated(kept["values"], gates, ablation.weigh), whole["values"][:, 0, 0, 0]
     logs = log_errors(mixed - truth_BQ, truth_BQ) - log_errors(constructed - truth_BQ, truth_BQ)
     return logs[values_vary(whole)].astype(np.float64)
 
@@ -288,7 +285,7 @@ def _keep_heads(ablation: Ablation, examples: Examples) -> Examples:
     if not ablation.heads:
         return examples
     heads = list(ablation.heads)
-    return replace(examples, values=examples.values[:, heads], imagined=examples.imagined[:, heads])
+    return replace(examples, values=examples.values[:, heads])
 
 
 def _without(families: Sequence[str], examples: Examples) -> Examples:

@@ -46,8 +46,8 @@ from icrl_gym.pretraining.validation import by_family, losses_by_family, mean_ga
 from icrl_gym.runs import Progress, replacing, versions, write_json
 from icrl_gym.tracking import ScalarWriter, check_writable, open_writer
 
-STATE_VERSION = 2  # version of the training states
-SHARDS_VERSION = 2  # version of the shards and of what says what they are
+STATE_VERSION = 3  # version of the training states
+SHARDS_VERSION = 3  # version of the shards and of what says what they are
 WITHOUT_EFFECT = ("out", "checkpoint", "jobs", "device", "tensorboard")  # on the weights, but for rounding
 LOOKS = 3  # looks of candidates at environments outside the selection set; docs/log.md lists them
 LONGEST_WAIT = timedelta(days=2)  # how long a process waits for the shards of the others

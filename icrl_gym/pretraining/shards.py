@@ -15,11 +15,9 @@ import torch
 
 from icrl_gym.context.features import FeatureMap
 from icrl_gym.context.prompt import Prompt
-from icrl_gym.evaluator.gate import UNPREDICTABLE
 from icrl_gym.evaluator.network import CompiledPrompt, compile_prompt, with_free_level
 from icrl_gym.evaluator.setting import Setting
 from icrl_gym.evaluator.statistics import STATISTICS, QueryFacts, prompt_statistics
-from icrl_gym.evaluator.walks import TransitionModel, imagination_steps
 from icrl_gym.pretraining.prior import FAMILIES, TaskBatch, sample_tasks
 from icrl_gym.runs import read_archive, write_archive
 
@@ -57,8 +55,6 @@ class Examples:
         statistics: (B, S) float32.
         values: (B, H, 2, 2, Q) float32, in units of ``scale`` and relative to ``constant``, at the corners of
             pseudo-terminations and free level.
-        imagined: imagined returns whose ends take these values, in the same shape; equal to them where nothing may be
-            imagined.
         mass: (B, Q) float32, the first head's attention in sources.
         level_shift: (B,) float32, in units of ``scale``.
         truth, truth_stderr: (B, Q) float32, in the same units.
@@ -69,7 +65,6 @@ class Examples:
 
     statistics: np.ndarray
     values: np.ndarray
-    imagined: np.ndarray
     mass: np.ndarray
     level_shift: np.ndarray
     truth: np.ndarray
@@ -169,17 +164,10 @@ def solve_example(
     """
     first = compile_prompt(prompt, heads[0])
     facts = QueryFacts.of(first, query_QD)
-    transitions = TransitionModel.fit(prompt)
-    statistics = prompt_statistics(prompt, first, transitions)
-    walks = None
-    if transitions is not None and transitions.predictability > UNPREDICTABLE:
-        walks = transitions.walk(query_QD, imagination_steps(prompt.gamma))
-    states_PD = query_QD if walks is None else np.concatenate([query_QD, walks.ends_QD])
+    statistics = prompt_statistics(prompt, first)
     equal = bool(statistics[STATISTICS.index("constant_reward")])
-    solved = np.stack([_corners(first, head, equal, states_PD) for head in heads])
-    corners = solved[..., : len(query_QD)]
-    imagined = corners if walks is None else walks.returns(prompt.rewards, solved[..., len(query_QD) :])
-    if not facts.scale > 0 or not (np.isfinite(corners).all() and np.isfinite(imagined).all()):
+    corners = np.stack([_corners(first, head, equal, query_QD) for head in heads])
+    if not facts.scale > 0 or not np.isfinite(corners).all():
         return None
 
     def small(x: np.ndarray | float) -> np.ndarray:
@@ -188,7 +176,6 @@ def solve_example(
     return Examples(
         statistics=small(statistics),
         values=small((corners - facts.constant) / facts.scale),
-        imagined=small((imagined - facts.constant) / facts.scale),
         mass=small(facts.mass_Q),
         level_shift=small(facts.level_shift / facts.scale),
         truth=small((truth_Q - facts.constant) / facts.scale),
@@ -200,14 +187,14 @@ def solve_example(
     )
 
 
-def _corners(first: CompiledPrompt, head: Setting, equal_rewards: bool, states_PD: np.ndarray) -> np.ndarray:
-    """Values (2, 2, P) at the corners of pseudo-terminations, which need equal rewards, and free level.
+def _corners(first: CompiledPrompt, head: Setting, equal_rewards: bool, query_QD: np.ndarray) -> np.ndarray:
+    """Values (2, 2, Q) at the corners of pseudo-terminations, which need equal rewards, and free level.
 
     Args:
         first: the prompt under the first head, which is not solved again.
         head: what to solve.
         equal_rewards: whether pseudo-terminations are allowed; without them their corner is a copy.
-        states_PD: features.
+        query_QD: features of the queries.
     """
     by_pseudo = []
     for pseudo in PSEUDO_CORNERS:
@@ -216,9 +203,9 @@ def _corners(first: CompiledPrompt, head: Setting, equal_rewards: bool, states_P
             continue
         setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
         compiled = first if setting == first.setting else compile_prompt(first.prompt, setting)
-        attention_PN = compiled.attend(states_PD)
+        attention_QN = compiled.attend(query_QD)
         levels = [with_free_level(compiled, level) for level in LEVEL_CORNERS]
-        by_pseudo.append([moved.values(attention_PN)[-1].double().cpu().numpy() for moved in levels])
+        by_pseudo.append([moved.values(attention_QN)[-1].double().cpu().numpy() for moved in levels])
     return np.array(by_pseudo)
 
 
@@ -236,5 +223,5 @@ def _load(path: Path) -> Examples:
 
 def as_tensors(examples: Examples) -> dict[str, torch.Tensor]:
     """The arrays that training reads."""
-    names = ("statistics", "values", "imagined", "mass", "level_shift", "truth", "truth_stderr")
+    names = ("statistics", "values", "mass", "level_shift", "truth", "truth_stderr")
     return {name: torch.as_tensor(getattr(examples, name)) for name in names}

@@ -132,10 +132,10 @@ def gate_objective(loss: str, pull: float = 0.0, weigh: Weighing = consensus) ->
         assert isinstance(gate, Gate)
         statistics = batch["statistics"]
         found = gate.by_member(statistics) if torch.is_grad_enabled() else [gate(statistics)]
-        limits = gate.limits(statistics)
+        constant_B = gate.constant_rewards(statistics)
         return torch.stack([
-            LOSSES[loss](gated(batch["values"], batch["imagined"], gates, weigh) - batch["truth"], batch["truth"])
-            + pull * distance_from_safe(gates, limits)
+            LOSSES[loss](gated(batch["values"], gates, weigh) - batch["truth"], batch["truth"])
+            + pull * distance_from_safe(gates, constant_B)
             for gates in found
         ]).mean()  # fmt: skip
 
@@ -154,7 +154,7 @@ def with_errors(batch: Batch, gate: Gate) -> Batch:
     """The batch with the frozen mixture's errors and the query statistics that go with it; all on the CPU."""
     with torch.no_grad():
         gates = gate(batch["statistics"])
-        final_BQ = gated(batch["values"], batch["imagined"], gates)
+        final_BQ = gated(batch["values"], gates)
     statistics = torch.as_tensor(_query_statistics(batch, gates, final_BQ))
     return {**batch, "error": final_BQ - batch["truth"], "query_statistics": statistics}
 
@@ -169,10 +169,9 @@ def _query_statistics(batch: Batch, gates: Gates, final_BQ: Tensor) -> np.ndarra
             gates.free_level_B[task].expand(num_heads),
             gates.pseudo_terminations_B[task].expand(num_heads),
             gates.trust_B[task].expand(num_heads),
-            torch.zeros(num_heads),
         )
         repeated = batch["values"][task].expand(num_heads, *batch["values"][task].shape)
-        by_head_HQ = gated(repeated, repeated, one).double().numpy()
+        by_head_HQ = gated(repeated, one).double().numpy()
         facts = QueryFacts(
             values_Q=batch["values"][task, 0, 0, 0].double().numpy(),
             mass_Q=batch["mass"][task].double().numpy(),

@@ -66,7 +66,6 @@ def mean_gates(gate: Gate, batch: Batch) -> dict[str, float]:
     others = {
         "free_level": gates.free_level_B,
         "pseudo_terminations": gates.pseudo_terminations_B,
-        "imagination": gates.imagination_B,
         "trust": gates.trust_B,
     }
     return shares | {name: float(tensor.mean()) for name, tensor in others.items()}

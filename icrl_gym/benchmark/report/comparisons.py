@@ -16,13 +16,15 @@ from icrl_gym.scoring.verdict import Verdict, by_group, error_ratio, judge
 
 CLASSICAL = ("lstd", "kbrl", "softmax_td", "nadaraya_watson")  # who is tuned in hindsight, together
 HINDSIGHT = "best in hindsight"
+# Other forms of the subject: earlier, without the policy, without walks. They are compared with, and are no rivals.
+FORMS = ("generalist_before", "generalist_from_log", "generalist_at_rest")
 
 Rows = list[tuple[Field, ...]]
 
 
 def verdict_of(part: Sequence[Record], subject: str) -> Verdict:
     """The subject against the nearest of all other estimators at their defaults, the critic included."""
-    rivals = {name: res.figures(part, name) for name in res.names_of(part) if name != subject}
+    rivals = {name: res.figures(part, name) for name in res.names_of(part) if name not in (subject, *FORMS)}
     return judge(res.figures(part, subject), rivals)
 
 
@@ -103,7 +105,8 @@ def pooled_table(records: Sequence[Record], subject: str, title: str) -> Table:
 def pooled_ratios(part: Sequence[Record], subject: str) -> dict[str, tuple[Aggregate, int, int]]:
     """Per rival the ratio over environments, the environments in which the subject is ahead, and all of them."""
     good = res.usable(part)
-    rivals = {name: res.figures(good, name) for name in (CRITIC, res.REFERENCE, *CLASSICAL) if name != subject}
+    names = (CRITIC, *FORMS, res.REFERENCE, "fqe", *CLASSICAL)
+    rivals = {name: res.figures(good, name) for name in names if name != subject}
     rivals[HINDSIGHT] = hindsight(good)
     ours = res.figures(good, subject)
     found = {name: _pooled(res.ratios(ours, theirs)) for name, theirs in rivals.items()}
