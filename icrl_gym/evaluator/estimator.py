@@ -296,7 +296,8 @@ class InContextEvaluator:
         log, features = self.trajectory_, prompt.feature_map
         compiled = self.model.compile(target_pair_prompt(log, prompt.gamma, features, other), self.device, self.dtype)
         ask = (lambda states: expected_actions(other, features.inverse(states))) if features.invertible else None
-        return TargetValues(prompt, compiled, ActionLikeness.of(other.action_space, log.actions_for("policy")), ask)
+        likeness = ActionLikeness.of(other.action_space, log.actions_for("policy"))
+        return TargetValues(prompt, compiled, likeness, ask)
 
     def _compiled_at(self, observations: Observations) -> Compiled:
         """The compiled context for these queries."""
