@@ -75,14 +75,15 @@ class ActionLikeness:
         return np.exp(-cdist(scaled_BX, scaled_NX, "sqeuclidean") / (2 * len(spread_X)))
 
 
-def expected_actions(policy: AskedPolicy, observations: Observations) -> WeightedActions:
-    """The target's actions in B states, every one with its probability or `NUM_DRAWS` asked with the same fixed noise.
+def expected_actions(policy: AskedPolicy, observations: Observations, num_draws: int = NUM_DRAWS) -> WeightedActions:
+    """The target's actions in B states, every one with its probability or some asked with the same fixed noise.
 
     A state's actions do not depend on the other states.
 
     Args:
         policy: the target.
         observations: B raw observations.
+        num_draws: actions asked of a policy that does not state its probabilities.
 
     Raises:
         ValueError: the policy fails, see `AskedPolicy`.
@@ -90,7 +91,7 @@ def expected_actions(policy: AskedPolicy, observations: Observations) -> Weighte
     stated = _stated(policy, observations)
     if stated is not None:
         return stated
-    noise_MU = stratified_noise(1, NUM_DRAWS, policy.num_noise)[:, 0]
+    noise_MU = stratified_noise(1, num_draws, policy.num_noise)[:, 0]
     return _asked(policy, observations, np.repeat(noise_MU[:, None], batch_size(observations), axis=1))
 
 

@@ -39,6 +39,7 @@ from icrl_gym.observations import Observations, as_batch
 from icrl_gym.values import ValueEstimates
 
 CONSTRUCTED = "constructed"
+ACTIONS_AT_ENDS = 2
 Compiled = CompiledMixture | TargetValues | ImaginedValues | TabledValues
 
 
@@ -295,7 +296,9 @@ class InContextEvaluator:
             return self.model.compile(prompt, self.device, self.dtype)
         log, features = self.trajectory_, prompt.feature_map
         compiled = self.model.compile(target_pair_prompt(log, prompt.gamma, features, other), self.device, self.dtype)
-        ask = (lambda states: expected_actions(other, features.inverse(states))) if features.invertible else None
+        ask = None
+        if features.invertible:  # walks end in many states, over which a few actions in each are averaged
+            ask = lambda states: expected_actions(other, features.inverse(states), ACTIONS_AT_ENDS)  # noqa: E731
         likeness = ActionLikeness.of(other.action_space, log.actions_for("policy"))
         return TargetValues(prompt, compiled, likeness, ask)
 
