@@ -17,12 +17,13 @@ from matplotlib.axes import Axes
 
 import icrl_gym as icrl
 from icrl_gym.acting.demo_policy import load_demo_policy
+from icrl_gym.acting.policies import ActingPolicy, as_policy
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.evaluator.world import ImaginedValues
 from icrl_gym.evaluator.world.imagination import PARTICLES, expand
 
 ENVIRONMENT, GAMMA, ANGLE = "CartPole-v1", 0.99, 2
-STEPS, STARTS, COPIES = 60, 4, 8
+STEPS, STARTS, COPIES = 40, 3, 8
 LENGTHS = {512: "#92C5DE", 2048: "#0072B2"}
 
 
@@ -67,7 +68,7 @@ def draw_trajectories(axes: Axes, trajectory: Trajectory) -> None:
 
 def simulated(state: np.ndarray, seed: int) -> np.ndarray:
     """The angle after every step from a state, until the episode ends."""
-    policy, env = icrl_policy(seed), gymnasium.make(ENVIRONMENT).unwrapped
+    policy, env = demo_with_noise(seed), gymnasium.make(ENVIRONMENT).unwrapped
     env.reset(seed=seed)
     env.state = tuple(map(float, state))  # type: ignore[attr-defined]
     angles, observation, ended = [state[ANGLE]], state, False
@@ -77,9 +78,8 @@ def simulated(state: np.ndarray, seed: int) -> np.ndarray:
     return np.array(angles)
 
 
-def icrl_policy(seed: int):
+def demo_with_noise(seed: int) -> ActingPolicy:
     """The demo policy with its own noise."""
-    from icrl_gym.acting.policies import as_policy
 
     return as_policy(load_demo_policy(), gymnasium.make(ENVIRONMENT).action_space, seed=seed)
 
