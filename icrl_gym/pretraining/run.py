@@ -49,7 +49,7 @@ from icrl_gym.tracking import ScalarWriter, check_writable, open_writer
 STATE_VERSION = 3  # version of the training states
 SHARDS_VERSION = 3  # version of the shards and of what says what they are
 WITHOUT_EFFECT = ("out", "checkpoint", "jobs", "device", "tensorboard")  # on the weights, but for rounding
-LOOKS = 4  # looks of candidates at environments outside the selection set; docs/log.md lists them
+LOOKS = 5  # looks of candidates at environments outside the selection set; docs/log.md lists them
 LONGEST_WAIT = timedelta(days=2)  # how long a process waits for the shards of the others
 
 

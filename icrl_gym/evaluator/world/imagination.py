@@ -33,6 +33,7 @@ START_PARTICLES = 4
 STDERR_SHARE = 0.5  # of the leaf's standard error that counts
 CHANGE_MARGIN = 2.0  # times its cost by which a walk must change the leaf for the change to count
 SHARPNESS = 3.0  # power of the estimated squared errors
+FIRST_STEP = 0.2  # of the spread of the leaf's values that single first steps may be wrong by, root mean square
 LEAST_WEIGHT = 0.01  # mean weight of a horizon that is still walked to
 NO_ERROR = 1e-24  # of the squared scale of values
 
@@ -120,7 +121,8 @@ class ImaginedValues:
         change = max(0.0, float((changes_H - CHANGE_MARGIN * costs_H).max()))
         found = cls(leaf, walker, horizons, costs_H, expansion.disagreement_HQ.mean(axis=1), change)
         errors_HQ = found.squared_errors(expansion)
-        if costs_H[1] >= errors_HQ[0].mean():
+        rough = np.sqrt(check.squares_H[0]) > FIRST_STEP * values_HQ[0].std()
+        if rough or costs_H[1] >= errors_HQ[0].mean():
             return None
         used_H = found.weights(expansion).mean(axis=1) >= LEAST_WEIGHT
         used_H[0] = True
