@@ -33,7 +33,11 @@ def imagine(
     """
     prompt = leaf.prompt
     feature_map, states_ND = prompt.feature_map, prompt.source_features
-    if trajectory.actions is None or not feature_map.invertible or prompt.importance_ratios is not None:
+    if (
+        trajectory.actions is None
+        or not feature_map.invertible
+        or (asked is None and prompt.importance_ratios is not None)
+    ):
         return None
     if len(np.unique(states_ND, axis=0)) < LEAST_DISTINCT * len(prompt):
         return None
