@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -11,10 +12,11 @@ from linear_system import ACTIONS, law, linear_log, true_values
 
 import icrl_gym as icrl
 from icrl_gym.acting.policies import ActingPolicy, as_policy
+from icrl_gym.context.off_policy import UniformMixture, reweight
 from icrl_gym.context.target_pairs import expected_actions
 from icrl_gym.evaluator.compiled import CompiledMixture
 from icrl_gym.evaluator.target_values import TargetValues
-from icrl_gym.evaluator.world import ImaginedValues
+from icrl_gym.evaluator.world import ImaginedValues, imagination
 from icrl_gym.observations import take
 from icrl_gym.pretraining.prior.controlled import draw_controlled_task
 
@@ -397,3 +399,21 @@ def test_a_policy_that_fails_where_nobody_was_is_named(broken, message, acted):
     fitted(log, fragile, imagination=False).predict(log.observations[:3])
     with pytest.raises(ValueError, match=f"policy .*fragile.*{message}"):
         fitted(log, fragile).predict(log.observations[:3])
+
+
+def test_a_log_with_importance_ratios_is_walked_in_where_the_target_can_be_asked():
+    target = as_policy(icrl.load_demo_policy(), gymnasium.make("CartPole-v1").action_space, seed=0)
+    behaviour = UniformMixture(target, 0.3)
+    log = icrl.collect("CartPole-v1", behaviour, num_transitions=200, seed=0)
+    weighted = reweight(log, target, behaviour, gymnasium.make("CartPole-v1").action_space)
+    found = icrl.InContextEvaluator.from_pretrained("generalist")
+    assert isinstance(found.fit(weighted, 0.99, policy=target).compiled_, ImaginedValues)
+    assert not isinstance(found.fit(weighted, 0.99).compiled_, ImaginedValues)  # the ratios are all that is known
+
+
+def test_rough_first_steps_give_the_leaf(monkeypatch):
+    log = icrl.collect("CartPole-v1", "random", num_transitions=200, seed=0)
+    found = icrl.InContextEvaluator.from_pretrained("generalist")
+    assert isinstance(found.fit(log, 0.99).compiled_, ImaginedValues)
+    monkeypatch.setattr(imagination, "FIRST_STEP", 0.0)
+    assert not isinstance(found.fit(log, 0.99).compiled_, ImaginedValues)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -62,4 +64,6 @@ def imagine(
         walker, prompt, successors_ND, actions_NX, noise_NU, horizons,
         lambda features_BD: leaf.read(features_BD).by_layer_LQ[-1],
     )  # fmt: skip
+    if asked is None:  # with other actions than the logged ones even a perfect first step differs
+        check = replace(check, squares_H=check.errors_H)
     return ImaginedValues.of(leaf, walker, check)
