@@ -130,10 +130,10 @@ def test_a_policy_in_a_linear_system_has_its_true_values(width):
 def test_a_controlled_task_is_nearer_its_truth_with_a_world():
     task = draw_controlled_task(np.random.default_rng(2), 300, 24, 24, "cartpole")
     errors = {}
-    for imagination in (True, False):
-        found = fitted(task.trajectory, task.policy, task.gamma, imagination=imagination)
-        assert isinstance(found.compiled_, ImaginedValues) == imagination
-        errors[imagination] = np.sqrt(np.square(found.predict(task.queries).values - task.truth).mean())
+    for walks in (True, False):
+        found = fitted(task.trajectory, task.policy, task.gamma, imagination=walks)
+        assert isinstance(found.compiled_, ImaginedValues) == walks
+        errors[walks] = np.sqrt(np.square(found.predict(task.queries).values - task.truth).mean())
     assert errors[True] < 0.6 * errors[False]
 
 
