@@ -1,5 +1,7 @@
 """Values of a policy that did not act: exact where they can be, linear in rewards, honest about what was not tried."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from icrl_gym.context.target_pairs import (
 from icrl_gym.evaluator.network import Compiler
 from icrl_gym.evaluator.setting import Setting
 from icrl_gym.evaluator.target_values import TargetValues
+from icrl_gym.evaluator.world import ImaginedValues
+from icrl_gym.evaluator.world.tabled import TabledValues
 
 NETWORKS = ["constructed", "generalist"]
 
@@ -69,7 +73,8 @@ def with_rewards(log, rewards):
 
 
 def evaluator(name):
-    return icrl.InContextEvaluator.from_pretrained(name)
+    """Softmax TD alone: no walks before it."""
+    return icrl.InContextEvaluator.from_pretrained(name, imagination=False)
 
 
 def asked(policy, log, space=None):
@@ -317,7 +322,43 @@ def test_attention_is_that_of_the_pairs_in_the_mean():
     weights = Leaning().action_probabilities(queries).T[:, :, None]
     np.testing.assert_allclose(fitted.attention(queries), (weights * one_action).sum(axis=0), atol=1e-12)
     with pytest.raises(ValueError, match="actions are needed"):
-        compiled.read(features_QD)
+        replace(compiled, ask=None).read(features_QD)
+
+
+def test_by_default_values_are_counted_where_states_recur():
+    target = np.random.default_rng(1).dirichlet(0.5 * np.ones(4), size=16)
+    truth = icrl.exact_values("FrozenLake-v1", target, gamma=0.9)
+    log = lake_log()
+    fitted = icrl.InContextEvaluator.from_pretrained().fit(log, 0.9, policy=target)
+    assert isinstance(fitted.compiled_, TabledValues)
+    assert isinstance(fitted.compiled_.leaf, TargetValues)
+    found = fitted.predict(truth.observations)
+    assert icrl.score(found, truth).rmse_over_std < 0.1
+    np.testing.assert_allclose(found.attribution() @ log.rewards, found.values, atol=1e-8)
+    np.testing.assert_array_equal(found.by_layer[-1], found.values)
+
+
+def test_by_default_values_are_followed_in_the_world_where_states_are_new():
+    log, policy = cartpole(), Leaning(-3.0)
+    truth = icrl.monte_carlo_values("CartPole-v1", policy, num_queries=16, num_rollouts=32, gamma=0.95, seed=1)
+    fitted = icrl.InContextEvaluator.from_pretrained().fit(log, 0.95, policy=policy)
+    assert isinstance(fitted.compiled_, ImaginedValues)
+    assert isinstance(fitted.compiled_.leaf, TargetValues)
+    found = fitted.predict(truth.observations)
+    alone = evaluator("generalist").fit(log, 0.95, policy=policy).predict(truth.observations)
+    assert found.estimand == alone.estimand == truth.estimand
+    assert icrl.score(found, truth).rmse_over_std < 0.15
+    assert icrl.score(alone, truth).rmse_over_std > 0.25
+    np.testing.assert_allclose(found.attribution() @ log.rewards, found.values, atol=1e-8)
+    np.testing.assert_array_equal(found.by_layer[-1], found.values)
+
+
+def test_by_default_few_actions_like_the_policys_are_warned_of_too():
+    log = cartpole()
+    fitted = icrl.InContextEvaluator.from_pretrained().fit(log, 0.95, policy=Leaning())
+    assert isinstance(fitted.compiled_, ImaginedValues)
+    warnings = fitted.predict(log.observations[:3] + np.float32(50.0)).diagnostics.warnings
+    assert any(w.startswith("3 of 3 queries lie where the log holds few actions like") for w in warnings)
 
 
 def test_an_update_reaches_the_pairs_and_another_policy_can_be_asked_for():
