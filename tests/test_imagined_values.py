@@ -25,6 +25,12 @@ NAME = as_policy(law, ACTIONS).identity
 ONE_HEAD = {"name": "constructed", "imagination": True}
 
 
+@pytest.fixture(autouse=True)
+def walks_in_rough_worlds_too(monkeypatch):
+    """What walks compute is tested on small noisy systems, most of which the rule on rough steps would end."""
+    monkeypatch.setattr(imagination, "FIRST_STEP", np.inf)
+
+
 def evaluator(**options):
     return icrl.InContextEvaluator.from_pretrained(**{**ONE_HEAD, **options})
 

@@ -45,7 +45,7 @@ def test_the_answer_comes_first_and_every_page_is_made(make_results, tmp_path, m
     ]
     places = [page.index(heading) for heading in order]
     assert places == sorted(places)
-    assert page.count("\n") <= 150
+    assert page.count("\n") <= 160
     for name in ("together", "small", "provenance"):
         assert f"docs/results/{name}.md" in page
         other = (tmp_path / "results" / f"{name}.md").read_text()
@@ -64,7 +64,7 @@ def test_without_records_there_is_one_clear_error(make_results, tmp_path):
 def test_the_answer_of_the_repository_fits_one_screen_and_every_table_is_one():
     pages = [ROOT / "RESULTS.md", *(ROOT / "docs" / "results").glob("*.md")]
     assert len(pages) > 5
-    assert len(pages[0].read_text().splitlines()) <= 150
+    assert len(pages[0].read_text().splitlines()) <= 160
     for page in pages:
         broken, tables, _ = raw_bars(page.read_text())
         assert broken == []
