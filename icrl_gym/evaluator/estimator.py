@@ -190,7 +190,7 @@ class InContextEvaluator:
         return self._answer(observations, self._compiled_at(observations))
 
     def _answer(self, observations: Observations, compiled: Compiled) -> ValueEstimates:
-        """What the compiled context says at checked observations."""
+        """The estimates of the compiled context at checked observations."""
         prompt = self.prompt_
         features_QD = prompt.queries(observations)
         found = compiled.read(features_QD)

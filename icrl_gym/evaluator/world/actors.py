@@ -220,7 +220,7 @@ class ImitatedNumbers:
 
 
 def imitated(features_ND: np.ndarray, actions: np.ndarray, space: spaces.Space) -> Actor:
-    """What a log shows of the policy that acted."""
+    """The policy that acted, as the log shows it."""
     if isinstance(space, spaces.Box):
         return ImitatedNumbers.fit(features_ND, actions)
     return ImitatedChoices.fit(features_ND, actions, space)

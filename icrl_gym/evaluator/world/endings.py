@@ -128,7 +128,7 @@ class Logistic:
         return cls(weights_P, math.nan, math.nan)
 
     def probabilities(self, successors_BD: np.ndarray, place: float) -> np.ndarray:
-        """Of an ending (B,): 0 or 1 by a threshold at this place of the gap, if there is one."""
+        """Probabilities of an ending (B,): 0 or 1 by a threshold at this place of the gap, if there is one."""
         score_B = _terms(successors_BD) @ self.weights_P
         if math.isnan(self.low):
             return expit(score_B)

@@ -247,7 +247,7 @@ def expand(
 
 
 def _corrected(discounts_KQP: np.ndarray, read_KQR: np.ndarray) -> np.ndarray:
-    """What turns the mean discount of the particles at which the leaf is read into that of all."""
+    """The factor from the mean discount where the leaf is read to that of all particles."""
     mean_KQ = read_KQR.mean(axis=-1)
     return np.divide(discounts_KQP.mean(axis=-1), mean_KQ, out=np.ones_like(mean_KQ), where=mean_KQ > 1e-6)
 
