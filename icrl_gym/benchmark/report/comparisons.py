@@ -122,7 +122,7 @@ def pooled_ratios(part: Sequence[Record], subject: str) -> dict[str, tuple[Aggre
 
 
 def parts_table(groups: dict[str, Sequence[Record]]) -> Table:
-    """What each part of the generalist is worth, on groups of environments and at every length.
+    """The worth of each part of the generalist, on groups of environments and at every length.
 
     Args:
         groups: records by the group's name.

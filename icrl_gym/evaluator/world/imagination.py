@@ -85,8 +85,34 @@ class Expansion:
         return self.by_member_HKLQ[:, :, -1].var(axis=1, ddof=1) / self.by_member_HKLQ.shape[1]
 
 
+class OverLeaf:
+    """The part of a compiled context that is its leaf's."""
+
+    leaf: Leaf
+
+    @property
+    def prompt(self) -> Prompt:
+        """The context."""
+        return self.leaf.prompt
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The heads that answer at the leaves."""
+        return self.leaf.members
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether the safe averager took over in any head."""
+        return self.leaf.fell_back
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of the leaf."""
+        return self.leaf.warnings
+
+
 @dataclass(frozen=True, eq=False)
-class ImaginedValues:
+class ImaginedValues(OverLeaf):
     """A compiled context with a world.
 
     Attributes:
@@ -132,26 +158,6 @@ class ImaginedValues:
         return cls(
             leaf, walker, tuple(horizons[index] for index in kept), costs_H[kept], found.typical_H[kept], change
         )  # fmt: skip
-
-    @property
-    def prompt(self) -> Prompt:
-        """The context."""
-        return self.leaf.prompt
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """The heads that answer at the leaves."""
-        return self.leaf.members
-
-    @property
-    def fell_back(self) -> bool:
-        """Whether the safe averager took over in any head."""
-        return self.leaf.fell_back
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Those of the leaf."""
-        return self.leaf.warnings
 
     def squared_errors(self, expansion: Expansion) -> np.ndarray:
         """Estimates (H, Q) of the squared error at every horizon."""

@@ -11,15 +11,14 @@ from functools import cached_property
 
 import numpy as np
 
-from icrl_gym.context.prompt import Prompt
-from icrl_gym.evaluator.compiled import Member, Reading
-from icrl_gym.evaluator.world.imagination import Leaf
+from icrl_gym.evaluator.compiled import Reading
+from icrl_gym.evaluator.world.imagination import Leaf, OverLeaf
 from icrl_gym.evaluator.world.tables import TableWorld
 from icrl_gym.observations import Observations
 
 
 @dataclass(frozen=True, eq=False)
-class TabledValues:
+class TabledValues(OverLeaf):
     """A compiled context with a table.
 
     Attributes:
@@ -39,26 +38,6 @@ class TabledValues:
         found = replace(self, observations=observations)
         found.__dict__["_states"] = self._states  # read once per context
         return found
-
-    @property
-    def prompt(self) -> Prompt:
-        """The context."""
-        return self.leaf.prompt
-
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """The heads of the leaf."""
-        return self.leaf.members
-
-    @property
-    def fell_back(self) -> bool:
-        """Whether the safe averager took over in any head."""
-        return self.leaf.fell_back
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Those of the leaf."""
-        return self.leaf.warnings
 
     def read(self, features_QD: np.ndarray) -> Reading:
         """Values, standard errors and support of the queries given by `at`."""

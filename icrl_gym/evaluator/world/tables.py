@@ -227,7 +227,7 @@ class TableWorld:
         return np.bincount(self.pair_states, variance_P, minlength=len(self.unseen)) + self.unseen * effect
 
     def _missed_ending(self, backups_N: np.ndarray) -> np.ndarray:
-        """What one more ending in N + 1 transitions would take from the states' backups, (S,)."""
+        """The loss that one more ending in N + 1 transitions would take from the states' backups, (S,)."""
         lost_N = (backups_N - self.rewards) / (len(self.rewards) + 1)
         return np.bincount(self.sources, self._shares_N * lost_N, minlength=len(self.unseen))
 

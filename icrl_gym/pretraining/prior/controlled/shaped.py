@@ -42,7 +42,7 @@ class Dynamics(ABC):
 
     @abstractmethod
     def features(self, states: np.ndarray) -> np.ndarray:
-        """What can be seen and what rewards are made of, (B, F); tells the whole state."""
+        """Quantities that can be seen and that rewards are made of, (B, F); tells the whole state."""
 
     @abstractmethod
     def forward(self, rng: np.random.Generator) -> np.ndarray:
