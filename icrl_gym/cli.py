@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import gymnasium
 import tyro
@@ -38,6 +38,7 @@ from icrl_gym.configuration import (
     DEFAULT_ESTIMATOR,
     BenchmarkConfig,
     EvaluateConfig,
+    LogConfig,
     PretrainConfig,
     ReportConfig,
     ReproduceConfig,
@@ -53,6 +54,19 @@ EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, gymnasium.error.
 
 @dataclass(frozen=True)
 class EvaluateCommand(EvaluateConfig):
+    env: Annotated[str | None, tyro.conf.Positional] = None  # type: ignore[assignment]
+    """Environment id, also "module:Env-v0". Default: CartPole-v1. With --log none is needed."""
+    policy: str | None = None  # type: ignore[assignment]
+    """"demo" (a small PPO for CartPole-v1 that ships with the package), "random", a Stable-Baselines3 model.zip (needs
+    --trust-model), or "module:callable" from (B,) + observation shape to (B,) + action shape. Default: "demo"; with
+    --log the policy that acted."""
+    context_length: int | None = None  # type: ignore[assignment]
+    """Transitions that the estimator gets to see. Default: 512; of a log up to 2,048."""
+    log: str | None = None
+    """Evaluate from this log instead of an environment: .npz of ours, .csv, .parquet, .hdf5 or .h5 in D4RL's names, or
+    "minari:DATASET"."""
+    columns: tuple[str, ...] = ()
+    """With --log: FIELD=COLUMN pairs, or one JSON object, such as "observations=x,y rewards=r"."""
     json: bool = False
     """Print one JSON object instead of the table."""
 
@@ -95,10 +109,13 @@ def run_evaluate(command: EvaluateCommand) -> None:
     """The sub-command ``evaluate``."""
     from icrl_gym.main_job.job import evaluate
 
-    fields = {field.name: getattr(command, field.name) for field in dataclasses.fields(EvaluateConfig)}
+    if command.log is not None:
+        run_evaluate_log(command)
+        return
+    config = evaluate_config(command)
     bars = _bars()
     try:
-        evaluation = evaluate(EvaluateConfig(**fields), _advance(bars))
+        evaluation = evaluate(config, _advance(bars))
     finally:
         if bars.live.is_started:  # stop() prints an empty line even where nothing was shown
             bars.stop()
@@ -106,6 +123,40 @@ def run_evaluate(command: EvaluateCommand) -> None:
         _print_json(_summary(evaluation))
     else:
         _print_evaluation(evaluation, Console())
+
+
+def evaluate_config(command: EvaluateCommand) -> EvaluateConfig:
+    """The configuration of the main job; raises ValueError where a flag belongs to logs."""
+    if command.columns:
+        raise ValueError("columns belong to a log (--log FILE)")
+    given = {field.name: getattr(command, field.name) for field in dataclasses.fields(EvaluateConfig)}
+    return EvaluateConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def log_config(command: EvaluateCommand) -> LogConfig:
+    """The configuration of ``evaluate --log``; raises ValueError where a flag belongs to an environment."""
+    names = {field.name for field in dataclasses.fields(LogConfig)}
+    for field in dataclasses.fields(command):
+        if field.name not in (*names, "json") and getattr(command, field.name) != field.default:
+            raise ValueError(f"{field.name} belongs to runs in an environment; with --log there is none")
+    return LogConfig(**{name: getattr(command, name) for name in names})
+
+
+def run_evaluate_log(command: EvaluateCommand) -> None:
+    """The sub-command ``evaluate`` with ``--log``."""
+    from icrl_gym.main_job.log_job import evaluate_log
+    from icrl_gym.main_job.log_summary import log_summary, print_log_evaluation
+
+    bars = _bars()
+    try:
+        evaluation = evaluate_log(log_config(command), _advance(bars))
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+    if command.json:
+        _print_json(log_summary(evaluation))
+    else:
+        print_log_evaluation(evaluation, Console())
 
 
 def run_reproduce(command: ReproduceConfig) -> None:

@@ -87,6 +87,57 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class LogConfig:
+    """Evaluate the policy of a log, or another policy from it, without an environment.
+
+    Reads the transitions, lets the estimator read off values from them, and shows the value at the episodes' starts and
+    along episodes.
+    """
+
+    log: str
+    """A trajectory file of ours (.npz), a table (.csv, .parquet), D4RL's names in HDF5 (.hdf5, .h5), or
+    "minari:DATASET"."""
+    columns: tuple[str, ...] = ()
+    """FIELD=COLUMN pairs, or one JSON object, where the columns have other names than those looked for."""
+    policy: str | None = None
+    """Another policy than the one that acted: a Stable-Baselines3 model.zip (needs trust_model), "random", or
+    "module:callable"."""
+    trust_model: bool = False
+    """Load the model file although it contains pickled Python code."""
+    algo: str = "auto"
+    """Class of the Stable-Baselines3 model."""
+    vec_normalize: Path | None = None
+    """VecNormalize statistics saved beside the model (pickled too)."""
+    deterministic: bool = False
+    """Let the model take its most likely action."""
+    estimator: str = DEFAULT_ESTIMATOR
+    """Who estimates the values."""
+    context_length: int | None = None
+    """Transitions that the estimator gets to see at most, as whole episodes. Default: 2,048."""
+    gamma: float | None = None
+    """Discount in [0, 1). Default: the model's own, else 0.99."""
+    num_queries: int = 64
+    """Starts of episodes whose values are asked for, at most."""
+    device: str = "cpu"
+    """Torch device of the estimator."""
+    run_dir: Path | None = None
+    """Folder for the results, which must not exist yet. Default: runs/<log>-<utc>-<n>."""
+    tensorboard: bool = True
+    """Write scalars and figures for TensorBoard into the run folder."""
+
+    def check(self) -> None:
+        """Raise ValueError if a field is out of its range; the message names it."""
+        from icrl_gym.values import check_gamma
+
+        for name in ("context_length", "num_queries"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if self.gamma is not None:
+            check_gamma(self.gamma)
+
+
+@dataclass(frozen=True)
 class ReproduceConfig:
     """Measure the claims of the papers, one by one, and write what was found with figures and verdicts.
 

@@ -41,7 +41,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
         OSError: the model or the run folder cannot be read or written (FileExistsError: the folder exists).
     """
     config.check()
-    estimator = _estimator(config.estimator, config.device)
+    estimator = estimator_on(config.estimator, config.device)
     subject = _subject(config, progress or _silent)
     exact, remark = subject.exact_truth_applies(config.truth)
     with run_folder(config.run_dir, config.env) as folder:
@@ -59,7 +59,7 @@ def _silent(part: str, done: int, total: int) -> None:
     """The progress of somebody who does not watch."""
 
 
-def _estimator(name: str, device: str) -> Estimator:
+def estimator_on(name: str, device: str) -> Estimator:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -85,7 +85,7 @@ def _evaluation(
     truth = subject.exact_truth() if exact else subject.simulated_truth(config.num_queries, config.num_rollouts)
     estimates = {config.estimator: estimator.predict(truth.observations)}
     steps: dict[str, int | None] = {config.estimator: len(trajectory)}
-    notes = [remark]
+    notes = [*source.notes, remark]
     if source.model is not None:
         try:
             estimates[source.critic_name] = subject.critic(truth)

@@ -17,7 +17,6 @@ from icrl_gym.runs import read_archive, write_archive
 SCHEMA_VERSION = 1
 RATIOS_SCHEMA_VERSION = 2  # of files that hold importance ratios, which a reader must not overlook
 NO_ACTIONS_SCHEMA_VERSION = 3  # of files without actions, with importance ratios or without
-_PLAIN = ("rewards", "terminated", "truncated", "episode_ends")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +75,10 @@ def stored_log(path: str | os.PathLike[str]) -> StoredLog:
             env_id=header["env_id"],
             policy=header["policy"],
             importance_ratios=_ratios(arrays, version),
-            **{name: arrays[name] for name in _PLAIN},
+            rewards=arrays["rewards"],
+            terminated=arrays["terminated"],
+            truncated=arrays["truncated"],
+            episode_ends=arrays["episode_ends"],
         )
         return StoredLog(log, header["space_inferred"])
     except Exception as error:

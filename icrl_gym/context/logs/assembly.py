@@ -8,6 +8,7 @@ terminated, what follows has no value, and the row's own state stands for its su
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -56,15 +57,7 @@ def assembled(
         ValueError, TypeError: a field is missing, has gaps, or does not fit the others; the message names the log.
     """
     stated, source = checked_mapping(mapping), columns.source
-    found = {name: columns.field(name, stated) for name in FIELDS}
-    for name in ("observations", "rewards"):
-        if found[name] is None:
-            raise ValueError(
-                f"{source} has no column of {name} among {columns.known()}; say which it is: "
-                f"columns={{{name!r}: ...}} (--columns {name}=COLUMN)"
-            )
-    _check_lengths(found, source)
-    rows, about_actions = _plain(_Rows(**found), source)  # pyright: ignore[reportArgumentType] - checked above
+    rows, about_actions = _plain(_Rows(**_found(columns, stated)), source)
     rows = _together(rows)
     terminated, truncated, about_ends = _flags(rows)
     ratios, policy = _ratios(rows, policy, source)
@@ -80,12 +73,22 @@ def assembled(
     )  # fmt: skip
 
 
-def _check_lengths(found: dict[str, np.ndarray | None], source: str) -> None:
+def _found(columns: Columns, stated: ColumnMapping) -> dict[str, Any]:
+    """The fields by name, all of one length; None for those that no column holds."""
+    source = columns.source
+    found: dict[str, Any] = {name: columns.field(name, stated) for name in FIELDS}
+    for name in ("observations", "rewards"):
+        if found[name] is None:
+            raise ValueError(
+                f"{source} has no column of {name} among {columns.known()}; say which it is: "
+                f"columns={{{name!r}: ...}} (--columns {name}=COLUMN)"
+            )
     lengths = {name: len(values) for name, values in found.items() if values is not None}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{source}: all fields must have one length, got {lengths}")
     if not lengths["rewards"]:
         raise ValueError(f"{source} holds no transition")
+    return found
 
 
 def _plain(rows: _Rows, source: str) -> tuple[_Rows, tuple[str, ...]]:
@@ -141,7 +144,8 @@ def _together(rows: _Rows) -> _Rows:
         return rows
     _, first, which = np.unique(rows.episode, return_index=True, return_inverse=True)
     order = np.argsort(first[which], kind="stable")
-    return _Rows(**{name: None if v is None else v[order] for name, v in vars(rows).items()})
+    ordered: dict[str, Any] = {name: None if v is None else v[order] for name, v in vars(rows).items()}
+    return _Rows(**ordered)
 
 
 def _flags(rows: _Rows) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -220,8 +224,8 @@ def _with_successors(
 ) -> tuple[LoggedArrays, tuple[str, ...]]:
     """The rows whose successors are known or without consequence, and what was assumed."""
     observations, stated = rows.observations, rows.next_observations
-    known = _known(rows)
     ends = terminated | truncated
+    known = _known(rows, ends)
     ends[-1] = True
     if rows.episode is not None:
         ends[:-1] |= rows.episode[1:] != rows.episode[:-1]
@@ -242,12 +246,16 @@ def _with_successors(
     return log, _about_successors(rows, int(standing_in.sum()), int(lost.sum()))
 
 
-def _known(rows: _Rows) -> np.ndarray:
-    """(n,) whether a successor is stated."""
+def _known(rows: _Rows, ended: np.ndarray) -> np.ndarray:
+    """(n,) whether a successor is stated. Starts of the next episode, which vector environments may log, are none."""
     stated = rows.next_observations
     if stated is None:
         return np.zeros(len(rows.rewards), dtype=bool)
-    return np.isfinite(stated.reshape(len(stated), -1).astype(np.float64)).all(axis=1)
+    known = np.all(np.isfinite(stated.reshape(len(stated), -1).astype(np.float64)), axis=1)
+    inside = np.flatnonzero(ended[:-1])
+    if len(inside) and _same(stated[inside], rows.observations[inside + 1]).all():
+        known[inside] = False
+    return known
 
 
 def _beside(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -262,17 +270,19 @@ def _same(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _about_successors(rows: _Rows, num_standing_in: int, num_lost: int) -> tuple[str, ...]:
     notes = []
-    begin = "no column of next_observations" if rows.next_observations is None else "some next_observations are missing"
+    begin = (
+        "no column of next_observations" if rows.next_observations is None else "some next_observations are not known"
+    )
     if all(column is None for column in (rows.next_observations, rows.episode, rows.done, rows.truncated)):
         notes.append(f"{begin}, of time limits or of episodes: a row is taken to lead to the next unless it terminated")
     if num_standing_in:
         notes.append(
-            f"{begin}: at {num_standing_in} rows that terminated, the row's own state stands for the one it led to "
+            f"{begin}: where a row terminated ({num_standing_in}), its own state stands for the one it led to "
             "(its value counts as 0)"
         )
     if num_lost:
         notes.append(
-            f"{begin}: {num_lost} rows in which a stretch stops without terminating are left out, as where they led is "
+            f"{begin}: rows in which a stretch stops without terminating ({num_lost}) are left out, as where they led is "
             "not known"
         )
     return tuple(notes)
