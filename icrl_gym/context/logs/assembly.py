@@ -86,8 +86,6 @@ def _found(columns: Columns, stated: ColumnMapping) -> dict[str, Any]:
     lengths = {name: len(values) for name, values in found.items() if values is not None}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{source}: all fields must have one length, got {lengths}")
-    if not lengths["rewards"]:
-        raise ValueError(f"{source} holds no transition")
     return found
 
 
@@ -282,7 +280,7 @@ def _about_successors(rows: _Rows, num_standing_in: int, num_lost: int) -> tuple
         )
     if num_lost:
         notes.append(
-            f"{begin}: rows in which a stretch stops without terminating ({num_lost}) are left out, as where they led is "
-            "not known"
+            f"{begin}: rows in which a stretch stops without terminating ({num_lost}) are left out, as where they led "
+            "is not known"
         )
     return tuple(notes)

@@ -118,6 +118,8 @@ class Columns:
 
     def _numbers(self, name: str, gaps: bool) -> np.ndarray:
         """One column as numbers, NaN where a value is missing and ``gaps`` are allowed."""
+        if not len(self.by_name[name]):
+            raise ValueError(f"{self.source} holds no transition")
         values = _parsed(self.by_name[name], f"{self.source}: column {name!r}")
         if values.dtype.kind == "f" and not gaps:
             rows = np.flatnonzero(np.isnan(values.reshape(len(values), -1)).any(axis=1))
