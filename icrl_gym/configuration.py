@@ -41,7 +41,9 @@ class EvaluateConfig:
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as a JSON object."""
     wrapper: str | None = None
-    """Wrapper around the environment, as "module:Class"."""
+    """Wrapper around the environment, as "module:Class"; several separated by commas, the innermost first."""
+    wrapper_kwargs: str = "{}"
+    """Keyword arguments of the wrapper, as a JSON object; of several wrappers, a JSON list of objects."""
     estimator: str = DEFAULT_ESTIMATOR
     """Who estimates the values; `icrl-gym info` lists the names."""
     context_length: int = 512
@@ -74,16 +76,39 @@ class EvaluateConfig:
         if self.gamma is not None:
             check_gamma(self.gamma)
         self.environment_arguments()
+        self.wrapper_arguments()
 
     def environment_arguments(self) -> dict[str, Any]:
         """``env_kwargs`` as a dictionary; raises ValueError if it is not a JSON object."""
-        try:
-            arguments = json.loads(self.env_kwargs)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"env_kwargs must be a JSON object, got {self.env_kwargs!r}: {error}") from error
+        arguments = _parsed("env_kwargs must be a JSON object", self.env_kwargs)
         if not isinstance(arguments, dict):
             raise ValueError(f"env_kwargs must be a JSON object, got {self.env_kwargs!r}")
         return arguments
+
+    def wrapper_arguments(self) -> list[dict[str, Any]]:
+        """``wrapper_kwargs`` as a list, empty for none.
+
+        Raises:
+            ValueError: neither a JSON object nor a list of them, or there is no wrapper to have arguments.
+        """
+        wanted = "wrapper_kwargs must be a JSON object, or a list of objects"
+        arguments = _parsed(wanted, self.wrapper_kwargs)
+        arguments = arguments if isinstance(arguments, list) else [arguments]
+        if not all(isinstance(one, dict) for one in arguments):
+            raise ValueError(f"{wanted}, got {self.wrapper_kwargs!r}")
+        if not any(arguments):
+            return []
+        if self.wrapper is None:
+            raise ValueError(f"wrapper_kwargs {self.wrapper_kwargs!r} need a wrapper (--wrapper module:Class)")
+        return arguments
+
+
+def _parsed(wanted: str, text: str) -> Any:
+    """JSON; ``wanted`` begins the ValueError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{wanted}, got {text!r}: {error}") from error
 
 
 @dataclass(frozen=True)

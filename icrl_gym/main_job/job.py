@@ -68,7 +68,7 @@ def estimator_on(name: str, device: str) -> Estimator:
 
 
 def _subject(config: EvaluateConfig, progress: Progress) -> Subject:
-    spec = environment_spec(config.env, config.environment_arguments(), config.wrapper)
+    spec = environment_spec(config.env, config.environment_arguments(), config.wrapper, config.wrapper_arguments())
     source = find_policy(
         config.policy, spec, trust=config.trust_model, algo=config.algo, vec_normalize=config.vec_normalize
     )
