@@ -12,7 +12,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +67,8 @@ class EvaluateCommand(EvaluateConfig):
     "minari:DATASET"."""
     columns: tuple[str, ...] = ()
     """With --log: FIELD=COLUMN pairs, or one JSON object, such as "observations=x,y rewards=r"."""
+    resume: Path | None = None
+    """Go on with the run that was to fill this folder and was interrupted, with its own flags."""
     json: bool = False
     """Print one JSON object instead of the table."""
 
@@ -99,23 +101,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"icrl-gym: error: {' '.join(str(error).split())}\n")
         return BAD_INPUT
-    except KeyboardInterrupt:
-        sys.stderr.write("icrl-gym: interrupted; nothing half-written was kept\n")
+    except KeyboardInterrupt as interruption:
+        sys.stderr.write(f"icrl-gym: interrupted; {str(interruption) or 'nothing half-written was kept'}\n")
         return 130
     return 0
 
 
 def run_evaluate(command: EvaluateCommand) -> None:
     """The sub-command ``evaluate``."""
-    from icrl_gym.main_job.job import evaluate
+    from icrl_gym.main_job.job import evaluate, resume
 
     if command.log is not None:
         run_evaluate_log(command)
         return
-    config = evaluate_config(command)
-    bars = _bars()
+    config, bars = evaluate_config(command), _bars()
     try:
-        evaluation = evaluate(config, _advance(bars))
+        evaluation = (
+            evaluate(config, _advance(bars)) if command.resume is None else resume(command.resume, _advance(bars))
+        )
     finally:
         if bars.live.is_started:  # stop() prints an empty line even where nothing was shown
             bars.stop()
@@ -126,9 +129,11 @@ def run_evaluate(command: EvaluateCommand) -> None:
 
 
 def evaluate_config(command: EvaluateCommand) -> EvaluateConfig:
-    """The configuration of the main job; raises ValueError where a flag belongs to logs."""
+    """The configuration of the main job; raises ValueError for a flag of logs, or one beside ``resume``."""
     if command.columns:
         raise ValueError("columns belong to a log (--log FILE)")
+    if command.resume is not None:
+        _check_only(command, ("resume",), "goes on with its own flags; leave out")
     given = {field.name: getattr(command, field.name) for field in dataclasses.fields(EvaluateConfig)}
     return EvaluateConfig(**{name: value for name, value in given.items() if value is not None})
 
@@ -136,10 +141,16 @@ def evaluate_config(command: EvaluateCommand) -> EvaluateConfig:
 def log_config(command: EvaluateCommand) -> LogConfig:
     """The configuration of ``evaluate --log``; raises ValueError where a flag belongs to an environment."""
     names = {field.name for field in dataclasses.fields(LogConfig)}
+    _check_only(command, names, "a log has no environment; leave out")
+    return LogConfig(**{name: getattr(command, name) for name in names})
+
+
+def _check_only(command: EvaluateCommand, names: Collection[str], why: str) -> None:
+    """Raise ValueError where a flag is set besides those of these names."""
     for field in dataclasses.fields(command):
         if field.name not in (*names, "json") and getattr(command, field.name) != field.default:
-            raise ValueError(f"{field.name} belongs to runs in an environment; with --log there is none")
-    return LogConfig(**{name: getattr(command, name) for name in names})
+            flag = "ENV" if field.name == "env" else f"--{field.name.replace('_', '-')}"
+            raise ValueError(f"{field.name}: {why} {flag}")
 
 
 def run_evaluate_log(command: EvaluateCommand) -> None:

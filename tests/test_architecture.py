@@ -18,6 +18,7 @@ FLOORS = (
     "runs",
     "tracking",
     "values",
+    "stored_values",
     "configuration",
     "acting",
     "context",
