@@ -207,8 +207,7 @@ def run_benchmark(command: BenchmarkConfig) -> None:
     finally:
         if bars.live.is_started:
             bars.stop()
-    if cost.num_jobs:
-        sys.stderr.write(f"{cost}\n")
+    sys.stderr.write(f"{cost}\n")
     records = runner.suite_records(command)
     sys.stdout.write(report.benchmark_tables(records) + "\n")
 
