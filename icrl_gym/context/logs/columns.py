@@ -7,6 +7,7 @@ import fnmatch
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,6 +202,10 @@ def _parsed(cells: Any, name: str) -> np.ndarray:
     if array.dtype.kind in "Mm":
         raise ValueError(f"{name} holds times, not numbers")
     cells = array.tolist() if array.ndim == 1 else list(array)
+    if all(isinstance(cell, str) for cell in cells):
+        for dtype in (np.int64, np.float64):  # the plain case, quickly
+            with suppress(ValueError, OverflowError):
+                return np.array(cells, dtype=dtype)
     if all(isinstance(cell, bool | np.bool_) for cell in cells):
         return np.array(cells, dtype=bool)
     values = [_cell(cell, row, name) for row, cell in enumerate(cells)]
