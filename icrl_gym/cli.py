@@ -54,13 +54,13 @@ EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, gymnasium.error.
 
 @dataclass(frozen=True)
 class EvaluateCommand(EvaluateConfig):
-    env: Annotated[str | None, tyro.conf.Positional] = None  # type: ignore[assignment]
+    env: Annotated[str | None, tyro.conf.Positional] = None
     """Environment id, also "module:Env-v0". Default: CartPole-v1. With --log none is needed."""
-    policy: str | None = None  # type: ignore[assignment]
+    policy: str | None = None
     """"demo" (a small PPO for CartPole-v1 that ships with the package), "random", a Stable-Baselines3 model.zip (needs
     --trust-model), or "module:callable" from (B,) + observation shape to (B,) + action shape. Default: "demo"; with
     --log the policy that acted."""
-    context_length: int | None = None  # type: ignore[assignment]
+    context_length: int | None = None
     """Transitions that the estimator gets to see. Default: 512; of a log up to 2,048."""
     log: str | None = None
     """Evaluate from this log instead of an environment: .npz of ours, .csv, .parquet, .hdf5 or .h5 in D4RL's names, or

@@ -61,6 +61,18 @@ def test_a_column_may_hold_a_vector_per_row(walked, library):
     assert_same(Trajectory.from_frame(FRAMES[library](named)), walked)
 
 
+def test_columns_of_pandas_own_kinds_and_of_categories():
+    frame = pandas.DataFrame(small()).convert_dtypes()
+    frame["terminated"] = frame["terminated"].astype("boolean")
+    plain, _ = read(small())
+    np.testing.assert_array_equal(read(frame)[0].terminated, plain.terminated)
+    frame["episode"] = pandas.Categorical(["a"] * 3 + ["b"] * 3)
+    assert len(read(frame)[0]) == 5
+    frame.loc[2, "reward"] = pandas.NA
+    with pytest.raises(ValueError, match="column 'reward' has no value in row 2"):
+        read(frame)
+
+
 def test_neither_pandas_nor_polars_is_imported_by_the_library(walked):
     named = table(walked)
     blocked = dict.fromkeys(("pandas", "polars", "pyarrow", "h5py", "minari"))

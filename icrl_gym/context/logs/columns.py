@@ -221,7 +221,7 @@ def _parsed(cells: Any, name: str) -> np.ndarray:
 
 def _cell(cell: Any, row: int, name: str) -> np.ndarray:
     """One number, or a vector: a list, an array, or text such as "[0.1, 0.2]"; NaN where there is none."""
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
+    if cell is None or type(cell).__name__ == "NAType" or (isinstance(cell, str) and not cell.strip()):  # pandas' NA
         return np.array(np.nan)
     try:
         if not isinstance(cell, str):

@@ -93,18 +93,7 @@ def write_minari(
     if log.actions is None:
         raise ValueError("to_minari needs the logged actions, and this trajectory has actions=None")
     buffers = [
-        EpisodeBuffer(
-            id=number,
-            observations=concatenate(
-                [take(log.observations, rows), take(log.next_observations, slice(last, last + 1))]
-            ),
-            actions=log.actions[rows],  # type: ignore[arg-type]
-            rewards=log.rewards[rows],  # type: ignore[arg-type]
-            terminations=log.terminated[rows],  # type: ignore[arg-type]
-            truncations=log.truncated[rows],  # type: ignore[arg-type]
-            infos={},
-        )
-        for number, (rows, last) in enumerate(_stretches(log.episode_ends))
+        EpisodeBuffer(id=number, **_episode(log, rows)) for number, rows in enumerate(_stretches(log.episode_ends))
     ]
     return create_dataset_from_buffers(
         dataset_id, buffers, observation_space=log.observation_space, jpeg_encoding=False,
@@ -112,9 +101,23 @@ def write_minari(
     )  # fmt: skip
 
 
-def _stretches(ends: np.ndarray) -> Iterator[tuple[slice, int]]:
-    """The rows of each stretch, and its last row."""
+def _stretches(ends: np.ndarray) -> Iterator[slice]:
+    """The rows of each stretch."""
     first = 0
     for last in np.flatnonzero(ends).tolist():
-        yield slice(first, last + 1), last
+        yield slice(first, last + 1)
         first = last + 1
+
+
+def _episode(log: LoggedArrays, rows: slice) -> dict[str, Any]:
+    """The fields of Minari's buffer of one episode, the state that it ended in among its observations."""
+    final = take(log.next_observations, slice(rows.stop - 1, rows.stop))
+    assert log.actions is not None
+    return {
+        "observations": concatenate([take(log.observations, rows), final]),
+        "actions": log.actions[rows],
+        "rewards": log.rewards[rows],
+        "terminations": log.terminated[rows],
+        "truncations": log.truncated[rows],
+        "infos": {},
+    }

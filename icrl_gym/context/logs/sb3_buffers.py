@@ -151,10 +151,9 @@ def _with_rows(into: Observations, source: Observations, rows: np.ndarray) -> Ob
 def _replayed_actions(stored: np.ndarray, space: spaces.Space) -> np.ndarray:
     """Actions as the environment got them; algorithms store those of Box spaces scaled to [-1, 1]."""
     actions = stored.reshape(len(stored), *(space.shape or ()))
-    bounded = isinstance(space, spaces.Box) and space.is_bounded()
-    if not bounded or np.abs(actions).max() > 1 + 1e-5:
+    if not isinstance(space, spaces.Box) or not space.is_bounded() or np.abs(actions).max() > 1 + 1e-5:
         return actions
-    return (space.low + 0.5 * (actions + 1.0) * (space.high - space.low)).astype(space.dtype)  # type: ignore[union-attr]
+    return (space.low + 0.5 * (actions + 1.0) * (space.high - space.low)).astype(space.dtype)
 
 
 def _rolled_actions(stored: np.ndarray, space: spaces.Space) -> np.ndarray:
