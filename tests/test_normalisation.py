@@ -19,6 +19,7 @@ from icrl_gym.acting.policies import as_policy, normalised
 from icrl_gym.acting.policies.missing_wrappers import missing_action_wrapper, missing_observation_wrapper
 from icrl_gym.acting.policy_source import find_policy
 from icrl_gym.configuration import EvaluateConfig
+from icrl_gym.rivals.critics import sb3_critic_values
 
 CARTPOLE = environment_spec("CartPole-v1")
 
@@ -53,6 +54,15 @@ def test_a_model_that_trained_normalised_says_so_when_its_statistics_are_not_giv
     alone.write_bytes((folder / "model.zip").read_bytes())
     (note,) = find_policy(str(alone), CARTPOLE, trust=True).notes
     assert "--vec-normalize FILE" in note
+
+
+def test_the_critic_of_such_a_model_says_so_in_python_too(trained):
+    folder, training = trained
+    model = PPO.load(folder / "model.zip")
+    seen = np.zeros((2, 4), np.float32)
+    assert any("VecNormalize that it is without" in note for note in sb3_critic_values(model, seen).notes)
+    with_statistics = PPO.load(folder / "model.zip", env=training)
+    assert not any("without" in note for note in sb3_critic_values(with_statistics, seen).notes)
 
 
 def test_a_model_that_trained_on_raw_observations_needs_none(tmp_path):

@@ -9,6 +9,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
 from icrl_gym.acting.environments import make_environment
+from icrl_gym.acting.policies import lacks_normalisation
 
 
 class _SpacesOnly(gymnasium.Env):
@@ -48,14 +49,13 @@ def attach_statistics(model: Any, path: Path, env: EnvSpec | None) -> None:
 def missing_statistics(path: Path, model: Any) -> tuple[str, ...]:
     """A note on a model without VecNormalize that seems to have been trained in one, or none.
 
-    A model that trained in a VecNormalize keeps its last observations before they were normalised. One that was saved
-    before it trained, or stripped, may have its statistics beside it all the same.
+    One that was saved before it trained, or stripped, does not show it, but may have its statistics beside it.
 
     Args:
         path: the model's file.
         model: what was loaded from it.
     """
-    trained_so = getattr(model, "_last_original_obs", None) is not None
+    trained_so = lacks_normalisation(model)
     beside = statistics_beside(path)
     if not trained_so and beside is None:
         return ()

@@ -232,6 +232,15 @@ def normalised(model: Any, observations: Observations) -> Observations:
     return observations if vec_normalize is None else vec_normalize.normalize_obs(observations)
 
 
+def lacks_normalisation(model: Any) -> bool:
+    """Whether a model trained in a VecNormalize and is without one now.
+
+    A model that trained so keeps its last observations as they were before they were normalised.
+    """
+    trained_so = getattr(model, "_last_original_obs", None) is not None
+    return trained_so and getattr(model, "get_vec_normalize_env", lambda: None)() is None
+
+
 def check_model_spaces(model: Any, action_space: spaces.Space, observation_space: spaces.Space | None) -> None:
     """Raise ValueError unless the model's spaces fit the environment's (images may differ in channel order)."""
     theirs = getattr(model, "action_space", None)
