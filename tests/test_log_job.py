@@ -16,6 +16,7 @@ from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.main_job.log_job import evaluate_log, whole_episodes
 
 FILES = {"config.json", "versions.json", "trajectory.npz", "starts.csv", "episodes.csv"}
+QUICK = ("--estimator", "constructed")
 PICTURES = {"value_at_starts.png", "value_along_episodes.png"}
 
 
@@ -106,7 +107,7 @@ def test_returns_that_contradict_the_estimate_are_pointed_out(monkeypatch, tmp_p
 
 def test_one_json_object_for_programs(walked, capsys):
     written(walked)
-    assert cli.main(["evaluate", "--log", "log.csv", "--json", "--no-tensorboard", "--gamma", "0.9"]) == 0
+    assert cli.main(["evaluate", "--log", "log.csv", "--json", "--no-tensorboard", "--gamma", "0.9", *QUICK]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["estimand"] == {"env": None, "policy": None, "gamma": 0.9, "reward_scale": 1.0}
     assert found["num_starts"] == walked.episode_ends.sum()
@@ -133,7 +134,7 @@ def test_another_policys_value_comes_from_its_model(walked, capsys):
     model = icrl_gym.load_demo_policy()
     model.save("model.zip")
     written(walked[:100])
-    common = ("evaluate", "--log", "log.csv", "--json", "--no-tensorboard")
+    common = ("evaluate", "--log", "log.csv", "--json", "--no-tensorboard", "--estimator", "constructed")
     assert cli.main([*common, "--policy", "model"]) == 2
     assert "--trust-model" in capsys.readouterr().err
     assert cli.main([*common, "--policy", "model", "--trust-model"]) == 0
@@ -202,7 +203,8 @@ def test_a_log_of_ids_and_one_without_actions(tmp_path):
     )  # fmt: skip
     for number, each in enumerate((log, bare)):
         each.save("log.npz")
-        found = evaluate_log(LogConfig("log.npz", tensorboard=False, run_dir=tmp_path / str(number)))
+        flags = {"tensorboard": False, "run_dir": tmp_path / str(number), "estimator": "constructed"}
+        found = evaluate_log(LogConfig("log.npz", **flags))
         assert np.isfinite(found.starts.values).all()
 
 

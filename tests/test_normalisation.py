@@ -79,6 +79,7 @@ def test_the_command_line_says_it_beside_the_numbers(trained, capsys, tmp_path, 
     monkeypatch.chdir(tmp_path)
     folder, _ = trained
     small = ("--context-length", "60", "--num-queries", "4", "--num-rollouts", "2", "--no-tensorboard", "--json")
+    small = (*small, "--estimator", "constructed")
     notes = []
     for statistics in ((), ("--vec-normalize", str(folder / "vecnormalize.pkl"))):
         model = str(folder / "model")  # without .zip

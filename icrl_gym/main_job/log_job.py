@@ -141,8 +141,7 @@ def _along(context: Trajectory, episode: int, estimator: Estimator, gamma: float
     if own and context.terminated[last]:
         rewards = context.rewards[first : last + 1]
         returns = decayed_sums(rewards, np.full(len(rewards), gamma))[steps]
-    ending = "ended" if context.terminated[last] else "time limit" if context.truncated[last] else "cut"
-    return EpisodeValues(episode, steps, estimates, returns, ending)
+    return EpisodeValues(episode, steps, estimates, returns, "ended" if context.terminated[last] else "stopped")
 
 
 def _known_returns(trajectory: Trajectory, gamma: float) -> np.ndarray:

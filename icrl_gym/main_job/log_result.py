@@ -116,10 +116,8 @@ class LogEvaluation:
     def contents(self) -> str:
         """What the log holds and what of it was seen, in words."""
         whole, seen = self.log.trajectory, self.context
-        counts = (
-            f"{int(whole.terminated.sum()):,} ended, {int(whole.truncated.sum()):,} stopped by a time limit, "
-            f"{self.num_episodes - whole.num_complete_episodes:,} cut"
-        )
+        ended = int(whole.terminated.sum())
+        counts = f"{ended:,} ended, {self.num_episodes - ended:,} stopped by a time limit or cut"
         words = f"{len(whole):,} transitions in {self.num_episodes:,} episodes ({counts})"
         if len(seen) == len(whole):
             return words
