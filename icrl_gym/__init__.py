@@ -13,6 +13,7 @@ _PUBLIC = {
     "values": ["Estimand", "ValueEstimates"],
     "context.trajectory": ["Trajectory"],
     "context.prompt": ["Prompt"],
+    "context.log_files": ["Log", "read_log"],
     "context.collection": ["collect"],
     "context.off_policy": ["UniformMixture", "reweight"],
     "context.wrappers": ["RecordTrajectory", "VectorRecordTrajectory"],

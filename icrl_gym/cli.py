@@ -12,10 +12,10 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import gymnasium
 import tyro
@@ -38,6 +38,7 @@ from icrl_gym.configuration import (
     DEFAULT_ESTIMATOR,
     BenchmarkConfig,
     EvaluateConfig,
+    LogConfig,
     PretrainConfig,
     ReportConfig,
     ReproduceConfig,
@@ -53,6 +54,21 @@ EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, gymnasium.error.
 
 @dataclass(frozen=True)
 class EvaluateCommand(EvaluateConfig):
+    env: Annotated[str | None, tyro.conf.Positional] = None
+    """Environment id, also "module:Env-v0". Default: CartPole-v1. With --log none is needed."""
+    policy: str | None = None
+    """"demo" (a small PPO for CartPole-v1 that ships with the package), "random", a Stable-Baselines3 model.zip (needs
+    --trust-model), or "module:callable" from (B,) + observation shape to (B,) + action shape. Default: "demo"; with
+    --log the policy that acted."""
+    context_length: int | None = None
+    """Transitions that the estimator gets to see. Default: 512; of a log up to 2,048."""
+    log: str | None = None
+    """Evaluate from this log instead of an environment: .npz of ours, .csv, .parquet, .hdf5 or .h5 in D4RL's names, or
+    "minari:DATASET"."""
+    columns: tuple[str, ...] = ()
+    """With --log: FIELD=COLUMN pairs, or one JSON object, such as "observations=x,y rewards=r"."""
+    resume: Path | None = None
+    """Go on with the run that was to fill this folder and was interrupted, with its own flags."""
     json: bool = False
     """Print one JSON object instead of the table."""
 
@@ -85,20 +101,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"icrl-gym: error: {' '.join(str(error).split())}\n")
         return BAD_INPUT
-    except KeyboardInterrupt:
-        sys.stderr.write("icrl-gym: interrupted; nothing half-written was kept\n")
+    except KeyboardInterrupt as interruption:
+        sys.stderr.write(f"icrl-gym: interrupted; {str(interruption) or 'nothing half-written was kept'}\n")
         return 130
     return 0
 
 
 def run_evaluate(command: EvaluateCommand) -> None:
     """The sub-command ``evaluate``."""
-    from icrl_gym.main_job.job import evaluate
+    from icrl_gym.main_job.job import evaluate, resume
 
-    fields = {field.name: getattr(command, field.name) for field in dataclasses.fields(EvaluateConfig)}
-    bars = _bars()
+    if command.log is not None:
+        run_evaluate_log(command)
+        return
+    config, bars = evaluate_config(command), _bars()
     try:
-        evaluation = evaluate(EvaluateConfig(**fields), _advance(bars))
+        evaluation = (
+            evaluate(config, _advance(bars)) if command.resume is None else resume(command.resume, _advance(bars))
+        )
     finally:
         if bars.live.is_started:  # stop() prints an empty line even where nothing was shown
             bars.stop()
@@ -106,6 +126,48 @@ def run_evaluate(command: EvaluateCommand) -> None:
         _print_json(_summary(evaluation))
     else:
         _print_evaluation(evaluation, Console())
+
+
+def evaluate_config(command: EvaluateCommand) -> EvaluateConfig:
+    """The configuration of the main job; raises ValueError for a flag of logs, or one beside ``resume``."""
+    if command.columns:
+        raise ValueError("columns belong to a log (--log FILE)")
+    if command.resume is not None:
+        _check_only(command, ("resume",), "goes on with its own flags; leave out")
+    given = {field.name: getattr(command, field.name) for field in dataclasses.fields(EvaluateConfig)}
+    return EvaluateConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def log_config(command: EvaluateCommand) -> LogConfig:
+    """The configuration of ``evaluate --log``; raises ValueError where a flag belongs to an environment."""
+    names = {field.name for field in dataclasses.fields(LogConfig)}
+    _check_only(command, names, "a log has no environment; leave out")
+    return LogConfig(**{name: getattr(command, name) for name in names})
+
+
+def _check_only(command: EvaluateCommand, names: Collection[str], why: str) -> None:
+    """Raise ValueError where a flag is set besides those of these names."""
+    for field in dataclasses.fields(command):
+        if field.name not in (*names, "json") and getattr(command, field.name) != field.default:
+            flag = "ENV" if field.name == "env" else f"--{field.name.replace('_', '-')}"
+            raise ValueError(f"{field.name}: {why} {flag}")
+
+
+def run_evaluate_log(command: EvaluateCommand) -> None:
+    """The sub-command ``evaluate`` with ``--log``."""
+    from icrl_gym.main_job.log_job import evaluate_log
+    from icrl_gym.main_job.log_summary import log_summary, print_log_evaluation
+
+    bars = _bars()
+    try:
+        evaluation = evaluate_log(log_config(command), _advance(bars))
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+    if command.json:
+        _print_json(log_summary(evaluation))
+    else:
+        print_log_evaluation(evaluation, Console())
 
 
 def run_reproduce(command: ReproduceConfig) -> None:
@@ -145,8 +207,7 @@ def run_benchmark(command: BenchmarkConfig) -> None:
     finally:
         if bars.live.is_started:
             bars.stop()
-    if cost.num_jobs:
-        sys.stderr.write(f"{cost}\n")
+    sys.stderr.write(f"{cost}\n")
     records = runner.suite_records(command)
     sys.stdout.write(report.benchmark_tables(records) + "\n")
 

@@ -41,7 +41,9 @@ class EvaluateConfig:
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as a JSON object."""
     wrapper: str | None = None
-    """Wrapper around the environment, as "module:Class"."""
+    """Wrapper around the environment, as "module:Class"; several separated by commas, the innermost first."""
+    wrapper_kwargs: str = "{}"
+    """Keyword arguments of the wrapper, as a JSON object; of several wrappers, a JSON list of objects."""
     estimator: str = DEFAULT_ESTIMATOR
     """Who estimates the values; `icrl-gym info` lists the names."""
     context_length: int = 512
@@ -74,16 +76,90 @@ class EvaluateConfig:
         if self.gamma is not None:
             check_gamma(self.gamma)
         self.environment_arguments()
+        self.wrapper_arguments()
 
     def environment_arguments(self) -> dict[str, Any]:
         """``env_kwargs`` as a dictionary; raises ValueError if it is not a JSON object."""
-        try:
-            arguments = json.loads(self.env_kwargs)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"env_kwargs must be a JSON object, got {self.env_kwargs!r}: {error}") from error
+        arguments = _parsed("env_kwargs must be a JSON object", self.env_kwargs)
         if not isinstance(arguments, dict):
             raise ValueError(f"env_kwargs must be a JSON object, got {self.env_kwargs!r}")
         return arguments
+
+    def wrapper_arguments(self) -> list[dict[str, Any]]:
+        """``wrapper_kwargs`` as a list, empty for none.
+
+        Raises:
+            ValueError: neither a JSON object nor a list of them, or there is no wrapper to have arguments.
+        """
+        wanted = "wrapper_kwargs must be a JSON object, or a list of objects"
+        arguments = _parsed(wanted, self.wrapper_kwargs)
+        arguments = arguments if isinstance(arguments, list) else [arguments]
+        if not all(isinstance(one, dict) for one in arguments):
+            raise ValueError(f"{wanted}, got {self.wrapper_kwargs!r}")
+        if not any(arguments):
+            return []
+        if self.wrapper is None:
+            raise ValueError(f"wrapper_kwargs {self.wrapper_kwargs!r} need a wrapper (--wrapper module:Class)")
+        return arguments
+
+
+def _parsed(wanted: str, text: str) -> Any:
+    """JSON; ``wanted`` begins the ValueError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{wanted}, got {text!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Evaluate the policy of a log, or another policy from it, without an environment.
+
+    Reads the transitions, lets the estimator read off values from them, and shows the value at the episodes' starts and
+    along episodes.
+    """
+
+    log: str
+    """A trajectory file of ours (.npz), a table (.csv, .parquet), D4RL's names in HDF5 (.hdf5, .h5), or
+    "minari:DATASET"."""
+    columns: tuple[str, ...] = ()
+    """FIELD=COLUMN pairs, or one JSON object, where the columns have other names than those looked for."""
+    policy: str | None = None
+    """Another policy than the one that acted: a Stable-Baselines3 model.zip (needs trust_model), "random", or
+    "module:callable"."""
+    trust_model: bool = False
+    """Load the model file although it contains pickled Python code."""
+    algo: str = "auto"
+    """Class of the Stable-Baselines3 model."""
+    vec_normalize: Path | None = None
+    """VecNormalize statistics saved beside the model (pickled too)."""
+    deterministic: bool = False
+    """Let the model take its most likely action."""
+    estimator: str = DEFAULT_ESTIMATOR
+    """Who estimates the values."""
+    context_length: int | None = None
+    """Transitions that the estimator gets to see at most, as whole episodes. Default: 2,048."""
+    gamma: float | None = None
+    """Discount in [0, 1). Default: the model's own, else 0.99."""
+    num_queries: int = 64
+    """Starts of episodes whose values are asked for, at most."""
+    device: str = "cpu"
+    """Torch device of the estimator."""
+    run_dir: Path | None = None
+    """Folder for the results, which must not exist yet. Default: runs/<log>-<utc>-<n>."""
+    tensorboard: bool = True
+    """Write scalars and figures for TensorBoard into the run folder."""
+
+    def check(self) -> None:
+        """Raise ValueError if a field is out of its range; the message names it."""
+        from icrl_gym.values import check_gamma
+
+        for name in ("context_length", "num_queries"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if self.gamma is not None:
+            check_gamma(self.gamma)
 
 
 @dataclass(frozen=True)

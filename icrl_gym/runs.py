@@ -1,4 +1,8 @@
-"""Run folders: filled under a temporary name and renamed when complete; files are written whole or not at all."""
+"""Run folders: filled under a temporary name and renamed when complete; files are written whole or not at all.
+
+Whoever fills a folder holds the lock on a file in it. The system lets go of the lock when the process ends, however it
+ends, so that what a killed run left behind blocks nobody.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,25 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from icrl_gym import __version__
 
 DEFAULT_ROOT = Path("runs")
-UNFINISHED = ".unfinished-"  # prefix of a folder whose run is still going, or was killed
+UNFINISHED = ".unfinished-"  # prefix of a folder whose run is still going, or was interrupted or killed
+LOCK = "lock"  # file in such a folder
 Progress = Callable[[str, int, int], None]  # which part of the work, how much of it is done, how much there is
 PACKAGES = ("gymnasium", "torch", "numpy", "scipy", "stable-baselines3", "sb3-contrib", "tensorboard")
 
@@ -52,35 +59,118 @@ class RunFolder:
     Attributes:
         path: folder to write to while the run goes on.
         final: the name that the folder gets in the end.
+        keeps: set by the run once it holds something that an interrupted run should be gone on with from.
     """
 
     def __init__(self, final: Path) -> None:
         self.final = final
         self.path = final.with_name(UNFINISHED + final.name)
+        self.keeps = False
+        self._place = self.path
+        self._lock = FileLock(self.path / LOCK, timeout=0)
+
+    def acquire(self) -> None:
+        """Take the folder; raises FileExistsError where another run has it."""
+        try:
+            self.path.mkdir(exist_ok=True)
+            self._lock.acquire()
+            held = (self.path / LOCK).exists()  # else it was renamed or removed meanwhile
+        except (Timeout, FileNotFoundError):
+            held = False
+        except OSError as error:
+            raise type(error)(f"run_dir: cannot make the run folder {str(self.final)!r}: {error.strerror}") from error
+        if not held:
+            self._lock.release()
+            raise FileExistsError(f"run_dir: {str(self.final)!r} is taken: another run is filling {str(self.path)!r}")
+
+    def finish(self) -> None:
+        """Give the folder its own name."""
+        os.rename(self.path, self.final)
+        self._place = self.final
+
+    def release(self, keep: bool = False) -> None:
+        """Let go of the folder, wherever it is by now; its lock goes too, unless it is to ``keep`` for another run."""
+        if not keep:
+            (self._place / LOCK).unlink(missing_ok=True)  # still held: whoever waits for this file gets none
+        self._lock.release()
+
+    def clear(self) -> None:
+        """Remove what a killed run left in the folder."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK:
+                entry.unlink()
 
 
 @contextmanager
-def run_folder(directory: str | os.PathLike[str] | None, env_id: str, root: Path = DEFAULT_ROOT) -> Iterator[RunFolder]:
+def run_folder(
+    directory: str | os.PathLike[str] | None, env_id: str, root: Path = DEFAULT_ROOT, *, resume: bool = False
+) -> Iterator[RunFolder]:
     """Make a run folder; give it its name on success, and remove it on any error.
+
+    One that the user interrupts stays under its temporary name if it `keeps` something, and so does one that was
+    resumed.
 
     Args:
         directory: a name chosen by the user, which must not exist yet; None: ``<root>/<env>-<utc>-<n>``, never taken.
         env_id: used in the default name.
         root: folder of the default folders.
+        resume: go on with the unfinished folder of ``directory``, as it is.
 
     Raises:
         FileExistsError: ``directory`` exists, or another run is filling it.
+        FileNotFoundError: there is nothing to resume.
         OSError: the folder cannot be made.
+        KeyboardInterrupt: the user's; its message says how to go on, where something is kept.
     """
     final = Path(os.path.abspath(root / "new" if directory is None else directory))
-    _make_parent(final.parent)
-    folder = _claim_default(final.parent, env_id) if directory is None else _claim(final)
+    if resume:
+        folder = _reclaim(final)
+    else:
+        _make_parent(final.parent)
+        folder = _claim_default(final.parent, env_id) if directory is None else _claim(final)
+    kept = False
     try:
         yield folder
-        os.rename(folder.path, folder.final)
-    except BaseException:
-        shutil.rmtree(folder.path, ignore_errors=True)
+        folder.finish()
+    except BaseException as error:
+        kept = resume or (folder.keeps and isinstance(error, KeyboardInterrupt))
+        if not kept:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        elif isinstance(error, KeyboardInterrupt):
+            again = shlex.quote(shown_path(folder.final))
+            raise KeyboardInterrupt(f"what is finished is kept; go on with --resume {again}") from None
         raise
+    finally:
+        folder.release(keep=kept)
+
+
+def shown_path(path: Path) -> str:
+    """A path as the user would write it: from the working directory on, where it lies below it."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def finished_name(run: str | os.PathLike[str]) -> Path:
+    """The name that a run's folder has in the end, whether it is called by that or by its temporary one."""
+    path = Path(os.path.abspath(run))
+    return path.with_name(path.name.removeprefix(UNFINISHED))
+
+
+def unfinished_folder(run: str | os.PathLike[str]) -> Path:
+    """The temporary folder of a run that was interrupted, named as it would have been in the end.
+
+    Raises:
+        FileExistsError: the run is finished.
+        FileNotFoundError: there is no such run.
+    """
+    final = finished_name(run)
+    if os.path.lexists(final):
+        raise FileExistsError(f"resume: {str(run)!r} exists: this run is finished")
+    path = RunFolder(final).path
+    if not path.is_dir():
+        raise FileNotFoundError(f"resume: there is no interrupted run {str(run)!r} (no folder {str(path)!r})")
+    return path
 
 
 def _make_parent(parent: Path) -> None:
@@ -102,18 +192,23 @@ def _claim_default(root: Path, env_id: str) -> RunFolder:
 
 
 def _claim(final: Path) -> RunFolder:
-    """Take a name: the unfinished folder is the lock, and the final name is looked at only while it is held."""
+    """Take a name: the unfinished folder is locked, and the final name is looked at only while it is."""
     folder = RunFolder(final)
-    try:
-        folder.path.mkdir()
-    except FileExistsError:
-        owner = "another run is filling it, or was killed and left"
-        raise FileExistsError(f"run_dir: {str(final)!r} is taken: {owner} {str(folder.path)!r}") from None
-    except OSError as error:
-        raise type(error)(f"run_dir: cannot make the run folder {str(final)!r}: {error.strerror}") from error
+    folder.acquire()
     if os.path.lexists(final):
-        folder.path.rmdir()
+        folder.release()
+        with suppress(OSError):  # not empty: left by a run that was interrupted
+            folder.path.rmdir()
         raise FileExistsError(f"run_dir: the run folder {str(final)!r} exists already; name one that does not")
+    folder.clear()
+    return folder
+
+
+def _reclaim(final: Path) -> RunFolder:
+    """Take the folder of an interrupted run."""
+    unfinished_folder(final)
+    folder = RunFolder(final)
+    folder.acquire()
     return folder
 
 

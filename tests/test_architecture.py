@@ -18,6 +18,7 @@ FLOORS = (
     "runs",
     "tracking",
     "values",
+    "stored_values",
     "configuration",
     "acting",
     "context",
@@ -38,7 +39,7 @@ FLOORS = (
 MAY_IMPORT = {
     "stable_baselines3": {
         "acting.demo_policy",
-        "acting.policy_source",
+        "acting.normalisation",
         "acting.sb3_models",
         "rivals.critic_training",
     },
@@ -46,6 +47,9 @@ MAY_IMPORT = {
     "tensorboard": {"tracking"},
     "torch.utils.tensorboard": {"tracking"},
     "ray": {"benchmark.backends"},
+    "minari": {"context.logs.minari_datasets"},
+    "h5py": {"context.logs.tables"},
+    "pyarrow": {"context.logs.tables"},
 }
 
 

@@ -265,7 +265,45 @@ def test_the_overhead_is_what_jobs_take_beyond_their_estimators(tmp_path, chain_
     assert f"{cost.overhead:.2f} times the estimators' own fit and predict" in str(cost)
     again = runner.run_missing(config(tmp_path, **options))
     assert (again.num_jobs, again.num_kept) == (0, 4)
+    assert str(again) == "all 4 cells were finished before and kept; nothing was run"
     assert "1 jobs took 2.0 s of computing, and no cell succeeded" in str(runner.SweepCost(1, 0, 0.5, 2.0, 0.0))
+
+
+def test_an_interrupted_sweep_says_what_it_keeps_and_the_next_one_what_it_kept(
+    tmp_path, chain_only, monkeypatch, capsys
+):
+    run_job, called = runner.run_job, []
+
+    def interrupted(*arguments):
+        called.append(arguments)
+        if len(called) > 1:
+            raise KeyboardInterrupt
+        return run_job(*arguments)
+
+    flags = [
+        "benchmark",
+        "--suite",
+        "small",
+        "--out",
+        str(tmp_path / "out"),
+        "--estimators",
+        "lstd",
+        "--seeds",
+        "0",
+        "1",
+    ]
+    flags += ["--context-lengths", "64", "--num-queries", "8"]
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "run_job", interrupted)
+        assert main(flags) == 130
+    assert "1 of 2 cells are finished and kept below" in capsys.readouterr().err
+    heard = []
+    settings = config(tmp_path / "out", estimators=("lstd",), num_rollouts=BenchmarkConfig.num_rollouts)
+    cost = runner.run_missing(settings, lambda *said: heard.append(said))
+    assert heard[0] == ("cells kept", 1, 2)
+    assert (cost.num_jobs, cost.num_kept) == (1, 1)
+    assert main(flags) == 0
+    assert "all 2 cells were finished before and kept; nothing was run" in capsys.readouterr().err
 
 
 def test_sharing_keeps_the_overhead_of_all_estimators_below_one_and_a_half(tmp_path, chain_only):

@@ -4,6 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from icrl_gym import stored_values
 from icrl_gym.benchmark import SUITES, Conditions, Task, load_records, runner, truths
 from icrl_gym.configuration import BenchmarkConfig
 from icrl_gym.ground_truth.values import exact_values
@@ -88,7 +89,7 @@ def test_a_damaged_truth_is_named_set_aside_and_measured_again(tmp_path, damage)
 
 def test_a_truth_of_another_version_is_measured_again(tmp_path, monkeypatch):
     task, conditions = Task("CartPole-v1", gamma=0.5), Conditions(4, 2)
-    monkeypatch.setattr(truths, "SCHEMA_VERSION", 1)
+    monkeypatch.setattr(stored_values, "SCHEMA_VERSION", 1)
     truths.truths_of(tmp_path, task, conditions, "random")
     monkeypatch.undo()
     with pytest.warns(UserWarning, match="schema_version must be 2, got 1"):

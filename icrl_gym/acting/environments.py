@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,19 +62,27 @@ def make_environment(env: EnvironmentLike) -> gymnasium.Env:
     return made
 
 
-def environment_spec(env_id: str, env_kwargs: Mapping[str, Any] | None = None, wrapper: str | None = None) -> EnvSpec:
+def environment_spec(
+    env_id: str,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrapper: str | None = None,
+    wrapper_kwargs: Sequence[Mapping[str, Any]] = (),
+) -> EnvSpec:
     """The specification of an environment that is described in words, as on the command line.
 
     Args:
         env_id: an id, also of the form "module:Env-v0".
         env_kwargs: keyword arguments for ``gymnasium.make``: the environment's own, and ``max_episode_steps`` (-1 for
             none).
-        wrapper: "module:Class", as in "minigrid.wrappers:ImgObsWrapper", put around the outside.
+        wrapper: "module:Class", as in "minigrid.wrappers:ImgObsWrapper", put around the outside; several are separated
+            by commas, the innermost first.
+        wrapper_kwargs: keyword arguments of each wrapper; empty for none at all.
 
     Raises:
-        ValueError: unknown id (the nearest names are listed), unknown module or wrapper.
+        ValueError: unknown id (the nearest names are listed), unknown module or wrapper, or not as many keyword
+            arguments as wrappers.
     """
-    added = () if wrapper is None else (_wrapper_spec(wrapper),)  # first, as importing a package registers its ids
+    added = _wrapper_specs(wrapper, wrapper_kwargs)  # first, as importing a package registers its ids
     registered = _registered(env_id)
     arguments = dict(env_kwargs or {})
     stated = {name: arguments.pop(name, None) for name in ("max_episode_steps", "disable_env_checker")}
@@ -130,14 +138,29 @@ def _wrapped(env: gymnasium.Env, wrapper: WrapperSpec) -> gymnasium.Env:
     if wrapper.kwargs is None:
         raise ValueError(f"wrapper {wrapper.name!r} did not record its arguments and cannot be made again")
     creator: Any = load_env_creator(wrapper.entry_point)
-    wrapped = creator(env, **wrapper.kwargs)
+    try:
+        wrapped = creator(env, **wrapper.kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"wrapper {wrapper.name!r}: {error} (its arguments: wrapper_kwargs, --wrapper-kwargs)"
+        ) from error
     if not isinstance(wrapped, gymnasium.Env):
         raise TypeError(f"wrapper {wrapper.entry_point!r} must return a gymnasium.Env, got {type(wrapped).__name__}")
     return wrapped
 
 
-def _wrapper_spec(name: str) -> WrapperSpec:
-    """The wrapper "module:Class" with no further arguments; the module is imported."""
+def _wrapper_specs(names: str | None, arguments: Sequence[Mapping[str, Any]]) -> tuple[WrapperSpec, ...]:
+    """The wrappers "module:Class,module:Class" with their arguments, the innermost first."""
+    each = [] if names is None else [name.strip() for name in names.split(",")]
+    if arguments and len(arguments) != len(each):
+        raise ValueError(f"wrapper_kwargs must have one object for each of {len(each)} wrappers, got {len(arguments)}")
+    return tuple(
+        _wrapper_spec(name, dict(given)) for name, given in zip(each, arguments or [{}] * len(each), strict=True)
+    )
+
+
+def _wrapper_spec(name: str, arguments: dict[str, Any]) -> WrapperSpec:
+    """The wrapper "module:Class" with its arguments; the module is imported."""
     module, separator, attribute = name.partition(":")
     if not separator:
         raise ValueError(f"wrapper must be written 'module:Class', got {name!r}")
@@ -145,7 +168,7 @@ def _wrapper_spec(name: str) -> WrapperSpec:
         getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"wrapper {name!r} cannot be imported: {error}") from error
-    return WrapperSpec(attribute, name, {})
+    return WrapperSpec(attribute, name, arguments)
 
 
 def environment_identity(env: gymnasium.Env | VectorEnv) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 from gymnasium.envs.registration import EnvSpec
 
 from icrl_gym.acting.demo_policy import load_demo_policy
-from icrl_gym.acting.environments import make_environment
-from icrl_gym.acting.sb3_models import load_sb3_model
+from icrl_gym.acting.normalisation import attach_statistics, missing_statistics
+from icrl_gym.acting.sb3_models import existing_model, load_sb3_model
 from icrl_gym.configuration import DEMO_ENVIRONMENT
 
 OTHERS = '"random", the path of a Stable-Baselines3 model.zip, or "module:callable"'
@@ -26,10 +26,12 @@ class PolicySource:
     Attributes:
         policy: anything that `icrl_gym.acting.policies.as_policy` accepts.
         model: an SB3 model, whose critic is a rival, or None.
+        notes: what to be careful about with this policy.
     """
 
     policy: Any
     model: Any = None
+    notes: tuple[str, ...] = ()
 
     @property
     def critic_name(self) -> str:
@@ -49,7 +51,7 @@ class PolicySource:
 
 def find_policy(
     name: str,
-    env: EnvSpec,
+    env: EnvSpec | None,
     *,
     trust: bool = False,
     algo: str = "auto",
@@ -58,8 +60,8 @@ def find_policy(
     """The policy of a name.
 
     Args:
-        name: "demo", "random", the path of a Stable-Baselines3 model.zip, or "module:callable".
-        env: the environment that it acts in.
+        name: "demo", "random", the path of a Stable-Baselines3 model.zip (also without ".zip"), or "module:callable".
+        env: the environment that it acts in; None where there is none, as beside a log.
         trust: unpickle a model's file, which can run any code; for files that you trust.
         algo: class of the model, such as "PPO"; "auto" finds it out.
         vec_normalize: VecNormalize statistics saved beside the model (pickled too), or None.
@@ -69,43 +71,29 @@ def find_policy(
             CartPole-v1; a module or attribute that does not exist.
         FileNotFoundError: no such model file.
     """
-    is_file = name.endswith(".zip") or os.path.exists(name)
+    is_file = name.endswith(".zip") or os.path.exists(name) or os.path.isfile(f"{name}.zip")
     if vec_normalize is not None and not is_file:
         raise ValueError(f"vec_normalize belongs to a Stable-Baselines3 model file; policy is {name!r}")
     if name == "random":
         return PolicySource("random")
     if name == "demo":
-        if env.id != DEMO_ENVIRONMENT:
+        if env is not None and env.id != DEMO_ENVIRONMENT:
             raise ValueError(f'policy "demo" plays {DEMO_ENVIRONMENT} only; for {env.id!r} give --policy {OTHERS}')
         return _of_model(load_demo_policy())
     if is_file:
-        model = load_sb3_model(Path(name), algo=algo, trust=trust)
-        if vec_normalize is not None:
-            _attach_normalisation(model, vec_normalize, env)
+        path = existing_model(Path(name))
+        model = load_sb3_model(path, algo=algo, trust=trust)
+        if vec_normalize is None:
+            return _of_model(model, missing_statistics(path, model))
+        attach_statistics(model, vec_normalize, env)
         return _of_model(model)
     if ":" in name:
         return PolicySource(_imported(name))
     raise ValueError(f'policy must be "demo", {OTHERS}; got {name!r}')
 
 
-def _of_model(model: Any) -> PolicySource:
-    return PolicySource(policy=model, model=model)
-
-
-def _attach_normalisation(model: Any, path: Path, env: EnvSpec) -> None:
-    """Give the model the VecNormalize statistics that it was trained with; reached only if its file is trusted."""
-    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-
-    venv = DummyVecEnv([lambda: make_environment(env)])
-    try:
-        statistics = VecNormalize.load(str(path), venv)
-        statistics.training = False
-        model.set_env(statistics)
-    except OSError as error:
-        raise type(error)(f"vec_normalize {path}: {error.strerror}") from error
-    except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"vec_normalize {path}: cannot be used: {reason}") from error
+def _of_model(model: Any, notes: tuple[str, ...] = ()) -> PolicySource:
+    return PolicySource(policy=model, model=model, notes=notes)
 
 
 def _imported(name: str) -> Any:

@@ -80,7 +80,7 @@ def load_sb3_model(path: str | os.PathLike[str], algo: str = "auto", trust: bool
         FileNotFoundError: there is no such file.
         ValueError: not a file of SB3's; not trusted; the algorithm cannot be told, or the file does not fit it.
     """
-    path = _existing(Path(path))
+    path = existing_model(Path(path))
     settings = _stored_settings(path)
     if not trust:
         raise ValueError(
@@ -95,7 +95,8 @@ def load_sb3_model(path: str | os.PathLike[str], algo: str = "auto", trust: bool
         raise ValueError(f"model {path}: cannot be loaded as {kind.__name__}: {reason}") from error
 
 
-def _existing(path: Path) -> Path:
+def existing_model(path: Path) -> Path:
+    """The model's file, its name with or without ".zip"; raises FileNotFoundError where there is neither."""
     for candidate in (path, path.with_name(path.name + ".zip")):
         if candidate.is_file():
             return candidate

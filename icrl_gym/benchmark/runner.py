@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -33,9 +33,11 @@ from icrl_gym.configuration import BenchmarkConfig
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.registry import estimators, make_estimator, tuning_grid, weights_sha256
 from icrl_gym.rivals.critics import sb3_critic_values
-from icrl_gym.runs import Progress, source_commit, versions, write_json
+from icrl_gym.runs import Progress, shown_path, source_commit, versions, write_json
 from icrl_gym.scoring.score import score
 from icrl_gym.values import ValueEstimates
+
+_Part = tuple[str, Callable[..., Any], list[tuple[Any, ...]]]  # its name, what is called, and with what
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,12 @@ class SweepCost:
         return self.seconds_jobs / self.seconds_own if self.seconds_own else math.nan
 
     def __str__(self) -> str:
+        if not self.num_jobs:
+            return f"all {self.num_kept} cells were finished before and kept; nothing was run"
         own = f"{self.overhead:.2f} times the estimators' own fit and predict ({self.seconds_own:.1f} s)"
         return (
-            f"{self.num_kept} cells were finished before; {self.num_jobs} jobs took {self.seconds_jobs:.1f} s of "
-            f"computing, {own if self.seconds_own else 'and no cell succeeded'}; truths took "
+            f"{self.num_kept} cells were finished before and kept; {self.num_jobs} jobs took {self.seconds_jobs:.1f} s "
+            f"of computing, {own if self.seconds_own else 'and no cell succeeded'}; truths took "
             f"{self.seconds_truth:.1f} s more"
         )
 
@@ -82,14 +86,20 @@ def run_benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> 
 
 
 def run_missing(config: BenchmarkConfig, progress: Progress | None = None) -> SweepCost:
-    """Run what is missing of a suite; raises as `run_benchmark` does."""
+    """Run what is missing of a suite; raises as `run_benchmark` does.
+
+    Raises:
+        KeyboardInterrupt: the user's; its message says how many cells are kept.
+    """
     check_config(config)
     out, critics = config.out.absolute(), config.critics.absolute()  # workers start elsewhere
     jobs = suite_jobs(config)
     if config.retry_failed:
         _forget_failures(out, jobs)
     missing = [job for job in jobs if not all(record_path(out, cell).exists() for cell in job)]
-    num_kept = sum(record_path(out, cell).exists() for job in jobs for cell in job)
+    num_kept, num_cells = _num_finished(out, jobs), sum(map(len, jobs))
+    if progress is not None and num_kept:
+        progress("cells kept", num_kept, num_cells)
     if not missing:
         return SweepCost(0, num_kept, 0.0, 0.0, 0.0)
     out.mkdir(parents=True, exist_ok=True)
@@ -100,6 +110,20 @@ def run_missing(config: BenchmarkConfig, progress: Progress | None = None) -> Sw
         ("measuring truths", measure_truth, [(out, critics, cell) for cell in firsts.values()]),
         ("running cells", run_job, [(out, critics, job) for job in missing]),
     )
+    try:
+        found = _run_parts(config, parts, progress)
+    except KeyboardInterrupt:
+        kept = f"{_num_finished(out, jobs)} of {num_cells} cells are finished and kept below {shown_path(out)}"
+        raise KeyboardInterrupt(f"{kept}; the same command goes on") from None
+    costs: list[JobCost] = found["running cells"]
+    return SweepCost(
+        len(missing), num_kept, sum(found["measuring truths"]), sum(c.seconds for c in costs),
+        sum(c.seconds_own for c in costs),
+    )  # fmt: skip
+
+
+def _run_parts(config: BenchmarkConfig, parts: Sequence[_Part], progress: Progress | None) -> dict[str, list[Any]]:
+    """The results of each part by its name."""
     found: dict[str, list[Any]] = {}
     with open_backend(config.backend, config.jobs, config.address) as run:
         for part, function, calls in parts:
@@ -108,11 +132,11 @@ def run_missing(config: BenchmarkConfig, progress: Progress | None = None) -> Sw
                 results.append(result)
                 if progress is not None:
                     progress(part, len(results), len(calls))
-    costs: list[JobCost] = found["running cells"]
-    return SweepCost(
-        len(missing), num_kept, sum(found["measuring truths"]), sum(c.seconds for c in costs),
-        sum(c.seconds_own for c in costs),
-    )  # fmt: skip
+    return found
+
+
+def _num_finished(out: Path, jobs: Sequence[Sequence[Cell]]) -> int:
+    return sum(record_path(out, cell).exists() for job in jobs for cell in job)
 
 
 def _truth_conditions(cell: Cell) -> tuple[str | None, int, int]:

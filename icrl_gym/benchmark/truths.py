@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from icrl_gym.acting.policies import as_policy
 from icrl_gym.benchmark.cells import Conditions, Task, digest
 from icrl_gym.ground_truth.values import exact_values, monte_carlo_values
 from icrl_gym.observations import Observations, named_leaves, stack, take
-from icrl_gym.runs import read_archive, write_archive
-from icrl_gym.values import Estimand, ValueEstimates
+from icrl_gym.stored_values import load_values, save_values
+from icrl_gym.values import ValueEstimates
 
-SCHEMA_VERSION = 2
 TRUTH_SEED = 1_000_003  # contexts use small seeds; the truth's states never come from a context's episodes
 START_SEED = 1_000_033
 ROLLOUTS_PER_START = 4  # one rollout from a start for so many from a visited state: only the mean over starts is used
@@ -93,54 +92,15 @@ def kept(path: Path, measure: Callable[[], ValueEstimates]) -> ValueEstimates:
     """
     if path.exists():
         try:
-            return _load(path)
+            return load_values(path)
         except ValueError as error:
             aside = path.with_name(path.name + ".damaged")
             path.replace(aside)
             warnings.warn(f"truth {path}: {error}; set aside as {aside.name}, measured again", stacklevel=2)
     truth = measure()
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(path, truth)
-    return _load(path)
-
-
-def _save(path: Path, truth: ValueEstimates) -> None:
-    header = {
-        "schema_version": SCHEMA_VERSION,
-        "estimand": asdict(truth.estimand),
-        "notes": list(truth.notes),
-        "structure": _structure(truth.observations, "observations"),
-    }
-    stderr = np.zeros(len(truth)) if truth.stderr is None else truth.stderr
-    leaves = dict(named_leaves(truth.observations, "observations"))
-    write_archive(path, header, {"values": truth.values, "stderr": stderr, **leaves})
-
-
-def _load(path: Path) -> ValueEstimates:
-    """Raise ValueError where the file is no truth of this version."""
-    header, arrays = read_archive(path)
-    if header.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {header.get('schema_version')!r}")
-    observations = _structured(arrays, header["structure"])
-    estimand, notes = Estimand(**header["estimand"]), tuple(header["notes"])
-    return ValueEstimates(arrays["values"], observations, estimand, arrays["stderr"], notes=notes)
-
-
-def _structure(observations: Observations, name: str) -> Any:
-    """The tree of observations with the names of the leaves in place of their arrays, as JSON."""
-    if isinstance(observations, dict):
-        return {key: _structure(part, f"{name}[{key!r}]") for key, part in observations.items()}
-    if isinstance(observations, tuple):
-        return [_structure(part, f"{name}[{i}]") for i, part in enumerate(observations)]
-    return name
-
-
-def _structured(arrays: dict[str, np.ndarray], structure: Any) -> Observations:
-    if isinstance(structure, dict):
-        return {key: _structured(arrays, part) for key, part in structure.items()}
-    if isinstance(structure, list):
-        return tuple(_structured(arrays, part) for part in structure)
-    return arrays[structure]
+    save_values(path, truth if truth.stderr is not None else replace(truth, stderr=np.zeros(len(truth))))
+    return load_values(path)
 
 
 def _solved(task: Task, policy: Any) -> ValueEstimates:

@@ -9,6 +9,7 @@ stored one after another.
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,25 +17,32 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from icrl_gym.context.space_description import space_from_json, space_to_json
+from icrl_gym.context.checked_fields import (
+    check_lengths,
+    check_values,
+    checked_episode_ends,
+    checked_ratios,
+    common_space,
+    default_episode_ends,
+    flags,
+    larger_space,
+)
+from icrl_gym.context.logs.archives import stored_log, write_log
+from icrl_gym.context.logs.assembly import assembled
+from icrl_gym.context.logs.columns import ColumnMapping, Columns
+from icrl_gym.context.logs.frames import frame_columns
+from icrl_gym.context.logs.logged_arrays import LoggedArrays
+from icrl_gym.context.logs.minari_datasets import minari_log, write_minari
+from icrl_gym.context.logs.sb3_buffers import replay_log, rollout_log
 from icrl_gym.observations import (
     Observations,
     as_batch,
     as_numeric,
-    batch_size,
     check_finite,
     concatenate,
-    infer_space,
-    map_leaves,
-    named_leaves,
     rows_equal,
     take,
 )
-from icrl_gym.runs import read_archive, write_archive
-
-SCHEMA_VERSION = 1
-RATIOS_SCHEMA_VERSION = 2  # of files that hold importance ratios, which a reader must not overlook
-NO_ACTIONS_SCHEMA_VERSION = 3  # of files without actions, with importance ratios or without
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -91,29 +99,29 @@ class Trajectory:
     ) -> None:
         inferred = observation_space is None
         if observation_space is None:
-            observation_space = _common_space(observations, next_observations)
+            observation_space = common_space(observations, next_observations)
         observations = as_batch(observations, observation_space, "observations")
         next_observations = as_batch(next_observations, observation_space, "next_observations")
         actions = None if actions is None else as_numeric(actions, "actions")
         rewards = as_numeric(rewards, "rewards").astype(np.float64)
-        terminated, truncated = _flags(terminated, "terminated"), _flags(truncated, "truncated")
+        terminated, truncated = flags(terminated, "terminated"), flags(truncated, "truncated")
         fields_given = (observations, actions, rewards, next_observations, terminated, truncated)
-        _check_lengths(dict(zip(_ARRAYS, fields_given, strict=False)))
-        _check_values(observations, observation_space, "observations")
-        _check_values(next_observations, observation_space, "next_observations")
+        check_lengths(dict(zip(_ARRAYS, fields_given, strict=False)))
+        check_values(observations, observation_space, "observations")
+        check_values(next_observations, observation_space, "next_observations")
         check_finite(rewards, "rewards")
         stated = terminated | truncated
         ends = (
-            _default_episode_ends(observations, next_observations, stated)
+            default_episode_ends(observations, next_observations, stated)
             if episode_ends is None
-            else _checked_episode_ends(episode_ends, stated)
+            else checked_episode_ends(episode_ends, stated)
         )
         for name, value in zip(_ARRAYS, (*fields_given, ends), strict=True):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "observation_space", observation_space)
         object.__setattr__(self, "env_id", env_id)
         object.__setattr__(self, "policy", policy)
-        object.__setattr__(self, "importance_ratios", _checked_ratios(importance_ratios, len(rewards)))
+        object.__setattr__(self, "importance_ratios", checked_ratios(importance_ratios, len(rewards)))
         object.__setattr__(self, "_space_inferred", inferred)
 
     def __len__(self) -> int:
@@ -142,6 +150,9 @@ class Trajectory:
         if not len(ends):
             raise ValueError(f"the slice {rows.start}:{rows.stop} of a trajectory of {len(self)} transitions is empty")
         ends[-1] = True
+        return self._selected(rows, ends)
+
+    def _selected(self, rows: Any, ends: np.ndarray) -> Trajectory:
         stretch = replace(
             self,
             observations=take(self.observations, rows),
@@ -154,6 +165,17 @@ class Trajectory:
             importance_ratios=None if self.importance_ratios is None else self.importance_ratios[rows],
         )
         return stretch._with_space_inferred(self._space_inferred)
+
+    def episodes(self, indices: Any) -> Trajectory:
+        """Whole stretches between episode ends, by their numbers, in the order of the log.
+
+        Raises:
+            IndexError: there is no stretch of such a number.
+        """
+        chosen = np.zeros(int(self.episode_ends.sum()), dtype=bool)
+        chosen[np.asarray(indices)] = True
+        stretch_of = np.cumsum(self.episode_ends) - self.episode_ends
+        return self._selected(chosen[stretch_of], self.episode_ends[chosen[stretch_of]])
 
     def actions_for(self, purpose: str) -> np.ndarray:
         """The actions (n,) + action shape; ``purpose`` begins the ValueError of a log without them."""
@@ -220,32 +242,132 @@ class Trajectory:
             raise ValueError(f"append: observation_space differs: {mine!r} against {theirs!r}")
         as_batch(more.observations, mine, "append: observations")
         if self._space_inferred and more._space_inferred:
-            return _larger_space(mine, theirs)
+            return larger_space(mine, theirs)
         return theirs if self._space_inferred else mine
 
     def _with_space_inferred(self, inferred: bool) -> Trajectory:
         object.__setattr__(self, "_space_inferred", inferred)
         return self
 
+    @classmethod
+    def of_arrays(cls, log: LoggedArrays) -> Trajectory:
+        """The trajectory of a log that was read; what had to be assumed stays with ``log``."""
+        return cls(**{name: getattr(log, name) for name in _ARGUMENTS})
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: Any,
+        columns: ColumnMapping | None = None,
+        *,
+        observation_space: spaces.Space | None = None,
+        env_id: str | None = None,
+        policy: str | None = None,
+    ) -> Trajectory:
+        """A table with one transition per row, in order of time.
+
+        Args:
+            frame: a pandas or polars DataFrame, a pyarrow Table, or a mapping from names to arrays.
+            columns: field -> column, pattern such as "obs_*", or columns side by side, where names differ from those of
+                `icrl_gym.context.logs.columns.FIELDS`.
+            observation_space, env_id, policy: see the class.
+
+        Raises:
+            ValueError, TypeError: no such table, a field is missing, or one that has gaps.
+
+        Warns:
+            UserWarning: what the table does not say and was assumed, one warning for each assumption.
+        """
+        found = frame_columns(frame)
+        return cls._warned(assembled(found, columns, observation_space=observation_space, env_id=env_id, policy=policy))
+
+    @classmethod
+    def from_d4rl(cls, dataset: Any, *, env_id: str | None = None, policy: str | None = None) -> Trajectory:
+        """A dataset in D4RL's names: observations, actions, rewards, terminals; timeouts, next_observations if there.
+
+        Args:
+            dataset: a mapping from names to arrays, as ``env.get_dataset()`` returns and as an HDF5 file holds.
+            env_id, policy: see the class.
+
+        Raises:
+            ValueError, TypeError: no such dataset, or one that cannot be read.
+
+        Warns:
+            UserWarning: what the dataset does not say and was assumed.
+        """
+        arrays = {name: np.asarray(dataset[name]) for name in dataset if hasattr(dataset[name], "shape")}
+        return cls._warned(assembled(Columns("dataset", arrays), env_id=env_id, policy=policy))
+
+    @classmethod
+    def from_minari(cls, dataset: Any) -> Trajectory:
+        """A Minari dataset, or the id of one on this machine; raises as `icrl_gym.read_log` does."""
+        return cls._warned(minari_log(dataset))
+
+    @classmethod
+    def from_replay_buffer(cls, buffer: Any) -> Trajectory:
+        """What a ReplayBuffer of Stable-Baselines3 holds, environment by environment, oldest first.
+
+        The experience of many policies along a training: give the one to be evaluated to ``fit(..., policy=model)``.
+        Actions of Box spaces, which the algorithms store scaled to [-1, 1], are scaled back.
+
+        Raises:
+            TypeError, ValueError: no such buffer, or an empty one.
+
+        Warns:
+            UserWarning: time limits or successors that the buffer does not hold.
+        """
+        return cls._warned(replay_log(buffer))
+
+    @classmethod
+    def from_rollouts(cls, buffer: Any, truncated: Any = None, vec_normalize: Any = None) -> Trajectory:
+        """What a RolloutBuffer of Stable-Baselines3 holds, environment by environment; before or after the update.
+
+        The buffer does not tell time limits from terminations, and Stable-Baselines3 has added gamma times its critic's
+        value of the last state to the reward where a time limit stopped an episode. As such an end is taken to
+        terminate, the reward stands for what lay beyond it, up to the critic's error. The last step of each environment
+        is left out, as where it led is not in the buffer.
+
+        Args:
+            buffer: a RolloutBuffer or DictRolloutBuffer.
+            truncated: (steps, environments) bool, where a time limit stopped an episode, as a callback sees it in
+                ``infos``; these transitions are left out, and with them the critic's values.
+            vec_normalize: the VecNormalize that the model trains in: observations and rewards are unnormalised by its
+                present statistics, which have moved on a little since.
+
+        Raises:
+            TypeError, ValueError: no such buffer, too short a one, or ``truncated`` of another shape.
+
+        Warns:
+            UserWarning: what the buffer does not hold.
+        """
+        return cls._warned(rollout_log(buffer, truncated, vec_normalize))
+
+    @classmethod
+    def _warned(cls, log: LoggedArrays) -> Trajectory:
+        for assumption in log.assumptions:
+            warnings.warn(assumption, stacklevel=3)
+        return cls.of_arrays(log)
+
+    def to_minari(self, dataset_id: str, action_space: spaces.Space | None = None, **description: Any) -> Any:
+        """Make a Minari dataset on this machine, one episode for each stretch between episode ends.
+
+        Args:
+            dataset_id: "[namespace/]name-v0", not taken yet.
+            action_space: default: whole numbers are Discrete(max + 1), all else is an unbounded Box.
+            **description: further arguments of ``minari.create_dataset_from_buffers``, such as ``env``, ``author``.
+
+        Returns:
+            The ``minari.MinariDataset``.
+
+        Raises:
+            ImportError: minari is not installed.
+            ValueError: there are no actions, or minari refuses the dataset.
+        """
+        return write_minari(self._arrays(), dataset_id, action_space, **description)
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one ``.npz`` file (arrays plus a JSON header, no pickle), atomically. Returns the path written."""
-        path = _with_npz(path)
-        version = SCHEMA_VERSION if self.importance_ratios is None else RATIOS_SCHEMA_VERSION
-        header = {
-            "schema_version": NO_ACTIONS_SCHEMA_VERSION if self.actions is None else version,
-            "env_id": self.env_id,
-            "policy": self.policy,
-            "observation_space": space_to_json(self.observation_space),
-            "space_inferred": self._space_inferred,
-        }
-        arrays: dict[str, np.ndarray] = {}
-        for name in _ARRAYS:
-            if getattr(self, name) is not None:
-                arrays |= dict(named_leaves(getattr(self, name), name))
-        if self.importance_ratios is not None:
-            arrays["importance_ratios"] = self.importance_ratios
-        write_archive(path, header, arrays)
-        return path
+        return write_log(path, self._arrays(), self._space_inferred)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
@@ -255,140 +377,15 @@ class Trajectory:
             FileNotFoundError: no such file.
             ValueError: not a trajectory file, a damaged one, or one of another schema version.
         """
-        path = _with_npz(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no trajectory file {path}")
+        stored = stored_log(path)
         try:
-            header, arrays = read_archive(path)
-            version = header["schema_version"]
-            if version not in (SCHEMA_VERSION, RATIOS_SCHEMA_VERSION, NO_ACTIONS_SCHEMA_VERSION):
-                raise ValueError(
-                    f"schema version {version}, this version reads {SCHEMA_VERSION} to {NO_ACTIONS_SCHEMA_VERSION}"
-                )
-            space = space_from_json(header["observation_space"])
-            tree = {name: _collect(arrays, name, space) for name in ("observations", "next_observations")}
-            plain = {name: arrays[name] for name in _ARRAYS if name not in (*tree, "actions")}
-            actions = None if version == NO_ACTIONS_SCHEMA_VERSION else arrays["actions"]
-            labels = {"env_id": header["env_id"], "policy": header["policy"]}
-            ratios = arrays["importance_ratios"] if version == RATIOS_SCHEMA_VERSION else None
-            if version == NO_ACTIONS_SCHEMA_VERSION:
-                ratios = arrays.get("importance_ratios")
-            stored = cls(**tree, actions=actions, **plain, **labels, observation_space=space, importance_ratios=ratios)
-            return stored._with_space_inferred(header["space_inferred"])
+            return cls.of_arrays(stored.arrays)._with_space_inferred(stored.space_inferred)
         except Exception as error:
             raise ValueError(f"{path} is not a trajectory file that can be read: {error}") from error
 
+    def _arrays(self) -> LoggedArrays:
+        return LoggedArrays(**{name: getattr(self, name) for name in _ARGUMENTS})
+
 
 _ARRAYS = tuple(f.name for f in fields(Trajectory))[:7]
-
-
-def _flags(values: Any, name: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.ndim != 1:
-        raise ValueError(f"{name} must have shape (n,), got {array.shape}")
-    if array.dtype != bool and not np.isin(array, (0, 1)).all():
-        raise TypeError(f"{name} must be boolean, got dtype {array.dtype}")
-    return array.astype(bool)
-
-
-def _checked_ratios(ratios: Any, length: int) -> np.ndarray | None:
-    """Float ratios (n,), or None for none."""
-    if ratios is None:
-        return None
-    ratios = as_numeric(ratios, "importance_ratios").astype(np.float64)
-    if ratios.shape != (length,):
-        raise ValueError(f"importance_ratios must have shape ({length},), got {ratios.shape}")
-    check_finite(ratios, "importance_ratios")
-    if (ratios < 0).any():
-        index = int(np.flatnonzero(ratios < 0)[0])
-        raise ValueError(f"importance_ratios must be at least 0: importance_ratios[{index}] is {ratios[index]}")
-    return ratios
-
-
-def _with_npz(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    return path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
-
-
-def _common_space(observations: Any, next_observations: Any) -> spaces.Space:
-    """The space of logged arrays, the successors included."""
-
-    def inferred(tree: Any, name: str) -> spaces.Space:
-        return infer_space(map_leaves(lambda leaf: as_numeric(leaf, name), tree))
-
-    return _larger_space(inferred(observations, "observations"), inferred(next_observations, "next_observations"))
-
-
-def _larger_space(first: spaces.Space, second: spaces.Space) -> spaces.Space:
-    """The first space with the larger number of ids of the two wherever both are Discrete."""
-    if isinstance(first, spaces.Dict) and isinstance(second, spaces.Dict) and set(first) == set(second):
-        return spaces.Dict({key: _larger_space(first[key], second[key]) for key in first.spaces})
-    if isinstance(first, spaces.Tuple) and isinstance(second, spaces.Tuple):
-        pairs = zip(first.spaces, second.spaces, strict=False)
-        return first if len(first) != len(second) else spaces.Tuple([_larger_space(*pair) for pair in pairs])
-    if isinstance(first, spaces.Discrete) and isinstance(second, spaces.Discrete):
-        return spaces.Discrete(max(int(first.n), int(second.n)))
-    return first
-
-
-def _check_lengths(columns: dict[str, Any]) -> None:
-    """Every field (n,) or longer along its other axes, with one n above 0."""
-    columns = {name: column for name, column in columns.items() if name != "actions" or column is not None}
-    for name in ("actions", "rewards"):
-        if name not in columns:
-            continue
-        if columns[name].ndim == 0 or (name == "rewards" and columns[name].ndim > 1):
-            raise ValueError(f"{name} must have shape (n,{' ...' * (name == 'actions')}), got {columns[name].shape}")
-    lengths = {name: batch_size(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"all fields must have one length, got {lengths}")
-    if lengths["rewards"] == 0:
-        raise ValueError("observations: the trajectory is empty; at least one transition is needed")
-
-
-def _check_values(observations: Observations, space: spaces.Space, name: str) -> None:
-    """Everything finite, and ids of Discrete spaces within them."""
-    if isinstance(space, spaces.Dict):
-        for key, part in space.spaces.items():
-            _check_values(observations[key], part, f"{name}[{key!r}]")
-    elif isinstance(space, spaces.Tuple):
-        for index, part in enumerate(space.spaces):
-            _check_values(observations[index], part, f"{name}[{index}]")
-    else:
-        check_finite(observations, name)
-        if isinstance(space, spaces.Discrete):
-            _check_ids(observations, space, name)
-
-
-def _check_ids(ids: np.ndarray, space: spaces.Discrete, name: str) -> None:
-    outside = (ids < space.start) | (ids >= space.start + space.n)
-    if outside.any():
-        index = int(np.flatnonzero(outside)[0])
-        raise ValueError(f"{name} must lie in {space}: {name}[{index}] is {ids[index]}")
-
-
-def _checked_episode_ends(episode_ends: Any, stated: np.ndarray) -> np.ndarray:
-    ends = _flags(episode_ends, "episode_ends")
-    if len(ends) != len(stated):
-        raise ValueError(f"episode_ends must have length {len(stated)}, got {len(ends)}")
-    denied = stated & ~ends
-    denied[-1] |= not ends[-1]
-    if denied.any():
-        index = int(np.flatnonzero(denied)[0])
-        raise ValueError(f"episode_ends[{index}] is False but a flag is set there or the log stops")
-    return ends
-
-
-def _default_episode_ends(observations: Observations, next_observations: Observations, flags: np.ndarray) -> np.ndarray:
-    ends = flags.copy()
-    ends[-1] = True
-    ends[:-1] |= ~rows_equal(take(next_observations, slice(-1)), take(observations, slice(1, None)))
-    return ends
-
-
-def _collect(arrays: dict[str, np.ndarray], name: str, space: spaces.Space) -> Observations:
-    if isinstance(space, spaces.Dict):
-        return {key: _collect(arrays, f"{name}[{key!r}]", part) for key, part in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(_collect(arrays, f"{name}[{i}]", part) for i, part in enumerate(space.spaces))
-    return arrays[name]
+_ARGUMENTS = tuple(f.name for f in fields(Trajectory) if f.init)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +19,70 @@ from icrl_gym.acting.environments import environment_spec
 from icrl_gym.acting.policy_source import find_policy
 from icrl_gym.configuration import DEFAULT_GAMMA, EvaluateConfig
 from icrl_gym.context.returns import decayed_sums
+from icrl_gym.main_job.finished_parts import FinishedParts, interrupted_config
 from icrl_gym.main_job.result import Evaluation, save_tables
 from icrl_gym.main_job.subject import Subject
 from icrl_gym.observations import take
 from icrl_gym.registry import Estimator, make_estimator
-from icrl_gym.runs import Progress, run_folder, versions, write_json
+from icrl_gym.runs import Progress, finished_name, run_folder, versions, write_json
 from icrl_gym.scoring import figures
 from icrl_gym.scoring.score import Score, score
 from icrl_gym.tracking import EventWriter, open_writer
 from icrl_gym.values import ValueEstimates
 
 
-def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evaluation:
+def evaluate(config: EvaluateConfig, progress: Progress | None = None, *, resumed: Path | None = None) -> Evaluation:
     """Run the main job. Whatever can be refused is refused before any work; a failed run leaves no folder.
 
     Args:
         config: the flags of the run.
         progress: called as ``progress(part, done, total)`` during the long parts.
+        resumed: the interrupted run, as it was to be named, to go on with; ``config`` is then its own.
 
     Raises:
         ValueError, TypeError: bad input, named in one line.
         OSError: the model or the run folder cannot be read or written (FileExistsError: the folder exists).
+        KeyboardInterrupt: the user's; the finished parts are kept, and its message says how to go on.
     """
     config.check()
-    estimator = _estimator(config.estimator, config.device)
+    estimator = estimator_on(config.estimator, config.device)
     subject = _subject(config, progress or _silent)
     exact, remark = subject.exact_truth_applies(config.truth)
-    with run_folder(config.run_dir, config.env) as folder:
-        write_json(folder.path / "config.json", dataclasses.asdict(config))
+    directory = config.run_dir if resumed is None else resumed
+    with run_folder(directory, config.env, resume=resumed is not None) as folder:
+        parts = FinishedParts(folder, subject.evaluated().identity)
+        if resumed is None:
+            write_json(folder.path / "config.json", dataclasses.asdict(config))
         write_json(folder.path / "versions.json", versions())
         with open_writer(folder.path if config.tensorboard else None) as writer:
-            evaluation = _evaluation(config, subject, estimator, exact, remark, folder.final)
+            evaluation = _evaluation(config, subject, estimator, exact, remark, folder.final, parts)
             save_tables(evaluation, folder.path)
             if config.tensorboard:
                 _log(evaluation, subject, estimator, writer)
+        parts.discard()
     return evaluation
+
+
+def resume(run: Path, progress: Progress | None = None) -> Evaluation:
+    """Go on with an interrupted run; nothing that it finished is computed again.
+
+    Args:
+        run: the folder that it was to fill.
+        progress: as of `evaluate`.
+
+    Raises:
+        FileNotFoundError, FileExistsError: there is no such run, or it is finished.
+        ValueError: its policy has changed since; else as `evaluate`.
+    """
+    config = interrupted_config(run)
+    return evaluate(config, progress, resumed=finished_name(run))
 
 
 def _silent(part: str, done: int, total: int) -> None:
     """The progress of somebody who does not watch."""
 
 
-def _estimator(name: str, device: str) -> Estimator:
+def estimator_on(name: str, device: str) -> Estimator:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -68,7 +91,7 @@ def _estimator(name: str, device: str) -> Estimator:
 
 
 def _subject(config: EvaluateConfig, progress: Progress) -> Subject:
-    spec = environment_spec(config.env, config.environment_arguments(), config.wrapper)
+    spec = environment_spec(config.env, config.environment_arguments(), config.wrapper, config.wrapper_arguments())
     source = find_policy(
         config.policy, spec, trust=config.trust_model, algo=config.algo, vec_normalize=config.vec_normalize
     )
@@ -77,18 +100,25 @@ def _subject(config: EvaluateConfig, progress: Progress) -> Subject:
 
 
 def _evaluation(
-    config: EvaluateConfig, subject: Subject, estimator: Estimator, exact: bool, remark: str, run_dir: Path
+    config: EvaluateConfig,
+    subject: Subject,
+    estimator: Estimator,
+    exact: bool,
+    remark: str,
+    run_dir: Path,
+    parts: FinishedParts,
 ) -> Evaluation:
     """The work itself, in order of data flow."""
-    trajectory, source = subject.context(config.context_length), subject.source
+    trajectory, source = parts.context(lambda: subject.context(config.context_length)), subject.source
     estimator.fit(trajectory, subject.gamma, policy=subject.evaluated())
-    truth = subject.exact_truth() if exact else subject.simulated_truth(config.num_queries, config.num_rollouts)
+    simulated = partial(subject.simulated_truth, config.num_queries, config.num_rollouts)
+    truth = parts.values("truth", subject.exact_truth if exact else simulated)
     estimates = {config.estimator: estimator.predict(truth.observations)}
     steps: dict[str, int | None] = {config.estimator: len(trajectory)}
-    notes = [remark]
+    notes = [*source.notes, remark]
     if source.model is not None:
         try:
-            estimates[source.critic_name] = subject.critic(truth)
+            estimates[source.critic_name] = parts.values("critic", lambda: subject.critic(truth))
             steps[source.critic_name] = source.training_steps
         except ValueError as error:
             notes.append(f"the critic is left out: {error}")

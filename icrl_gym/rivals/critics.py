@@ -19,7 +19,7 @@ import torch
 from gymnasium import spaces
 
 from icrl_gym.acting.environments import environment_identity
-from icrl_gym.acting.policies import ActingPolicy, as_policy, normalised
+from icrl_gym.acting.policies import ActingPolicy, as_policy, lacks_normalisation, normalised
 from icrl_gym.observations import Observations, as_batch, batch_size, check_finite, named_leaves, take
 from icrl_gym.values import Estimand, ValueEstimates
 
@@ -70,6 +70,11 @@ def sb3_critic_values(
     scale = _reward_scale(model)
     if scale != 1.0:
         notes = (*notes, f"VecNormalize undone: the critic's values times {scale:.6g}")
+    if lacks_normalisation(model):
+        notes = (
+            *notes,
+            "trained in a VecNormalize that it is without now: it sees raw observations, its scale is another",
+        )
     estimand = Estimand(_environment_name(model, env), actor.identity, float(model.gamma))
     return ValueEstimates(values.astype(np.float64) * scale, observations, estimand, notes=notes)
 

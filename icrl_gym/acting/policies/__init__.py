@@ -19,7 +19,13 @@ from gymnasium import spaces
 from icrl_gym.acting.policies.acting import ActingPolicy
 from icrl_gym.acting.policies.asked import AskedPolicy, first_outside, global_generators_kept
 from icrl_gym.acting.policies.functions import CallablePolicy, PolicyTable, ProbabilityPolicy, RandomPolicy
-from icrl_gym.acting.policies.models import ModelPolicy, RecurrentModelPolicy, model_digest, normalised
+from icrl_gym.acting.policies.models import (
+    ModelPolicy,
+    RecurrentModelPolicy,
+    lacks_normalisation,
+    model_digest,
+    normalised,
+)
 
 __all__ = [
     "ActingPolicy",
@@ -27,6 +33,7 @@ __all__ = [
     "as_policy",
     "first_outside",
     "global_generators_kept",
+    "lacks_normalisation",
     "model_digest",
     "normalised",
 ]

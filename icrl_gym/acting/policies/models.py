@@ -20,6 +20,11 @@ from icrl_gym.acting.policies.acting import (
     policy_generator,
 )
 from icrl_gym.acting.policies.inversion import index_by_inversion, normal_quantiles, numbers_in_action
+from icrl_gym.acting.policies.missing_wrappers import (
+    briefly,
+    missing_action_wrapper,
+    missing_observation_wrapper,
+)
 from icrl_gym.observations import Observations, batch_size, named_leaves
 
 MAX_SINGLE_THREADED = 100_000  # numbers in a batch of observations
@@ -227,14 +232,29 @@ def normalised(model: Any, observations: Observations) -> Observations:
     return observations if vec_normalize is None else vec_normalize.normalize_obs(observations)
 
 
+def lacks_normalisation(model: Any) -> bool:
+    """Whether a model trained in a VecNormalize and is without one now.
+
+    A model that trained so keeps its last observations as they were before they were normalised.
+    """
+    trained_so = getattr(model, "_last_original_obs", None) is not None
+    return trained_so and getattr(model, "get_vec_normalize_env", lambda: None)() is None
+
+
 def check_model_spaces(model: Any, action_space: spaces.Space, observation_space: spaces.Space | None) -> None:
     """Raise ValueError unless the model's spaces fit the environment's (images may differ in channel order)."""
     theirs = getattr(model, "action_space", None)
     if theirs is not None and not _same_actions(theirs, action_space):
-        raise ValueError(f"policy: its action space {theirs} does not fit the environment's {action_space}")
+        raise ValueError(
+            f"policy: its action space {briefly(theirs)} does not fit the environment's {briefly(action_space)}"
+            f"{missing_action_wrapper(theirs, action_space)}"
+        )
     theirs = getattr(model, "observation_space", None)
     if theirs is not None and observation_space is not None and not _same_observations(theirs, observation_space):
-        raise ValueError(f"policy: its observation space {theirs} does not fit the environment's {observation_space}")
+        raise ValueError(
+            f"policy: its observation space {briefly(theirs)} does not fit the environment's "
+            f"{briefly(observation_space)}{missing_observation_wrapper(theirs, observation_space)}"
+        )
 
 
 def _same_actions(first: spaces.Space, second: spaces.Space) -> bool:
