@@ -17,7 +17,6 @@ evaluation episodes, whose steps the training then does not have.
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from collections.abc import Mapping
@@ -85,10 +84,13 @@ class Config:
 
 @dataclass
 class Snapshot:
-    """The policy of one rollout, with what each rule knows of it and its mean return over fresh episodes."""
+    """The policy of one rollout, with what each rule knows of it and its mean return over fresh episodes.
+
+    The in-context value is None where PPO's baseline was in context: no choice is made among those.
+    """
 
     num_steps: int
-    in_context: float
+    in_context: float | None
     training: float
     evaluation: float
     evaluation_steps: int
@@ -185,14 +187,17 @@ class AtWork(BaseCallback):
             last_values_E[own] = values(self.locals["new_obs"][own])
         buffer.compute_returns_and_advantage(torch.as_tensor(last_values_E), self.locals["dones"])
 
+    def _start_value(self, buffer: RolloutBuffer) -> float:
+        """Mean in-context value of start states, by walks under the policy, off this rollout."""
+        evaluator = icrl.InContextEvaluator.from_pretrained()
+        evaluator.fit(self._trajectory(buffer, slice(None)), gamma=self.model.gamma, policy=self.model)
+        return float(evaluator.predict(np.stack(self.starts)).values.mean())
+
     def _snapshot(self, buffer: RolloutBuffer) -> Snapshot:
         with torch.random.fork_rng(devices=[]):
-            model = copy.copy(self.model)
-            evaluator = icrl.InContextEvaluator.from_pretrained()
-            evaluator.fit(self._trajectory(buffer, slice(None)), gamma=self.model.gamma, policy=self.model)
-            value = float(evaluator.predict(np.stack(self.starts)).values.mean())
+            value = None if self.replaces_critic else self._start_value(buffer)
             torch.manual_seed(1000 * self.seed + len(self.snapshots))
-            returns, lengths = episodes(model, self.env_id, EVALUATION_EPISODES + TRUTH_EPISODES, self.seed)
+            returns, lengths = episodes(self.model, self.env_id, EVALUATION_EPISODES + TRUTH_EPISODES, self.seed)
         latest = float(np.mean(self.returns[-LATEST_EPISODES:])) if self.returns else -np.inf
         return Snapshot(
             self.num_timesteps, value, latest, float(np.mean(returns[:EVALUATION_EPISODES])),
