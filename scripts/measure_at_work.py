@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -266,7 +266,7 @@ def paired(runs: Runs, env: str) -> list[int]:
     return [seed for name, arm, seed in runs if name == env and arm == "critic" and (env, "in_context", seed) in runs]
 
 
-def of_seeds(values: list[float]) -> Aggregate:
+def of_seeds(values: Sequence[Any]) -> Aggregate:
     """Mean over seeds with a 95 % t interval."""
     return mean_interval([np.array(values)])
 
