@@ -130,6 +130,11 @@ class AtWork(BaseCallback):
         self.returns: list[float] = []
         self.streams = Streams()
 
+    def _init_callback(self) -> None:
+        self.gamma: float = vars(self.model)["gamma"]
+        self.observation_shape = self.model.observation_space.shape or ()
+        self.action_shape = self.model.action_space.shape or ()
+
     def _on_rollout_start(self) -> None:
         self.streams = Streams()
 
@@ -155,7 +160,7 @@ class AtWork(BaseCallback):
         cut_TE, dones_TE = streams.cut_TE()[:, envs], np.stack(streams.dones)[:, envs]
         successors_TEX = streams.successors(buffer.observations, self.locals["new_obs"])[:, envs]
         parts = (
-            buffer.observations[:, envs], buffer.actions[:, envs].reshape(NUM_STEPS, -1, *model.action_space.shape),
+            buffer.observations[:, envs], buffer.actions[:, envs].reshape(NUM_STEPS, -1, *self.action_shape),
             np.stack(streams.rewards)[:, envs], successors_TEX, dones_TE & ~cut_TE, cut_TE,
         )  # fmt: skip
         flat = [np.swapaxes(part, 0, 1).reshape(-1, *part.shape[2:]) for part in parts]
@@ -174,15 +179,15 @@ class AtWork(BaseCallback):
         last_values_E = np.zeros(NUM_ENVS)
         for own, other in (halves, halves[::-1]):
             evaluator = icrl.InContextEvaluator.from_pretrained(imagination=False)
-            evaluator.fit(self._trajectory(buffer, other), gamma=self.model.gamma)
+            evaluator.fit(self._trajectory(buffer, other), gamma=self.gamma)
 
             def values(observations: np.ndarray, evaluator: icrl.InContextEvaluator = evaluator) -> np.ndarray:
-                flat = observations.reshape(-1, *self.model.observation_space.shape)
+                flat = observations.reshape(-1, *self.observation_shape)
                 return evaluator.predict(flat).values.reshape(observations.shape[: -len(flat.shape[1:])])
 
             buffer.values[:, own] = values(buffer.observations[:, own])
             successors_TEX = self.streams.successors(buffer.observations, self.locals["new_obs"])[:, own]
-            bootstraps_TE = np.where(cut_TE[:, own], self.model.gamma * values(successors_TEX), 0.0)
+            bootstraps_TE = np.where(cut_TE[:, own], self.gamma * values(successors_TEX), 0.0)
             buffer.rewards[:, own] = rewards_TE[:, own] + bootstraps_TE
             last_values_E[own] = values(self.locals["new_obs"][own])
         buffer.compute_returns_and_advantage(torch.as_tensor(last_values_E), self.locals["dones"])
@@ -190,7 +195,7 @@ class AtWork(BaseCallback):
     def _start_value(self, buffer: RolloutBuffer) -> float:
         """Mean in-context value of start states, by walks under the policy, off this rollout."""
         evaluator = icrl.InContextEvaluator.from_pretrained()
-        evaluator.fit(self._trajectory(buffer, slice(None)), gamma=self.model.gamma, policy=self.model)
+        evaluator.fit(self._trajectory(buffer, slice(None)), gamma=self.gamma, policy=self.model)
         return float(evaluator.predict(np.stack(self.starts)).values.mean())
 
     def _snapshot(self, buffer: RolloutBuffer) -> Snapshot:
