@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench results docs pretrain ablate clean
+.PHONY: demo test test-slow check bench results docs site pretrain ablate clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -38,6 +38,9 @@ results: $(STAMP)  ## RESULTS.md and docs/results from the records in the reposi
 docs: $(STAMP)  ## the generated pages: the theory's claims (an hour from scratch; resumes) and the prior's pictures
 	$(BIN)/python scripts/reproduce.py --report docs/reproduction.md
 	$(BIN)/python scripts/draw_prior.py
+
+site: $(STAMP)  ## the documentation site, into site/; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pretrain: $(STAMP)  ## the generalist's checkpoint from an empty folder (hours; resumes), into runs/pretrain
 	$(BIN)/icrl-gym pretrain --jobs 2
