@@ -20,6 +20,7 @@ from gymnasium import spaces
 
 from icrl_gym.acting.environments import environment_identity
 from icrl_gym.acting.policies import ActingPolicy, as_policy, normalised
+from icrl_gym.context.pairs import pair_process
 from icrl_gym.observations import Observations, as_batch, batch_size, check_finite, named_leaves, take
 from icrl_gym.values import Estimand, ValueEstimates
 
@@ -72,6 +73,48 @@ def sb3_critic_values(
         notes = (*notes, f"VecNormalize undone: the critic's values times {scale:.6g}")
     estimand = Estimand(_environment_name(model, env), actor.identity, float(model.gamma))
     return ValueEstimates(values.astype(np.float64) * scale, observations, estimand, notes=notes)
+
+
+def sb3_action_values(model: Any, observations: Observations, actions: Any) -> ValueEstimates:
+    """The values that a Q critic gives to actions which were taken.
+
+    Args:
+        model: an SB3 or sb3-contrib model with Q heads.
+        observations: (Q,) + shape, raw, as for `sb3_critic_values`.
+        actions: (Q,) + action shape, as the environment executes them.
+
+    Returns:
+        Estimates whose observations are the pairs and whose estimand is that of the process of pairs.
+
+    Raises:
+        TypeError: not an SB3 model.
+        ValueError: the model has no Q critic, or the observations or the actions do not fit.
+    """
+    if not hasattr(model, "policy") or not hasattr(model, "predict"):
+        raise TypeError(f"model must be a Stable-Baselines3 model, got {type(model).__name__}")
+    _check_observations(observations, model.observation_space)
+    actions = as_batch(actions, model.action_space, "actions")
+    if len(actions) != batch_size(observations):
+        raise ValueError(f"actions must be as many as observations ({batch_size(observations)}), got {len(actions)}")
+    model.policy.set_training_mode(False)
+    with torch.no_grad():
+        values = _read_pairs(model, observations, actions) * _reward_scale(model)
+    estimand = Estimand(pair_process(_environment_name(model, None)), None, float(model.gamma))
+    return ValueEstimates(values, (observations, actions), estimand)
+
+
+def _read_pairs(model: Any, observations: Observations, actions: np.ndarray) -> np.ndarray:
+    """Q of each pair in the critic's own reward units, (Q,) float64."""
+    policy = model.policy
+    inputs, _ = policy.obs_to_tensor(normalised(model, observations))
+    if hasattr(policy, "q_net") or hasattr(policy, "quantile_net"):
+        action_values = policy.q_net(inputs) if hasattr(policy, "q_net") else policy.quantile_net(inputs).mean(dim=1)
+        column = torch.as_tensor(actions - int(model.action_space.start), device=policy.device).long()
+        return action_values.gather(1, column[:, None])[:, 0].double().cpu().numpy()
+    if hasattr(policy, "critic") and hasattr(policy, "actor"):
+        scaled = torch.as_tensor(policy.scale_action(actions), dtype=torch.float32, device=policy.device)
+        return _join_heads(model, policy.critic(inputs, scaled)).double().cpu().numpy()
+    raise ValueError(f"model: {type(model).__name__} has no Q critic")
 
 
 def _read(

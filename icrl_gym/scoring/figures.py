@@ -25,6 +25,7 @@ STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D")
 GREY = "#777777"
 FINEST_GRID = 600  # rows or columns of a map that are shown one by one; more columns are added up, more rows smoothed
+GROUPS_OF_RETURNS = 20
 VALUE_LABEL = "value (units of reward)"
 
 
@@ -157,6 +158,41 @@ def value_along_episode(
     axes.set_title("Value along one episode" + (f" ({ending})" if ending else ""))
     axes.margins(x=0.01)
     axes.legend(fontsize="small")
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def values_over_states(
+    in_context: ValueEstimates, critic: ValueEstimates, returns: np.ndarray, title: str, level: float = 0.9
+) -> Figure:
+    """A critic against in-context values at states in the order of the latter, and the returns that came in from there.
+
+    Args:
+        in_context: values at Q states; their interval is shaded.
+        critic: values at the same states.
+        returns: (Q,) discounted return from each state; drawn as the mean of states with similar in-context values.
+        title: the verdict in words.
+        level: probability that an interval holds the value, in (0, 1).
+    """
+    figure = Figure(figsize=(7.2, 4.2), dpi=100)
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.11, right=0.98, top=0.91, bottom=0.12)
+    order = np.argsort(in_context.values, kind="stable")
+    places = np.arange(len(order))
+    if in_context.stderr is not None:
+        low, high = in_context.interval(level)
+        axes.fill_between(places, low[order], high[order], color=COLOURS[0], alpha=0.2, linewidth=0,
+                          label=f"in context, {level:.0%} interval")  # fmt: skip
+    axes.plot(places, in_context.values[order], color=COLOURS[0], linewidth=1.6, label="in context")
+    axes.plot(places, critic.values[order], ".", color=COLOURS[1], markersize=3, label="critic")
+    groups = np.array_split(places, min(GROUPS_OF_RETURNS, len(places)))
+    means = [float(np.mean(returns[order[group]])) for group in groups]
+    axes.plot([float(group.mean()) for group in groups], means, "--", color="black", linewidth=1.4,
+              label="returns that came in, mean")  # fmt: skip
+    axes.set(xlabel="state, lowest in-context value first", ylabel=VALUE_LABEL)
+    axes.set_title(title, fontsize="medium")
+    axes.margins(x=0.01)
+    axes.legend(fontsize="small", loc="upper left")
     axes.grid(alpha=0.25)
     return figure
 

@@ -1,0 +1,126 @@
+"""One audit: the evaluator reads the older half of the window, and is examined with the critic on the newer half.
+
+So the in-context values never saw the returns that they and the critic are held against.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from icrl_gym.acting.policies import global_generators_kept
+from icrl_gym.audit.critic import AuditedCritic
+from icrl_gym.audit.returns import ReturnEvidence
+from icrl_gym.audit.stream import Stretch
+from icrl_gym.audit.verdict import LEVEL, Evidence
+from icrl_gym.observations import take
+from icrl_gym.registry import Estimator
+from icrl_gym.scoring.statistics import Aggregate
+from icrl_gym.values import ValueEstimates
+
+SEED = 0  # of all chance inside an audit
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """The critic and the in-context values at the states of the newer half, in order.
+
+    Attributes:
+        critic: the critic's values.
+        in_context: the evaluator's.
+        returns: the returns that have come in since, as evidence about either.
+        policy_notes: remarks on which policy the data and the values are of.
+    """
+
+    critic: ValueEstimates
+    in_context: ValueEstimates
+    returns: ReturnEvidence
+    policy_notes: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks that belong beside the numbers, each once."""
+        warnings = getattr(self.in_context.diagnostics, "warnings", ())
+        said = (
+            *self.policy_notes,
+            *(f"critic: {note}" for note in self.critic.notes),
+            *(f"in context: {note}" for note in (*self.in_context.notes, *warnings)),
+        )
+        return tuple(dict.fromkeys(said))
+
+    def share_explained(self, predictions_N: np.ndarray) -> float:
+        """Share of the variance of the returns that predictions account for, at most 1; NaN if the returns are all alike."""
+        returns_N = self.returns.returns_N
+        spread = float(np.var(returns_N))
+        return 1.0 - float(np.var(returns_N - predictions_N)) / spread if spread > 0 else float("nan")
+
+    @property
+    def evidence(self) -> Evidence:
+        """What a verdict is made from."""
+        difference_N, known_N = self.critic.values - self.in_context.values, self.in_context.values
+        bias = float(difference_N.mean())
+        half = 0.0
+        if self.in_context.stderr is not None:
+            low_N, high_N = self.in_context.interval(LEVEL)
+            half = float((high_N - low_N).mean()) / 2
+        return Evidence(
+            scale=float(np.sqrt(np.mean(known_N**2))),
+            bias_in_context=Aggregate(bias, bias - half, bias + half),
+            bias_returns=self.returns.bias(LEVEL),
+            critic_explains=self.returns.explained(self.critic.values, LEVEL),
+            evaluator_explains=self.returns.explained(self.in_context.values, LEVEL),
+            lead=self.returns.lead(self.in_context.values, LEVEL),
+        )
+
+
+def examine(model: Any, older: Stretch, newer: Stretch, evaluator: Estimator) -> Examination:
+    """Fit the evaluator on the older stretch and hold it and the critic against the newer one.
+
+    The model and the global generators are left as they were.
+
+    Raises:
+        ValueError, TypeError: the model has no critic, its gamma is 1, or the evaluator refuses the context.
+    """
+    with undisturbed(model):
+        critic = AuditedCritic(model)
+        context, exam = critic.counted(older), critic.counted(newer)
+        reading = critic.read(newer, exam)
+        evaluator.fit(context, float(model.gamma), policy=critic.policy)
+        in_context = evaluator.predict(exam.observations)
+    evidence = ReturnEvidence.of(
+        reading.taken_N, reading.residuals_N, reading.known_N, exam.terminated, exam.episode_ends, float(model.gamma)
+    )
+    return Examination(reading.values, in_context, evidence, _policy_notes(critic, older, newer))
+
+
+def _policy_notes(critic: AuditedCritic, older: Stretch, newer: Stretch) -> tuple[str, ...]:
+    of = f"values are of the policy {critic.policy.identity}"
+    if not critic.on_policy:
+        return (f"{of}; the steps are those of the training, with its exploration",)
+    if older.num_policies == newer.num_policies == 1:
+        return (f"{of}, which made all the steps",)
+    return (f"{of}; the steps examined were made by {newer.num_policies} successive policies, the newest its last",)
+
+
+@contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Leave the model's modules in their mode, torch's threads as many, and all global generators as they are."""
+    modes = [(module, module.training) for module in model.policy.modules()]
+    threads, device = torch.get_num_threads(), torch.device(model.device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), global_generators_kept():
+        random.seed(SEED)
+        np.random.seed(SEED)  # noqa: NPY002 - for what draws from it; put back on leaving
+        torch.manual_seed(SEED)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            for module, training in modes:
+                module.training = training

@@ -1,0 +1,112 @@
+"""What the returns of a stretch say about predictions of them, with intervals that hold although returns overlap.
+
+Legend: N transitions in order, V the critic, γ the discount, δ its temporal-difference residuals.
+
+    G_k = V_k + sum_{t >= k} γ^(t - k) δ_t      up to the end of the stretch that k belongs to
+
+is the discounted return from k, plus, where the stretch did not terminate, the critic's own value at its cut; of a Q
+critic (V_k its value of the pair taken), the return with every later action's chance taken out, as Q(λ) does with λ = 1
+(Harutyunyan et al. 2016). Whenever the critic is right, the δ_t are martingale differences, whoever acted. So for any
+weights g_k that do not look ahead
+
+    sum_k g_k (G_k - V_k) = sum_t z_t δ_t,    z_t = g_t + γ z_{t-1}    (the trace starts anew with each stretch)
+
+has mean 0 and, in the limit of many steps, variance sum_t z_t² δ_t², overlaps and cuts included. Weights may depend on
+the critic, and on an evaluator that was fitted on older transitions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from icrl_gym.context.returns import decayed_sums
+from icrl_gym.scoring.statistics import Aggregate
+
+
+@dataclass(frozen=True, eq=False)
+class ReturnEvidence:
+    """Returns of N transitions against what a critic said.
+
+    Attributes:
+        taken_N: V_k.
+        errors_N: G_k - V_k.
+        residuals_N: δ_k.
+        decays_N: γ where row k + 1 continues row k, else 0.
+        seen_N: share of an error of the critic that is the same everywhere which G_k - V_k shows: 1 - γ^m where m steps
+            were seen before a cut, 1 where the episode terminated.
+    """
+
+    taken_N: np.ndarray
+    errors_N: np.ndarray
+    residuals_N: np.ndarray
+    decays_N: np.ndarray
+    seen_N: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        taken_N: np.ndarray,
+        residuals_N: np.ndarray,
+        known_N: np.ndarray,
+        terminated_N: np.ndarray,
+        ends_N: np.ndarray,
+        gamma: float,
+    ) -> ReturnEvidence:
+        """The evidence of a critic's residuals.
+
+        Args:
+            taken_N: V_k.
+            residuals_N: δ_k, 0 where not known.
+            known_N: whether δ_k is known.
+            terminated_N: whether the episode terminated with row k.
+            ends_N: whether row k + 1 does not continue row k.
+            gamma: discount in [0, 1).
+        """
+        decays_N = gamma * (1.0 - ends_N)
+        errors_N = decayed_sums(residuals_N, decays_N)
+        seen_N = decayed_sums(known_N * (1.0 - gamma * (1.0 - terminated_N)), decays_N)
+        return cls(taken_N, errors_N, residuals_N, decays_N, seen_N)
+
+    @property
+    def returns_N(self) -> np.ndarray:
+        """G_k."""
+        return self.taken_N + self.errors_N
+
+    def bias(self, level: float) -> Aggregate:
+        """How far the critic is too high in the mean, in units of reward; NaN where no discount was seen."""
+        seen = float(self.seen_N.sum())
+        if seen <= 0:
+            return Aggregate(math.nan, math.nan, math.nan)
+        return self._sum(np.full(len(self.seen_N), -1.0 / seen), level)
+
+    def explained(self, predictions_N: np.ndarray, level: float) -> Aggregate:
+        """var(T) - var(T - X) for predictions X of the true values T, in squared units of reward.
+
+        It is 2 cov(X, G) - var(X): the noise of the returns has no part in it but in its interval. 0 is what a
+        constant explains, and the largest possible is var(T); predictions that vary for no reason come out below 0.
+        """
+        x_N = predictions_N - predictions_N.mean()
+        known = float(np.mean(2.0 * x_N * self.taken_N - x_N**2))
+        return _shifted(self._sum(2.0 * x_N / len(x_N), level), known)
+
+    def lead(self, predictions_N: np.ndarray, level: float) -> Aggregate:
+        """By how much these predictions explain more than ``taken_N`` does, in squared units of reward."""
+        x_N, v_N = (values - values.mean() for values in (predictions_N, self.taken_N))
+        known = float(np.mean(2.0 * (x_N - v_N) * self.taken_N - x_N**2 + v_N**2))
+        return _shifted(self._sum(2.0 * (x_N - v_N) / len(x_N), level), known)
+
+    def _sum(self, weights_N: np.ndarray, level: float) -> Aggregate:
+        """sum_k weights_k (G_k - V_k) with its normal interval."""
+        links_N = np.append(0.0, self.decays_N[:-1])
+        traces_N = decayed_sums(weights_N[::-1], links_N[::-1])[::-1]
+        value = float(np.sum(traces_N * self.residuals_N))
+        half = NormalDist().inv_cdf(0.5 + level / 2) * float(np.sqrt(np.sum((traces_N * self.residuals_N) ** 2)))
+        return Aggregate(value, value - half, value + half)
+
+
+def _shifted(aggregate: Aggregate, by: float) -> Aggregate:
+    return Aggregate(aggregate.value + by, aggregate.low + by, aggregate.high + by)

@@ -1,0 +1,202 @@
+"""`RolloutStream`: the newest transitions of a training run, copied as Stable-Baselines3 makes them.
+
+No environment is stepped. What is kept is raw: observations before VecNormalize, rewards before VecNormalize and before
+the algorithm adds its critic's value at time limits, actions as the environment executed them. Rows are whole steps of
+the vector; steps of earlier policies are kept too, and `Stretch.num_policies` says how many policies there are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from icrl_gym.acting.environments import environment_identity
+from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.observations import Observations, batch_size, concatenate, map_leaves, stack
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of all B environments.
+
+    Attributes:
+        observations: what was seen before the step, B rows.
+        actions: (B,) + action shape, as executed.
+        rewards: (B,), the environment's own.
+        terminated, truncated: (B,) bool.
+        finals: the true successor of each environment whose episode ended, by its index.
+        policy_number: how many times the policy had been updated, or may have been, before this step.
+        memory: state of a recurrent model before the step, or None.
+        starts: (B,) bool, whether that state is to be forgotten first.
+    """
+
+    observations: Observations
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    finals: Mapping[int, Any]
+    policy_number: int
+    memory: Any
+    starts: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Successive steps of all environments.
+
+    Attributes:
+        trajectory: the transitions, environment by environment, with true successors; its policy is not stated.
+        num_envs: number of environments, B.
+        num_policies: number of policies that acted.
+        memory: state of a recurrent model before the first step, or None.
+        starts: (n,) bool, the rows at which that state is to be forgotten first.
+    """
+
+    trajectory: Trajectory
+    num_envs: int
+    num_policies: int
+    memory: Any
+    starts: np.ndarray
+
+
+class RolloutStream:
+    """The newest transitions of one model's training, in whole steps of its vector environment.
+
+    Args:
+        model: a Stable-Baselines3 model whose environment has been reset.
+        capacity: number of transitions to keep, over all environments.
+
+    Raises:
+        ValueError: frames are stacked above a VecNormalize that normalises observations.
+    """
+
+    def __init__(self, model: Any, capacity: int) -> None:
+        self._model = model
+        self._vec_normalize = model.get_vec_normalize_env()
+        self._raw = self._vec_normalize is not None and self._vec_normalize.norm_obs
+        if self._raw and self._vec_normalize.observation_space != model.observation_space:
+            raise ValueError(
+                f"env: VecNormalize normalises {self._vec_normalize.observation_space}, but the model sees "
+                f"{model.observation_space}: wrap VecNormalize around the stacked frames, not inside them"
+            )
+        self._num_envs = int(model.n_envs)
+        self._steps: deque[Step] = deque(maxlen=max(2, capacity // self._num_envs))
+        self._current = self._seen(model._last_obs)
+        members = getattr(getattr(model.get_env(), "unwrapped", None), "envs", None)
+        self._env_id = environment_identity(members[0]) if members else None
+        self.policy_number = 0
+
+    def __len__(self) -> int:
+        """Number of transitions held."""
+        return len(self._steps) * self._num_envs
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many transitions as were asked for."""
+        return len(self._steps) == self._steps.maxlen
+
+    def step(self, names: Mapping[str, Any]) -> None:
+        """Copy the step that was just made from the local names of the algorithm's ``collect_rollouts``."""
+        infos, done = names["infos"], np.array(names["dones"], dtype=bool)
+        limits = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+        actions = names["clipped_actions"] if "clipped_actions" in names else names["actions"]
+        rewards = names["rewards"] if self._vec_normalize is None else self._vec_normalize.get_original_reward()
+        self._steps.append(
+            Step(
+                observations=self._current,
+                actions=np.array(actions).reshape(self._num_envs, *self._model.action_space.shape),
+                rewards=np.array(rewards, dtype=np.float64),
+                terminated=done & ~limits,
+                truncated=done & limits,
+                finals={int(i): self._final(infos[i]["terminal_observation"]) for i in np.flatnonzero(done)},
+                policy_number=self.policy_number,
+                memory=getattr(self._model, "_last_lstm_states", None),
+                starts=np.array(getattr(self._model, "_last_episode_starts", done), dtype=bool),
+            )
+        )
+        self._current = self._seen(names["new_obs"])
+
+    def halves(self) -> tuple[Stretch, Stretch]:
+        """The older and the newer half of the steps held.
+
+        Raises:
+            ValueError: fewer than two steps are held, or an observation or a reward is not finite.
+        """
+        steps, middle = list(self._steps), len(self._steps) // 2
+        if not middle:
+            raise ValueError(f"the stream must hold at least two steps to be halved, got {len(steps)}")
+        return self._stretch(steps[:middle], steps[middle].observations), self._stretch(steps[middle:], self._current)
+
+    def _stretch(self, steps: list[Step], after: Observations) -> Stretch:
+        seen = [step.observations for step in steps]
+        successors = [
+            _with_finals(later, step.finals) for step, later in zip(steps, [*seen[1:], after], strict=True)
+        ]
+        ends = np.stack([step.terminated | step.truncated for step in steps])
+        ends[-1] = True
+        rows = {name: _by_env(np.stack([getattr(step, name) for step in steps])) for name in _COLUMNS}
+        trajectory = Trajectory(
+            observations=map_leaves(_by_env, _stacked(seen)),
+            next_observations=map_leaves(_by_env, _stacked(successors)),
+            **{name: rows[name] for name in _COLUMNS if name != "starts"},
+            episode_ends=_by_env(ends),
+            observation_space=self._model.observation_space,
+            env_id=self._env_id,
+        )
+        num_policies = len({step.policy_number for step in steps})
+        return Stretch(trajectory, self._num_envs, num_policies, steps[0].memory, rows["starts"])
+
+    def _seen(self, observations: Observations) -> Observations:
+        """A copy of the current observations as they are stored."""
+        if self._raw:
+            return self._vec_normalize.get_original_obs()
+        return map_leaves(np.array, observations)
+
+    def _final(self, observation: Any) -> Any:
+        return self._vec_normalize.unnormalize_obs(observation) if self._raw else map_leaves(np.array, observation)
+
+
+_COLUMNS = ("actions", "rewards", "terminated", "truncated", "starts")
+
+
+def _stacked(steps: list[Observations]) -> Observations:
+    """T batches of B rows as arrays (T, B, ...)."""
+    return map_leaves(lambda *leaves: np.stack(leaves), *steps)
+
+
+def _by_env(column_TB: np.ndarray) -> np.ndarray:
+    """(T, B, ...) -> (B T, ...), environment by environment."""
+    return np.swapaxes(column_TB, 0, 1).reshape(-1, *column_TB.shape[2:])
+
+
+def _with_finals(observations: Observations, finals: Mapping[int, Any]) -> Observations:
+    """The true successors, where ``observations`` shows the first of a new episode already."""
+    if not finals:
+        return observations
+    rows = stack(list(finals.values()))
+
+    def put(leaf: np.ndarray, final_leaf: np.ndarray) -> np.ndarray:
+        result = np.array(leaf)
+        result[list(finals)] = final_leaf
+        return result
+
+    return map_leaves(put, observations, rows)
+
+
+def with_last_successors(stretch: Stretch) -> Observations:
+    """The observations of each environment in order, with the one after its last step: B sequences, joined."""
+    trajectory = stretch.trajectory
+    length = len(trajectory) // stretch.num_envs
+    parts = []
+    for env in range(stretch.num_envs):
+        rows = slice(env * length, (env + 1) * length)
+        parts.append(map_leaves(lambda leaf, rows=rows: leaf[rows], trajectory.observations))
+        parts.append(map_leaves(lambda leaf, last=rows.stop - 1: leaf[last : last + 1], trajectory.next_observations))
+    joined = concatenate(parts)
+    assert batch_size(joined) == len(trajectory) + stretch.num_envs
+    return joined

@@ -1,0 +1,128 @@
+"""The verdict of an audit: what may be said of a critic in words, from intervals alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from icrl_gym.scoring.statistics import Aggregate
+
+LEVEL = 0.95  # of the intervals that decide
+TOLERANCE = 0.1  # share of the values' scale: a bias that may be smaller is not called one
+CLOSE = 0.25  # share of the values' scale: a critic agrees only where its bias is surely smaller
+LITTLE = 0.25  # share of what in-context values explain: a critic that surely explains less is uninformative
+
+
+class Call(StrEnum):
+    """What an audit says of a critic."""
+
+    AGREES = "agrees"
+    BIASED = "biased"
+    UNINFORMATIVE = "uninformative"
+    OPEN = "cannot tell"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict is made from; intervals have the level `LEVEL`, values are in units of reward.
+
+    Attributes:
+        scale: root mean square of the in-context values.
+        bias_in_context: mean of the critic's values minus the in-context values.
+        bias_returns: mean of the critic's values minus the returns.
+        critic_explains, evaluator_explains: variance of the true values that the critic's values, and the in-context
+            values, explain, by the returns; squared units.
+        lead: by how much the in-context values explain more.
+    """
+
+    scale: float
+    bias_in_context: Aggregate
+    bias_returns: Aggregate
+    critic_explains: Aggregate
+    evaluator_explains: Aggregate
+    lead: Aggregate
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verdict.
+
+    Attributes:
+        call: what is said of the critic.
+        bias: how far its values are too high in the mean where that is sure, else NaN; in units of reward.
+        sentence: the verdict in words.
+    """
+
+    call: Call
+    bias: float
+    sentence: str
+
+    @property
+    def alarm(self) -> bool:
+        """Whether something is wrong with the critic."""
+        return self.call in (Call.BIASED, Call.UNINFORMATIVE)
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """The verdict that the evidence allows.
+
+    Uninformative: the critic's differences between states explain surely less than a quarter of what those of the
+    in-context values explain, or surely make matters worse than one constant for all states. Biased: its values are
+    surely too high, or too low, by more than a tenth of the values' scale. Agrees: neither, the bias is surely below a
+    quarter of the scale, and the critic surely explains something, or there is little to explain. Cannot tell: all
+    else.
+    """
+    bias = _sure_bias(evidence)
+    if _is_uninformative(evidence):
+        level = "" if math.isnan(bias) else f", and biased by {bias:+.3g}"
+        reason = "explains hardly anything of how values differ between states"
+        return Verdict(Call.UNINFORMATIVE, bias, f"{Call.UNINFORMATIVE}: {reason}{level}")
+    if not math.isnan(bias):
+        return Verdict(Call.BIASED, bias, f"biased by {bias:+.3g} ({_range(_deciding(evidence))})")
+    doubt = _doubt(evidence)
+    if doubt:
+        return Verdict(Call.OPEN, math.nan, f"{Call.OPEN}: {doubt}")
+    return Verdict(Call.AGREES, math.nan, f"{Call.AGREES} (bias {_range(_deciding(evidence))})")
+
+
+def _deciding(evidence: Evidence) -> Aggregate:
+    """The narrower of the two intervals of the bias; the returns' where there is no other."""
+    ours, theirs = evidence.bias_in_context, evidence.bias_returns
+    if not theirs.has_interval or _width(ours) < _width(theirs):
+        return ours if ours.has_interval else theirs
+    return theirs
+
+
+def _width(interval: Aggregate) -> float:
+    return interval.high - interval.low if interval.has_interval else math.inf
+
+
+def _sure_bias(evidence: Evidence) -> float:
+    """The bias where its interval lies outside the tolerance, else NaN."""
+    interval, tolerance = _deciding(evidence), TOLERANCE * evidence.scale
+    surely = interval.has_interval and (interval.low > tolerance or interval.high < -tolerance)
+    return interval.value if surely else math.nan
+
+
+def _is_uninformative(evidence: Evidence) -> bool:
+    critic, evaluator = evidence.critic_explains, evidence.evaluator_explains
+    behind = evaluator.low > 0 and evidence.lead.low > 0 and critic.high < LITTLE * evaluator.value
+    return behind or critic.high < -((TOLERANCE * evidence.scale) ** 2)
+
+
+def _doubt(evidence: Evidence) -> str:
+    """Why the critic cannot be said to agree; "" if it can."""
+    interval, close = _deciding(evidence), CLOSE * evidence.scale
+    if not (interval.has_interval and -close < interval.low and interval.high < close):
+        return f"its bias may be anything in {_range(interval)}"
+    most = max(evidence.critic_explains.high, evidence.evaluator_explains.high)
+    if evidence.critic_explains.low > 0 or most < close**2:
+        return ""
+    return "the returns do not show whether it knows good states from bad ones"
+
+
+def _range(interval: Aggregate) -> str:
+    if not interval.has_interval:
+        return "an unknown range"
+    return f"{interval.low:+.3g} to {interval.high:+.3g}"
