@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image
 
@@ -32,8 +33,8 @@ class CriticAuditCallback(BaseCallback):
 
     ``model.learn(1_000_000, callback=icrl.CriticAuditCallback())`` is all. The steps that the training makes anyway are
     copied. At the end of the first rollout after ``every`` further steps, when the model still is the policy that made
-    the newest of them, an evaluator reads the older half of the latest ``window`` transitions in context, and its
-    values, the critic's values and the discounted returns are compared on the newer half. Figures, a verdict in words
+    the newest of them, an evaluator reads the older part of the latest ``window`` transitions in context, and its
+    values, the critic's values and the discounted returns are compared on the newer part. Figures, a verdict in words
     and a picture go to the model's own logger under ``audit/``. The training is not changed: with the same seed its
     weights are the same, bit for bit, with the callback and without it. What cannot be audited is said once, as a
     warning, and the training goes on.
@@ -71,7 +72,7 @@ class CriticAuditCallback(BaseCallback):
         self.audits: list[Audit] = []
         self._evaluator = _evaluator(evaluator)
         self._stream: RolloutStream | None = None
-        self._next_step: int | None = None
+        self._next_step = self._first_step = 0
         self._said: set[str] = set()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -84,28 +85,46 @@ class CriticAuditCallback(BaseCallback):
         return save_audits(self.audits, path)
 
     def _on_training_start(self) -> None:
-        if self._next_step is None or self._next_step - self.num_timesteps > self.every:
-            self._next_step = self.num_timesteps + self.every  # of a training that counts from 0 again
-        self._stream = self._attempted(lambda: RolloutStream(self.model, self.window))
+        waiting = self.num_timesteps < self._next_step <= self.num_timesteps + self.every  # of an earlier call
+        self._wait(self._next_step if waiting else self.num_timesteps + self.every)
+        try:
+            self._stream = RolloutStream(self.model, self.window)
+        except Exception as error:  # whatever it is, the training goes on
+            self._give_up(error)
 
     def _on_rollout_start(self) -> None:
         if self._stream is not None:
             self._stream.policy_number += 1
 
     def _on_step(self) -> bool:
-        if self._stream is not None and not self._attempted(lambda: self._stream.step(self.locals) or True):
-            self._stream = None
+        stream = self._stream
+        if stream is not None and self.num_timesteps >= self._first_step:
+            try:
+                stream.step(self.locals)
+            except Exception as error:  # whatever it is, the training goes on
+                self._give_up(error)
         return True
 
     def _on_rollout_end(self) -> None:
-        due = self._next_step is not None and self.num_timesteps >= self._next_step
-        if due and self._stream is not None and self._stream.full:
-            self._next_step = self.num_timesteps + self.every
-            self._attempted(self._audit)
+        stream = self._stream
+        if stream is None or self.num_timesteps < self._next_step or not stream.full:
+            return
+        self._wait(self.num_timesteps + self.every)
+        try:
+            self._audit(stream)
+        except Exception as error:  # whatever it is, the training goes on
+            self._say(error)
+        if self.num_timesteps < self._first_step:
+            stream.clear()
 
-    def _audit(self) -> None:
+    def _wait(self, step: int) -> None:
+        """Audit at the first end of a rollout from this step on; copy what will be in the window by then."""
+        self._next_step = step
+        self._first_step = step - self.window - 2 * self.model.n_envs
+
+    def _audit(self, stream: RolloutStream) -> None:
         start = time.perf_counter()
-        older, newer = self._stream.halves()
+        older, newer = stream.split()
         examination = examine(self.model, older, newer, self._evaluator)
         audit = _audit_of(examination, self.num_timesteps, older, newer, start)
         self.audits.append(audit)
@@ -120,21 +139,24 @@ class CriticAuditCallback(BaseCallback):
             self.logger.record(f"{TAG}/values", picture, exclude=("stdout", "log", "json", "csv"))
         self.logger.dump(self.num_timesteps)
 
-    def _attempted(self, work: Any) -> Any:
-        """What ``work`` returns; where it fails, None, with a warning that is given once."""
-        try:
-            return work()
-        except Exception as error:  # whatever it is, the training goes on
-            reason = f"critic audit: {type(error).__name__}: {error}".partition("\n")[0]
-            if reason not in self._said:
-                self._said.add(reason)
-                warnings.warn(f"{reason}; the training goes on without this audit", stacklevel=2)
-        return None
+    def _say(self, error: Exception) -> None:
+        """Warn of a failure, once for each reason."""
+        reason = f"critic audit: {type(error).__name__}: {error}".partition("\n")[0]
+        if reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(f"{reason}; the training goes on without this audit", stacklevel=2)
+
+    def _give_up(self, error: Exception) -> None:
+        """Warn, and audit no more in this training."""
+        self._stream = None
+        self._say(error)
 
 
 def _evaluator(evaluator: Estimator | str | None) -> Estimator:
-    if evaluator is None or isinstance(evaluator, str):
-        return make_estimator(evaluator or DEFAULT_EVALUATOR)
+    if evaluator is None:
+        return make_estimator(DEFAULT_EVALUATOR, dtype=torch.float32)
+    if isinstance(evaluator, str):
+        return make_estimator(evaluator)
     if not isinstance(evaluator, Estimator):
         raise TypeError(
             f"evaluator must have fit and predict, or be a name of icrl_gym.estimators(), got {type(evaluator).__name__}"
@@ -178,7 +200,9 @@ def _drawn(audit: Audit, examination: Examination) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     title = f"step {audit.step:,}: {audit.verdict.sentence}"
-    figure = values_over_states(examination.in_context, examination.critic, examination.returns.returns_N, title)
+    rows_P, returns_P = examination.returns.corrected_returns(examination.rows_Q)
+    shown_P = np.searchsorted(examination.rows_Q, rows_P)
+    figure = values_over_states(examination.in_context, examination.critic, shown_P, returns_P, title)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]

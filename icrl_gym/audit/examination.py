@@ -1,4 +1,4 @@
-"""One audit: the evaluator reads the older half of the window, and is examined with the critic on the newer half.
+"""One audit: the evaluator reads the older part of the window, and is examined with the critic on the newer part.
 
 So the in-context values never saw the returns that they and the critic are held against.
 """
@@ -24,24 +24,44 @@ from icrl_gym.registry import Estimator
 from icrl_gym.scoring.statistics import Aggregate
 from icrl_gym.values import ValueEstimates
 
+NUM_QUERIES = 128  # states at which values are compared, evenly spread over the newer part
 SEED = 0  # of all chance inside an audit
 
 
 @dataclass(frozen=True, eq=False)
 class Examination:
-    """The critic and the in-context values at the states of the newer half, in order.
+    """The critic and the in-context values at Q states of the newer part, in order.
 
     Attributes:
         critic: the critic's values.
         in_context: the evaluator's.
-        returns: the returns that have come in since, as evidence about either.
+        rows_Q: their rows among the N transitions of the newer part.
+        returns: what the N transitions say about either.
         policy_notes: remarks on which policy the data and the values are of.
     """
 
     critic: ValueEstimates
     in_context: ValueEstimates
+    rows_Q: np.ndarray
     returns: ReturnEvidence
     policy_notes: tuple[str, ...]
+
+    @property
+    def evidence(self) -> Evidence:
+        """What a verdict is made from."""
+        critic_Q, in_context_Q, rows_Q = self.critic.values, self.in_context.values, self.rows_Q
+        bias, half = float(np.mean(critic_Q - in_context_Q)), float("nan")
+        if self.in_context.stderr is not None:
+            low_Q, high_Q = self.in_context.interval(LEVEL)
+            half = float((high_Q - low_Q).mean()) / 2
+        return Evidence(
+            scale=float(np.sqrt(np.mean(in_context_Q**2))),
+            bias_in_context=Aggregate(bias, bias - half, bias + half),
+            bias_returns=self.returns.bias(LEVEL),
+            critic_explains=self.returns.explained(rows_Q, critic_Q, LEVEL),
+            evaluator_explains=self.returns.explained(rows_Q, in_context_Q, LEVEL),
+            lead=self.returns.lead(rows_Q, in_context_Q, critic_Q, LEVEL),
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -54,29 +74,11 @@ class Examination:
         )
         return tuple(dict.fromkeys(said))
 
-    def share_explained(self, predictions_N: np.ndarray) -> float:
-        """Share of the variance of the returns that predictions account for, at most 1; NaN if the returns are all alike."""
-        returns_N = self.returns.returns_N
-        spread = float(np.var(returns_N))
-        return 1.0 - float(np.var(returns_N - predictions_N)) / spread if spread > 0 else float("nan")
-
-    @property
-    def evidence(self) -> Evidence:
-        """What a verdict is made from."""
-        difference_N, known_N = self.critic.values - self.in_context.values, self.in_context.values
-        bias = float(difference_N.mean())
-        half = 0.0
-        if self.in_context.stderr is not None:
-            low_N, high_N = self.in_context.interval(LEVEL)
-            half = float((high_N - low_N).mean()) / 2
-        return Evidence(
-            scale=float(np.sqrt(np.mean(known_N**2))),
-            bias_in_context=Aggregate(bias, bias - half, bias + half),
-            bias_returns=self.returns.bias(LEVEL),
-            critic_explains=self.returns.explained(self.critic.values, LEVEL),
-            evaluator_explains=self.returns.explained(self.in_context.values, LEVEL),
-            lead=self.returns.lead(self.in_context.values, LEVEL),
-        )
+    def share_explained(self, predictions_Q: np.ndarray) -> float:
+        """Share of the variance of the returns that predictions account for, at most 1; NaN for equal returns."""
+        returns_Q = self.returns.returns_N[self.rows_Q]
+        spread = float(np.var(returns_Q))
+        return 1.0 - float(np.var(returns_Q - predictions_Q)) / spread if spread > 0 else float("nan")
 
 
 def examine(model: Any, older: Stretch, newer: Stretch, evaluator: Estimator) -> Examination:
@@ -91,12 +93,16 @@ def examine(model: Any, older: Stretch, newer: Stretch, evaluator: Estimator) ->
         critic = AuditedCritic(model)
         context, exam = critic.counted(older), critic.counted(newer)
         reading = critic.read(newer, exam)
+        rows_Q = np.unique(np.linspace(0, len(exam) - 1, NUM_QUERIES).round().astype(int))
         evaluator.fit(context, float(model.gamma), policy=critic.policy)
-        in_context = evaluator.predict(exam.observations)
+        in_context = evaluator.predict(take(exam.observations, rows_Q))
+    values = replace(
+        reading.values, values=reading.values.values[rows_Q], observations=take(exam.observations, rows_Q)
+    )
     evidence = ReturnEvidence.of(
         reading.taken_N, reading.residuals_N, reading.known_N, exam.terminated, exam.episode_ends, float(model.gamma)
     )
-    return Examination(reading.values, in_context, evidence, _policy_notes(critic, older, newer))
+    return Examination(values, in_context, rows_Q, evidence, _policy_notes(critic, older, newer))
 
 
 def _policy_notes(critic: AuditedCritic, older: Stretch, newer: Stretch) -> tuple[str, ...]:

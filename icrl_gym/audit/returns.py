@@ -27,6 +27,9 @@ from icrl_gym.context.returns import decayed_sums
 from icrl_gym.scoring.statistics import Aggregate
 
 
+MOSTLY_SEEN = 0.5  # share of the discount
+
+
 @dataclass(frozen=True, eq=False)
 class ReturnEvidence:
     """Returns of N transitions against what a critic said.
@@ -83,21 +86,31 @@ class ReturnEvidence:
             return Aggregate(math.nan, math.nan, math.nan)
         return self._sum(np.full(len(self.seen_N), -1.0 / seen), level)
 
-    def explained(self, predictions_N: np.ndarray, level: float) -> Aggregate:
-        """var(T) - var(T - X) for predictions X of the true values T, in squared units of reward.
+    def explained(self, rows_Q: np.ndarray, predictions_Q: np.ndarray, level: float) -> Aggregate:
+        """var(T) - var(T - X) for predictions X of the true values T at some rows, in squared units of reward.
 
         It is 2 cov(X, G) - var(X): the noise of the returns has no part in it but in its interval. 0 is what a
         constant explains, and the largest possible is var(T); predictions that vary for no reason come out below 0.
         """
-        x_N = predictions_N - predictions_N.mean()
-        known = float(np.mean(2.0 * x_N * self.taken_N - x_N**2))
-        return _shifted(self._sum(2.0 * x_N / len(x_N), level), known)
+        x_Q = predictions_Q - predictions_Q.mean()
+        known = float(np.mean(2.0 * x_Q * self.taken_N[rows_Q] - x_Q**2))
+        return _shifted(self._sum(self._placed(rows_Q, 2.0 * x_Q / len(rows_Q)), level), known)
 
-    def lead(self, predictions_N: np.ndarray, level: float) -> Aggregate:
-        """By how much these predictions explain more than ``taken_N`` does, in squared units of reward."""
-        x_N, v_N = (values - values.mean() for values in (predictions_N, self.taken_N))
-        known = float(np.mean(2.0 * (x_N - v_N) * self.taken_N - x_N**2 + v_N**2))
-        return _shifted(self._sum(2.0 * (x_N - v_N) / len(x_N), level), known)
+    def lead(self, rows_Q: np.ndarray, predictions_Q: np.ndarray, others_Q: np.ndarray, level: float) -> Aggregate:
+        """By how much predictions explain more than others, in squared units of reward."""
+        x_Q, y_Q = predictions_Q - predictions_Q.mean(), others_Q - others_Q.mean()
+        known = float(np.mean(2.0 * (x_Q - y_Q) * self.taken_N[rows_Q] - x_Q**2 + y_Q**2))
+        return _shifted(self._sum(self._placed(rows_Q, 2.0 * (x_Q - y_Q) / len(rows_Q)), level), known)
+
+    def corrected_returns(self, rows_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows among these with most of the discount seen, and their returns without the critic's share at the cut."""
+        kept_P = rows_Q[self.seen_N[rows_Q] > MOSTLY_SEEN]
+        return kept_P, self.taken_N[kept_P] + self.errors_N[kept_P] / self.seen_N[kept_P]
+
+    def _placed(self, rows_Q: np.ndarray, weights_Q: np.ndarray) -> np.ndarray:
+        weights_N = np.zeros(len(self.taken_N))
+        weights_N[rows_Q] = weights_Q
+        return weights_N
 
     def _sum(self, weights_N: np.ndarray, level: float) -> Aggregate:
         """sum_k weights_k (G_k - V_k) with its normal interval."""

@@ -19,6 +19,9 @@ from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.observations import Observations, batch_size, concatenate, map_leaves, stack
 
 
+CONTEXT_SHARE = 0.375  # of the steps held: what an evaluator reads; the rest is for the returns
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One step of all B environments.
@@ -68,7 +71,7 @@ class RolloutStream:
     """The newest transitions of one model's training, in whole steps of its vector environment.
 
     Args:
-        model: a Stable-Baselines3 model whose environment has been reset.
+        model: a Stable-Baselines3 model with an environment.
         capacity: number of transitions to keep, over all environments.
 
     Raises:
@@ -86,7 +89,7 @@ class RolloutStream:
             )
         self._num_envs = int(model.n_envs)
         self._steps: deque[Step] = deque(maxlen=max(2, capacity // self._num_envs))
-        self._current = self._seen(model._last_obs)
+        self._current: Observations | None = None
         members = getattr(getattr(model.get_env(), "unwrapped", None), "envs", None)
         self._env_id = environment_identity(members[0]) if members else None
         self.policy_number = 0
@@ -100,8 +103,21 @@ class RolloutStream:
         """Whether there are as many transitions as were asked for."""
         return len(self._steps) == self._steps.maxlen
 
+    def clear(self) -> None:
+        """Forget all steps; the next one only shows where to go on from."""
+        self._steps.clear()
+        self._current = None
+
     def step(self, names: Mapping[str, Any]) -> None:
-        """Copy the step that was just made from the local names of the algorithm's ``collect_rollouts``."""
+        """Copy the step that was just made from the local names of the algorithm's ``collect_rollouts``.
+
+        The first one after the beginning or after `clear` is not kept, as it is not known what was seen before it.
+        """
+        if self._current is not None:
+            self._keep(names)
+        self._current = self._seen(names["new_obs"])
+
+    def _keep(self, names: Mapping[str, Any]) -> None:
         infos, done = names["infos"], np.array(names["dones"], dtype=bool)
         limits = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         actions = names["clipped_actions"] if "clipped_actions" in names else names["actions"]
@@ -119,18 +135,18 @@ class RolloutStream:
                 starts=np.array(getattr(self._model, "_last_episode_starts", done), dtype=bool),
             )
         )
-        self._current = self._seen(names["new_obs"])
 
-    def halves(self) -> tuple[Stretch, Stretch]:
-        """The older and the newer half of the steps held.
+    def split(self) -> tuple[Stretch, Stretch]:
+        """The older part of the steps held, for a context, and the newer part, for an examination.
 
         Raises:
-            ValueError: fewer than two steps are held, or an observation or a reward is not finite.
+            ValueError: fewer than four steps are held, or an observation or a reward is not finite.
         """
-        steps, middle = list(self._steps), len(self._steps) // 2
-        if not middle:
-            raise ValueError(f"the stream must hold at least two steps to be halved, got {len(steps)}")
-        return self._stretch(steps[:middle], steps[middle].observations), self._stretch(steps[middle:], self._current)
+        steps, first = list(self._steps), int(CONTEXT_SHARE * len(self._steps))
+        if not first or self._current is None:
+            raise ValueError(f"the stream must hold at least 4 steps to be split, got {len(steps)}")
+        older, newer = steps[:first], steps[first:]
+        return self._stretch(older, newer[0].observations), self._stretch(newer, self._current)
 
     def _stretch(self, steps: list[Step], after: Observations) -> Stretch:
         seen = [step.observations for step in steps]

@@ -87,15 +87,12 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _deciding(evidence: Evidence) -> Aggregate:
-    """The narrower of the two intervals of the bias; the returns' where there is no other."""
+    """What the intervals of the bias allow together; where they exclude each other, the returns'."""
     ours, theirs = evidence.bias_in_context, evidence.bias_returns
-    if not theirs.has_interval or _width(ours) < _width(theirs):
-        return ours if ours.has_interval else theirs
-    return theirs
-
-
-def _width(interval: Aggregate) -> float:
-    return interval.high - interval.low if interval.has_interval else math.inf
+    if not (ours.has_interval and theirs.has_interval):
+        return theirs if theirs.has_interval else ours
+    low, high = max(ours.low, theirs.low), min(ours.high, theirs.high)
+    return Aggregate((low + high) / 2, low, high) if low <= high else theirs
 
 
 def _sure_bias(evidence: Evidence) -> float:

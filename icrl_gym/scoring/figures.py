@@ -25,7 +25,7 @@ STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D")
 GREY = "#777777"
 FINEST_GRID = 600  # rows or columns of a map that are shown one by one; more columns are added up, more rows smoothed
-GROUPS_OF_RETURNS = 20
+GROUPS_OF_RETURNS = 12  # points of the returns over states
 VALUE_LABEL = "value (units of reward)"
 
 
@@ -163,36 +163,43 @@ def value_along_episode(
 
 
 def values_over_states(
-    in_context: ValueEstimates, critic: ValueEstimates, returns: np.ndarray, title: str, level: float = 0.9
+    in_context: ValueEstimates,
+    critic: ValueEstimates,
+    rows_P: np.ndarray,
+    returns_P: np.ndarray,
+    title: str,
+    level: float = 0.9,
 ) -> Figure:
     """A critic against in-context values at states in the order of the latter, and the returns that came in from there.
 
     Args:
         in_context: values at Q states; their interval is shaded.
         critic: values at the same states.
-        returns: (Q,) discounted return from each state; drawn as the mean of states with similar in-context values.
+        rows_P: which of the states have a return, in increasing order.
+        returns_P: their discounted returns; drawn as means over states that are neighbours in the order.
         title: the verdict in words.
         level: probability that an interval holds the value, in (0, 1).
     """
-    figure = Figure(figsize=(7.2, 4.2), dpi=100)
+    figure = Figure(figsize=(7.2, 4.4), dpi=90)
     axes = figure.subplots()
-    figure.subplots_adjust(left=0.11, right=0.98, top=0.91, bottom=0.12)
+    figure.subplots_adjust(left=0.11, right=0.98, top=0.92, bottom=0.2)
     order = np.argsort(in_context.values, kind="stable")
     places = np.arange(len(order))
     if in_context.stderr is not None:
         low, high = in_context.interval(level)
-        axes.fill_between(places, low[order], high[order], color=COLOURS[0], alpha=0.2, linewidth=0,
-                          label=f"in context, {level:.0%} interval")  # fmt: skip
+        shade = {"color": COLOURS[0], "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(places, low[order], high[order], label=f"{level:.0%} interval", **shade)
     axes.plot(places, in_context.values[order], color=COLOURS[0], linewidth=1.6, label="in context")
-    axes.plot(places, critic.values[order], ".", color=COLOURS[1], markersize=3, label="critic")
-    groups = np.array_split(places, min(GROUPS_OF_RETURNS, len(places)))
-    means = [float(np.mean(returns[order[group]])) for group in groups]
-    axes.plot([float(group.mean()) for group in groups], means, "--", color="black", linewidth=1.4,
-              label="returns that came in, mean")  # fmt: skip
+    axes.plot(places, critic.values[order], "o", color=COLOURS[1], markersize=2.5, label="critic")
+    if len(rows_P):
+        place_P = np.argsort(order)[rows_P]
+        groups = np.array_split(np.argsort(place_P), min(GROUPS_OF_RETURNS, len(rows_P)))
+        points = np.array([(place_P[group].mean(), returns_P[group].mean()) for group in groups])
+        axes.plot(*points.T, "s--", color="black", linewidth=1, markersize=3.5, label="returns, means of neighbours")
     axes.set(xlabel="state, lowest in-context value first", ylabel=VALUE_LABEL)
     axes.set_title(title, fontsize="medium")
     axes.margins(x=0.01)
-    axes.legend(fontsize="small", loc="upper left")
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, frameon=False)
     axes.grid(alpha=0.25)
     return figure
 
