@@ -18,13 +18,13 @@ from icrl_gym.acting.policies import global_generators_kept
 from icrl_gym.audit.critic import AuditedCritic
 from icrl_gym.audit.returns import ReturnEvidence
 from icrl_gym.audit.stream import Stretch
-from icrl_gym.audit.verdict import LEVEL, Evidence
+from icrl_gym.audit.verdict import LEVEL, SUPPORT_LEVEL, Evidence
 from icrl_gym.observations import take
 from icrl_gym.registry import Estimator
 from icrl_gym.scoring.statistics import Aggregate
 from icrl_gym.values import ValueEstimates
 
-NUM_QUERIES = 128  # states at which values are compared, evenly spread over the newer part
+NUM_QUERIES = 512  # states at which values are compared, evenly spread over the newer part
 SEED = 0  # of all chance inside an audit
 
 
@@ -54,13 +54,19 @@ class Examination:
         if self.in_context.stderr is not None:
             low_Q, high_Q = self.in_context.interval(LEVEL)
             half = float((high_Q - low_Q).mean()) / 2
+        corrections_Q = in_context_Q - critic_Q
         return Evidence(
             scale=float(np.sqrt(np.mean(in_context_Q**2))),
+            spread=float(np.std(in_context_Q)),
             bias_in_context=Aggregate(bias, bias - half, bias + half),
             bias_returns=self.returns.bias(LEVEL),
+            shape_error=float(np.std(corrections_Q)),
             critic_explains=self.returns.explained(rows_Q, critic_Q, LEVEL),
             evaluator_explains=self.returns.explained(rows_Q, in_context_Q, LEVEL),
-            lead=self.returns.lead(rows_Q, in_context_Q, critic_Q, LEVEL),
+            support=(
+                self.returns.support(rows_Q, corrections_Q, 0.0, SUPPORT_LEVEL),
+                self.returns.support(rows_Q, corrections_Q, 1.0, SUPPORT_LEVEL),
+            ),
         )
 
     @property

@@ -96,11 +96,15 @@ class ReturnEvidence:
         known = float(np.mean(2.0 * x_Q * self.taken_N[rows_Q] - x_Q**2))
         return _shifted(self._sum(self._placed(rows_Q, 2.0 * x_Q / len(rows_Q)), level), known)
 
-    def lead(self, rows_Q: np.ndarray, predictions_Q: np.ndarray, others_Q: np.ndarray, level: float) -> Aggregate:
-        """By how much predictions explain more than others, in squared units of reward."""
-        x_Q, y_Q = predictions_Q - predictions_Q.mean(), others_Q - others_Q.mean()
-        known = float(np.mean(2.0 * (x_Q - y_Q) * self.taken_N[rows_Q] - x_Q**2 + y_Q**2))
-        return _shifted(self._sum(self._placed(rows_Q, 2.0 * (x_Q - y_Q) / len(rows_Q)), level), known)
+    def support(self, rows_Q: np.ndarray, corrections_Q: np.ndarray, trace_decay: float, level: float) -> Aggregate:
+        """How far the residuals go the way that proposed corrections of the critic say.
+
+        It is the mean of correction times G - V, with returns of decay ``trace_decay``: 0 in the mean if the critic is
+        right, positive if the corrections are (or any that point the same way); squared units of reward. Corrections
+        that are the same everywhere count for nothing.
+        """
+        x_Q = corrections_Q - corrections_Q.mean()
+        return self._sum(self._placed(rows_Q, x_Q / len(rows_Q)), level, trace_decay)
 
     def corrected_returns(self, rows_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows among these with most of the discount seen, and their returns without the critic's share at the cut."""
@@ -112,9 +116,9 @@ class ReturnEvidence:
         weights_N[rows_Q] = weights_Q
         return weights_N
 
-    def _sum(self, weights_N: np.ndarray, level: float) -> Aggregate:
+    def _sum(self, weights_N: np.ndarray, level: float, trace_decay: float = 1.0) -> Aggregate:
         """sum_k weights_k (G_k - V_k) with its normal interval."""
-        links_N = np.append(0.0, self.decays_N[:-1])
+        links_N = trace_decay * np.append(0.0, self.decays_N[:-1])
         traces_N = decayed_sums(weights_N[::-1], links_N[::-1])[::-1]
         value = float(np.sum(traces_N * self.residuals_N))
         half = NormalDist().inv_cdf(0.5 + level / 2) * float(np.sqrt(np.sum((traces_N * self.residuals_N) ** 2)))

@@ -8,10 +8,12 @@ from enum import StrEnum
 
 from icrl_gym.scoring.statistics import Aggregate
 
-LEVEL = 0.95  # of the intervals that decide
+LEVEL = 0.95  # of the intervals that decide about bias
+SUPPORT_LEVEL = 0.98  # of each of the two intervals that decide whether the returns support the in-context values
 TOLERANCE = 0.1  # share of the values' scale: a bias that may be smaller is not called one
 CLOSE = 0.25  # share of the values' scale: a critic agrees only where its bias is surely smaller
-LITTLE = 0.25  # share of what in-context values explain: a critic that surely explains less is uninformative
+NEGLIGIBLE = 0.05  # share of the values' scale: differences between states that are smaller are not judged
+LITTLE = 0.25  # share of the variance of the in-context values: a critic that accounts for less is uninformative
 
 
 class Call(StrEnum):
@@ -25,23 +27,32 @@ class Call(StrEnum):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict is made from; intervals have the level `LEVEL`, values are in units of reward.
+    """What a verdict is made from; values are in units of reward.
 
     Attributes:
-        scale: root mean square of the in-context values.
+        scale, spread: root mean square and standard deviation of the in-context values.
         bias_in_context: mean of the critic's values minus the in-context values.
         bias_returns: mean of the critic's values minus the returns.
+        shape_error: standard deviation of the difference between the two.
         critic_explains, evaluator_explains: variance of the true values that the critic's values, and the in-context
-            values, explain, by the returns; squared units.
-        lead: by how much the in-context values explain more.
+            values, account for, by the returns; squared units.
+        support: what the returns say of the way in which the in-context values differ from the critic's, step by step
+            and in full: positive where they support the in-context values.
     """
 
     scale: float
+    spread: float
     bias_in_context: Aggregate
     bias_returns: Aggregate
+    shape_error: float
     critic_explains: Aggregate
     evaluator_explains: Aggregate
-    lead: Aggregate
+    support: tuple[Aggregate, Aggregate]
+
+    @property
+    def explained_variance(self) -> float:
+        """Share of the variance of the in-context values that the critic's values account for, at most 1."""
+        return 1.0 - (self.shape_error / self.spread) ** 2 if self.spread > 0 else -math.inf
 
 
 @dataclass(frozen=True)
@@ -67,16 +78,15 @@ class Verdict:
 def judge(evidence: Evidence) -> Verdict:
     """The verdict that the evidence allows.
 
-    Uninformative: the critic's differences between states explain surely less than a quarter of what those of the
-    in-context values explain, or surely make matters worse than one constant for all states. Biased: its values are
-    surely too high, or too low, by more than a tenth of the values' scale. Agrees: neither, the bias is surely below a
-    quarter of the scale, and the critic surely explains something, or there is little to explain. Cannot tell: all
-    else.
+    Uninformative: the critic accounts for less than a quarter of how the in-context values differ between states (and
+    that matters beside the level of values), and the returns surely support the in-context values in that. Biased: its values are surely too high, or too low, by
+    more than a tenth of the values' scale. Agrees: neither, the bias is surely below a quarter of the scale, and the
+    critic surely tells states apart, or there is little to tell. Cannot tell: all else.
     """
     bias = _sure_bias(evidence)
     if _is_uninformative(evidence):
         level = "" if math.isnan(bias) else f", and biased by {bias:+.3g}"
-        reason = "explains hardly anything of how values differ between states"
+        reason = "it hardly tells good states from bad ones"
         return Verdict(Call.UNINFORMATIVE, bias, f"{Call.UNINFORMATIVE}: {reason}{level}")
     if not math.isnan(bias):
         return Verdict(Call.BIASED, bias, f"biased by {bias:+.3g} ({_range(_deciding(evidence))})")
@@ -103,9 +113,11 @@ def _sure_bias(evidence: Evidence) -> float:
 
 
 def _is_uninformative(evidence: Evidence) -> bool:
-    critic, evaluator = evidence.critic_explains, evidence.evaluator_explains
-    behind = evaluator.low > 0 and evidence.lead.low > 0 and critic.high < LITTLE * evaluator.value
-    return behind or critic.high < -((TOLERANCE * evidence.scale) ** 2)
+    if evidence.shape_error <= NEGLIGIBLE * evidence.scale or evidence.explained_variance >= LITTLE:
+        return False
+    if evidence.critic_explains.low > LITTLE * max(evidence.evaluator_explains.value, 0.0):
+        return False  # the returns say that it is the in-context values that are wrong
+    return any(one.low > 0 for one in evidence.support)
 
 
 def _doubt(evidence: Evidence) -> str:
@@ -113,8 +125,8 @@ def _doubt(evidence: Evidence) -> str:
     interval, close = _deciding(evidence), CLOSE * evidence.scale
     if not (interval.has_interval and -close < interval.low and interval.high < close):
         return f"its bias may be anything in {_range(interval)}"
-    most = max(evidence.critic_explains.high, evidence.evaluator_explains.high)
-    if evidence.critic_explains.low > 0 or most < close**2:
+    most = max(evidence.critic_explains.high, evidence.spread**2)
+    if evidence.critic_explains.low > 0 or most < (NEGLIGIBLE * evidence.scale) ** 2:
         return ""
     return "the returns do not show whether it knows good states from bad ones"
 
