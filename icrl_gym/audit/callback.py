@@ -9,13 +9,13 @@ import os
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image
 
+from icrl_gym.audit.critic import check_has_critic
 from icrl_gym.audit.examination import Examination, examine
 from icrl_gym.audit.record import Audit, save_audits
 from icrl_gym.audit.stream import RolloutStream, Stretch
@@ -88,6 +88,7 @@ class CriticAuditCallback(BaseCallback):
         waiting = self.num_timesteps < self._next_step <= self.num_timesteps + self.every  # of an earlier call
         self._wait(self._next_step if waiting else self.num_timesteps + self.every)
         try:
+            check_has_critic(self.model)
             self._stream = RolloutStream(self.model, self.window)
         except Exception as error:  # whatever it is, the training goes on
             self._give_up(error)
@@ -158,9 +159,8 @@ def _evaluator(evaluator: Estimator | str | None) -> Estimator:
     if isinstance(evaluator, str):
         return make_estimator(evaluator)
     if not isinstance(evaluator, Estimator):
-        raise TypeError(
-            f"evaluator must have fit and predict, or be a name of icrl_gym.estimators(), got {type(evaluator).__name__}"
-        )
+        known = "a name of icrl_gym.estimators() or an object with fit and predict"
+        raise TypeError(f"evaluator must be {known}, got {type(evaluator).__name__}")
     return evaluator
 
 

@@ -8,6 +8,7 @@ counts them (clipped where VecNormalize clips them, with the entropy bonus), but
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +19,8 @@ from icrl_gym.acting.policies import ActingPolicy, as_policy, normalised
 from icrl_gym.audit.stream import Stretch, with_last_successors
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.observations import Observations, batch_size, concatenate, take
-from icrl_gym.rivals.critics import sb3_action_values, sb3_critic_values
-from icrl_gym.values import ValueEstimates
+from icrl_gym.rivals.critics import entropy_weight, reward_scale, sb3_action_values, sb3_critic_values
+from icrl_gym.values import ValueEstimates, check_gamma
 
 NUM_ACTION_SAMPLES = 4  # per state, where the critic's expectation over a stochastic actor is sampled
 
@@ -42,6 +43,14 @@ class CriticReading:
     known_N: np.ndarray
 
 
+def check_has_critic(model: Any) -> None:
+    """Raise ValueError unless the model has a critic that can be audited."""
+    heads = ("predict_values", "q_net", "quantile_net", "critic")
+    if not any(hasattr(model.policy, head) for head in heads):
+        raise ValueError(f"model: {type(model).__name__} has no critic")
+    check_gamma(model.gamma)
+
+
 class AuditedCritic:
     """The critic of a model, the policy it is about, and the rewards it counts.
 
@@ -50,23 +59,32 @@ class AuditedCritic:
 
     Attributes:
         policy: the policy whose values the critic estimates.
+
+    Raises:
+        ValueError: the model has no critic, or its gamma is not below 1.
     """
 
     policy: ActingPolicy
 
     def __init__(self, model: Any) -> None:
+        check_has_critic(model)
         self.model = model
         self._has_value_head = hasattr(model.policy, "predict_values")
         self._counts_entropy = not self._has_value_head and hasattr(model, "ent_coef")
         self._greedy = not self._has_value_head and not self._counts_entropy
-        self.policy = as_policy(
-            model, model.action_space, model.observation_space, deterministic=self._greedy, seed=0
-        )
+        self.policy = as_policy(model, model.action_space, model.observation_space, deterministic=self._greedy, seed=0)
 
     @property
     def on_policy(self) -> bool:
         """Whether the model acts with the very policy that its critic is about, as long as it is not updated."""
         return self._has_value_head
+
+    @property
+    def askable(self) -> ActingPolicy | None:
+        """The policy as an evaluator may ask it at any state; None where its masks are not known at other states."""
+        heads = getattr(self.model.policy, "get_distribution", None)
+        masked = heads is not None and "action_masks" in inspect.signature(heads).parameters
+        return None if masked else self.policy
 
     def counted(self, stretch: Stretch) -> Trajectory:
         """The stretch with rewards as the critic counts them, and the policy's name where it alone acted."""
@@ -127,11 +145,12 @@ class AuditedCritic:
         return _rows(asked, rows), values_BT[:, 1:].reshape(-1), ~trajectory.truncated
 
     def _clipped(self, rewards_N: np.ndarray) -> np.ndarray:
+        """Rewards as VecNormalize clips them, in units of the environment."""
         vec_normalize = self.model.get_vec_normalize_env()
         if vec_normalize is None or not vec_normalize.norm_reward:
             return rewards_N
-        scale = float(np.sqrt(vec_normalize.ret_rms.var + vec_normalize.epsilon))
-        return scale * np.clip(rewards_N / scale, -vec_normalize.clip_reward, vec_normalize.clip_reward)
+        limit = vec_normalize.clip_reward * reward_scale(self.model)
+        return np.clip(rewards_N, -limit, limit)
 
     def _entropy_bonus(self, observations: Observations) -> np.ndarray:
         """Coefficient times entropy of the actor, in units of the environment's reward, (B,)."""
@@ -142,11 +161,7 @@ class AuditedCritic:
         with torch.no_grad():
             draws = [model.policy.actor.action_log_prob(inputs)[1].reshape(-1) for _ in range(NUM_ACTION_SAMPLES)]
             log_probability_B = torch.stack(draws).mean(dim=0).double().cpu().numpy()
-        coefficient = float(model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp())
-        vec_normalize = model.get_vec_normalize_env()
-        scaled = vec_normalize is not None and vec_normalize.norm_reward
-        scale = float(np.sqrt(vec_normalize.ret_rms.var + vec_normalize.epsilon)) if scaled else 1.0
-        return -scale * coefficient * log_probability_B
+        return -reward_scale(model) * entropy_weight(model) * log_probability_B
 
 
 def _rows(estimates: ValueEstimates, index: Any) -> ValueEstimates:

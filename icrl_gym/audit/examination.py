@@ -100,15 +100,17 @@ def examine(model: Any, older: Stretch, newer: Stretch, evaluator: Estimator) ->
         context, exam = critic.counted(older), critic.counted(newer)
         reading = critic.read(newer, exam)
         rows_Q = np.unique(np.linspace(0, len(exam) - 1, NUM_QUERIES).round().astype(int))
-        evaluator.fit(context, float(model.gamma), policy=critic.policy)
+        evaluator.fit(context, float(model.gamma), policy=critic.askable)
         in_context = evaluator.predict(take(exam.observations, rows_Q))
-    values = replace(
-        reading.values, values=reading.values.values[rows_Q], observations=take(exam.observations, rows_Q)
-    )
-    evidence = ReturnEvidence.of(
+    values = replace(reading.values, values=reading.values.values[rows_Q], observations=take(exam.observations, rows_Q))
+    notes = _policy_notes(critic, older, newer)
+    if in_context.estimand.policy is None:
+        in_context = replace(in_context, estimand=replace(in_context.estimand, policy=critic.policy.identity))
+        notes = (*notes, "the evaluator knows the policy by the actions of the context alone")
+    returns = ReturnEvidence.of(
         reading.taken_N, reading.residuals_N, reading.known_N, exam.terminated, exam.episode_ends, float(model.gamma)
     )
-    return Examination(values, in_context, rows_Q, evidence, _policy_notes(critic, older, newer))
+    return Examination(values, in_context, rows_Q, returns, notes)
 
 
 def _policy_notes(critic: AuditedCritic, older: Stretch, newer: Stretch) -> tuple[str, ...]:

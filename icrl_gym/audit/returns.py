@@ -26,7 +26,6 @@ import numpy as np
 from icrl_gym.context.returns import decayed_sums
 from icrl_gym.scoring.statistics import Aggregate
 
-
 MOSTLY_SEEN = 0.5  # share of the discount
 
 

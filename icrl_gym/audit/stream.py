@@ -18,7 +18,6 @@ from icrl_gym.acting.environments import environment_identity
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.observations import Observations, batch_size, concatenate, map_leaves, stack
 
-
 CONTEXT_SHARE = 0.375  # of the steps held: what an evaluator reads; the rest is for the returns
 
 
@@ -80,7 +79,7 @@ class RolloutStream:
 
     def __init__(self, model: Any, capacity: int) -> None:
         self._model = model
-        self._vec_normalize = model.get_vec_normalize_env()
+        self._vec_normalize: Any = model.get_vec_normalize_env()
         self._raw = self._vec_normalize is not None and self._vec_normalize.norm_obs
         if self._raw and self._vec_normalize.observation_space != model.observation_space:
             raise ValueError(
@@ -150,22 +149,25 @@ class RolloutStream:
 
     def _stretch(self, steps: list[Step], after: Observations) -> Stretch:
         seen = [step.observations for step in steps]
-        successors = [
-            _with_finals(later, step.finals) for step, later in zip(steps, [*seen[1:], after], strict=True)
-        ]
+        successors = [_with_finals(later, step.finals) for step, later in zip(steps, [*seen[1:], after], strict=True)]
         ends = np.stack([step.terminated | step.truncated for step in steps])
         ends[-1] = True
-        rows = {name: _by_env(np.stack([getattr(step, name) for step in steps])) for name in _COLUMNS}
+        actions, rewards, terminated, truncated, starts = (
+            _by_env(np.stack([getattr(step, name) for step in steps])) for name in _COLUMNS
+        )
         trajectory = Trajectory(
-            observations=map_leaves(_by_env, _stacked(seen)),
-            next_observations=map_leaves(_by_env, _stacked(successors)),
-            **{name: rows[name] for name in _COLUMNS if name != "starts"},
+            map_leaves(_by_env, _stacked(seen)),
+            actions,
+            rewards,
+            map_leaves(_by_env, _stacked(successors)),
+            terminated,
+            truncated,
             episode_ends=_by_env(ends),
             observation_space=self._model.observation_space,
             env_id=self._env_id,
         )
         num_policies = len({step.policy_number for step in steps})
-        return Stretch(trajectory, self._num_envs, num_policies, steps[0].memory, rows["starts"])
+        return Stretch(trajectory, self._num_envs, num_policies, steps[0].memory, starts)
 
     def _seen(self, observations: Observations) -> Observations:
         """A copy of the current observations as they are stored."""

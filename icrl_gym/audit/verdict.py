@@ -78,11 +78,14 @@ class Verdict:
 def judge(evidence: Evidence) -> Verdict:
     """The verdict that the evidence allows.
 
-    Uninformative: the critic accounts for less than a quarter of how the in-context values differ between states (and
-    that matters beside the level of values), and the returns surely support the in-context values in that. Biased: its values are surely too high, or too low, by
-    more than a tenth of the values' scale. Agrees: neither, the bias is surely below a quarter of the scale, and the
-    critic surely tells states apart, or there is little to tell. Cannot tell: all else.
+    Uninformative: the critic accounts for less than a quarter of how the in-context values differ between states, that
+    matters beside the level of values, and the returns surely support the in-context values in it. Biased: its values
+    are surely too high, or too low, by more than a tenth of the values' scale. Agrees: neither, the bias is surely
+    below a quarter of the scale, and the critic surely tells states apart, or there is little to tell. Cannot tell: all
+    else.
     """
+    if evidence.scale == 0:
+        return Verdict(Call.OPEN, math.nan, f"{Call.OPEN}: no reward was seen, and all in-context values are 0")
     bias = _sure_bias(evidence)
     if _is_uninformative(evidence):
         level = "" if math.isnan(bias) else f", and biased by {bias:+.3g}"

@@ -68,7 +68,7 @@ def sb3_critic_values(
     model.policy.set_training_mode(False)
     with torch.no_grad():
         values, notes = _read(model, actor, observations, states, episode_starts, deterministic, num_action_samples)
-    scale = _reward_scale(model)
+    scale = reward_scale(model)
     if scale != 1.0:
         notes = (*notes, f"VecNormalize undone: the critic's values times {scale:.6g}")
     estimand = Estimand(_environment_name(model, env), actor.identity, float(model.gamma))
@@ -98,7 +98,7 @@ def sb3_action_values(model: Any, observations: Observations, actions: Any) -> V
         raise ValueError(f"actions must be as many as observations ({batch_size(observations)}), got {len(actions)}")
     model.policy.set_training_mode(False)
     with torch.no_grad():
-        values = _read_pairs(model, observations, actions) * _reward_scale(model)
+        values = _read_pairs(model, observations, actions) * reward_scale(model)
     estimand = Estimand(pair_process(_environment_name(model, None)), None, float(model.gamma))
     return ValueEstimates(values, (observations, actions), estimand)
 
@@ -164,7 +164,7 @@ def _continuous(
         draws.append(_join_heads(model, policy.critic(inputs, actions)).double().cpu().numpy())
     notes = [_how_joined(model), f"mean over {len(draws)} sampled actions" if stochastic else "at the policy's action"]
     if hasattr(model, "ent_coef"):
-        weight = _entropy_weight(model)
+        weight = entropy_weight(model)
         notes.append(f"includes the discounted entropy bonus of all later steps (coefficient {weight:.4g})")
     return np.mean(draws, axis=0), tuple(notes)
 
@@ -189,7 +189,8 @@ def _how_joined(model: Any) -> str:
     return f"minimum of {num_heads} Q heads" if num_heads > 1 else "one Q head"
 
 
-def _entropy_weight(model: Any) -> float:
+def entropy_weight(model: Any) -> float:
+    """The number that an entropy critic multiplies entropies with, in the rewards that it was trained on."""
     if model.log_ent_coef is not None:
         return float(model.log_ent_coef.detach().exp())
     return float(model.ent_coef_tensor)
@@ -250,7 +251,7 @@ def _check_observations(observations: Observations, space: spaces.Space) -> None
         check_finite(np.asarray(leaf), path)
 
 
-def _reward_scale(model: Any) -> float:
+def reward_scale(model: Any) -> float:
     """The number that VecNormalize divided the rewards by; 1 without it."""
     vec_normalize = model.get_vec_normalize_env()
     if vec_normalize is None or not vec_normalize.norm_reward:

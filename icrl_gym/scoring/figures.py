@@ -191,12 +191,14 @@ def values_over_states(
         axes.fill_between(places, low[order], high[order], label=f"{level:.0%} interval", **shade)
     axes.plot(places, in_context.values[order], color=COLOURS[0], linewidth=1.6, label="in context")
     axes.plot(places, critic.values[order], "o", color=COLOURS[1], markersize=2.5, label="critic")
+    points = np.zeros((0, 2))
     if len(rows_P):
         place_P = np.argsort(order)[rows_P]
         groups = np.array_split(np.argsort(place_P), min(GROUPS_OF_RETURNS, len(rows_P)))
         points = np.array([(place_P[group].mean(), returns_P[group].mean()) for group in groups])
         axes.plot(*points.T, "s--", color="black", linewidth=1, markersize=3.5, label="returns, means of neighbours")
-    axes.set(xlabel="state, lowest in-context value first", ylabel=VALUE_LABEL)
+    low, high = _padded(np.concatenate([in_context.values, critic.values, points[:, 1]]), margin=0.4)
+    axes.set(xlabel="state, lowest in-context value first", ylabel=VALUE_LABEL, ylim=(low, high))
     axes.set_title(title, fontsize="medium")
     axes.margins(x=0.01)
     axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, frameon=False)
@@ -220,8 +222,8 @@ def _half_widths(estimate: ValueEstimates, level: float) -> np.ndarray | None:
     return np.stack([estimate.values - low, high - estimate.values])
 
 
-def _padded(values: np.ndarray) -> tuple[float, float]:
-    """Limits around all values with a margin, never empty."""
+def _padded(values: np.ndarray, margin: float = 0.06) -> tuple[float, float]:
+    """Limits around all values with a margin, a share of their range, never empty."""
     low, high = float(values.min()), float(values.max())
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    margin = margin * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin
