@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "torch.utils.tensorboard": {"tracking"},
     "ray": {"benchmark.backends"},
 }
-# A callback of Stable-Baselines3 must be a sub-class of its class; `icrl_gym.CriticAuditCallback` loads this on first use.
+# A callback of Stable-Baselines3 is a sub-class of its own; `icrl_gym.CriticAuditCallback` loads this on first use.
 MAY_IMPORT_EAGERLY = {"stable_baselines3": {"audit.callback"}}
 
 

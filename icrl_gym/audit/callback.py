@@ -15,6 +15,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image
 
+from icrl_gym.acting.policies import global_generators_kept
 from icrl_gym.audit.critic import check_has_critic
 from icrl_gym.audit.examination import Examination, examine
 from icrl_gym.audit.record import Audit, save_audits
@@ -154,10 +155,11 @@ class CriticAuditCallback(BaseCallback):
 
 
 def _evaluator(evaluator: Estimator | str | None) -> Estimator:
-    if evaluator is None:
-        return make_estimator(DEFAULT_EVALUATOR, dtype=torch.float32)
-    if isinstance(evaluator, str):
-        return make_estimator(evaluator)
+    with global_generators_kept():  # making a network draws from torch's
+        if evaluator is None:
+            return make_estimator(DEFAULT_EVALUATOR, dtype=torch.float32)
+        if isinstance(evaluator, str):
+            return make_estimator(evaluator)
     if not isinstance(evaluator, Estimator):
         known = "a name of icrl_gym.estimators() or an object with fit and predict"
         raise TypeError(f"evaluator must be {known}, got {type(evaluator).__name__}")

@@ -115,6 +115,8 @@ def examine(model: Any, older: Stretch, newer: Stretch, evaluator: Estimator) ->
 
 def _policy_notes(critic: AuditedCritic, older: Stretch, newer: Stretch) -> tuple[str, ...]:
     of = f"values are of the policy {critic.policy.identity}"
+    if critic.askable is None:
+        of += ", known by its actions alone, as its masks are not known at other states"
     if not critic.on_policy:
         return (f"{of}; the steps are those of the training, with its exploration",)
     if older.num_policies == newer.num_policies == 1:

@@ -70,7 +70,7 @@ class RolloutStream:
     """The newest transitions of one model's training, in whole steps of its vector environment.
 
     Args:
-        model: a Stable-Baselines3 model with an environment.
+        model: a Stable-Baselines3 model whose training is about to start: its environment has been reset.
         capacity: number of transitions to keep, over all environments.
 
     Raises:
@@ -79,16 +79,17 @@ class RolloutStream:
 
     def __init__(self, model: Any, capacity: int) -> None:
         self._model = model
-        self._vec_normalize: Any = model.get_vec_normalize_env()
-        self._raw = self._vec_normalize is not None and self._vec_normalize.norm_obs
-        if self._raw and self._vec_normalize.observation_space != model.observation_space:
+        vec_normalize: Any = model.get_vec_normalize_env()
+        self._vec_normalize = vec_normalize
+        self._raw = vec_normalize is not None and bool(vec_normalize.norm_obs)
+        if self._raw and vec_normalize.observation_space != model.observation_space:
             raise ValueError(
-                f"env: VecNormalize normalises {self._vec_normalize.observation_space}, but the model sees "
+                f"env: VecNormalize normalises {vec_normalize.observation_space}, but the model sees "
                 f"{model.observation_space}: wrap VecNormalize around the stacked frames, not inside them"
             )
         self._num_envs = int(model.n_envs)
         self._steps: deque[Step] = deque(maxlen=max(2, capacity // self._num_envs))
-        self._current: Observations | None = None
+        self._current: Observations | None = self._seen(model._last_obs)
         members = getattr(getattr(model.get_env(), "unwrapped", None), "envs", None)
         self._env_id = environment_identity(members[0]) if members else None
         self.policy_number = 0
@@ -110,7 +111,7 @@ class RolloutStream:
     def step(self, names: Mapping[str, Any]) -> None:
         """Copy the step that was just made from the local names of the algorithm's ``collect_rollouts``.
 
-        The first one after the beginning or after `clear` is not kept, as it is not known what was seen before it.
+        The first one after `clear` is not kept, as it is not known what was seen before it.
         """
         if self._current is not None:
             self._keep(names)

@@ -10,7 +10,7 @@ from icrl_gym.scoring.statistics import Aggregate
 
 LEVEL = 0.95  # of the intervals that decide about bias
 SUPPORT_LEVEL = 0.98  # of each of the two intervals that decide whether the returns support the in-context values
-TOLERANCE = 0.1  # share of the values' scale: a bias that may be smaller is not called one
+TOLERANCE = 0.05  # share of the values' scale: a bias that may be smaller is not called one
 CLOSE = 0.25  # share of the values' scale: a critic agrees only where its bias is surely smaller
 NEGLIGIBLE = 0.05  # share of the values' scale: differences between states that are smaller are not judged
 LITTLE = 0.25  # share of the variance of the in-context values: a critic that accounts for less is uninformative
@@ -80,7 +80,7 @@ def judge(evidence: Evidence) -> Verdict:
 
     Uninformative: the critic accounts for less than a quarter of how the in-context values differ between states, that
     matters beside the level of values, and the returns surely support the in-context values in it. Biased: its values
-    are surely too high, or too low, by more than a tenth of the values' scale. Agrees: neither, the bias is surely
+    are surely too high, or too low, by more than a twentieth of the values' scale. Agrees: neither, the bias is surely
     below a quarter of the scale, and the critic surely tells states apart, or there is little to tell. Cannot tell: all
     else.
     """
