@@ -221,9 +221,13 @@ def test_an_exact_critic_agrees_and_planted_faults_raise_the_alarm():
     exact = chain(2).unwrapped.exact_values(0.95)
     assert audited_table(exact).verdict.call is Call.AGREES
     assert audited_table(chain(2).unwrapped.exact_values(0.8)).verdict.call is Call.BIASED
-    assert audited_table(chain(2).unwrapped.exact_values(0.95 * 0.95)).verdict.call is Call.BIASED  # ends at limits
     assert audited_table(np.random.default_rng(0).permutation(exact)).verdict.call is Call.UNINFORMATIVE
-    assert audited_table(np.zeros_like(exact)).verdict.alarm
+
+
+@pytest.mark.slow
+def test_limits_taken_for_ends_and_a_critic_at_its_start_raise_the_alarm():
+    assert audited_table(chain(2).unwrapped.exact_values(0.95 * 0.95)).verdict.call is Call.BIASED
+    assert audited_table(np.zeros(10)).verdict.alarm
 
 
 def test_values_are_compared_in_units_of_the_environment_under_vec_normalize():
@@ -359,5 +363,5 @@ def test_bad_arguments_are_named(options, message):
 
 
 def test_something_that_cannot_evaluate_is_refused():
-    with pytest.raises(TypeError, match="evaluator must be a name of icrl_gym.estimators"):
+    with pytest.raises(TypeError, match=r"evaluator must be a name of icrl_gym\.estimators"):
         icrl.CriticAuditCallback(evaluator=3)

@@ -146,7 +146,9 @@ def test_off_policy_steps_are_copied_too():
     np.testing.assert_allclose(newer.trajectory.observations, seen, rtol=1e-6)
     assert newer.trajectory.actions.tolist() == [int(action) for action in actions]
     assert newer.trajectory.terminated.tolist() == terminated
-    assert newer.trajectory.truncated.tolist() == [cut and not end for cut, end in zip(truncated, terminated, strict=True)]
+    assert newer.trajectory.truncated.tolist() == [
+        cut and not end for cut, end in zip(truncated, terminated, strict=True)
+    ]
     assert newer.num_policies == 10  # an update may follow every fourth step
 
 
