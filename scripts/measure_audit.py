@@ -47,6 +47,8 @@ GOOD = {CARTPOLE: "long-trained", BOYAN: "exact", RANDOM: "exact"}
 class Config:
     """Flags of this measurement."""
 
+    subjects: tuple[str, ...] = (BOYAN, RANDOM, CARTPOLE)
+    """What to measure."""
     num_seeds: int = 20
     """Seeds of every subject."""
     first_seed: int = 20
@@ -277,11 +279,11 @@ def measure(config: Config) -> None:
         RANDOM: lambda seed: table_findings(RANDOM, seed),
         CARTPOLE: cartpole_findings,
     }
-    for subject, findings in work.items():
+    for subject in config.subjects:
         for seed in range(config.first_seed, config.first_seed + config.num_seeds):
             path = config.out / f"{subject.replace(' ', '-')}-{seed}.json"
             if not path.exists():
-                found = list(findings(seed))
+                found = list(work[subject](seed))
                 write_json(path, [asdict(one) for one in found])
                 print(subject, seed, *(f"{one.critic}: {one.sentence};" for one in found), flush=True)
 

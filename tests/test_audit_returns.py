@@ -3,16 +3,23 @@
 import numpy as np
 import pytest
 
+from icrl_gym.audit.critic import CriticReading
 from icrl_gym.audit.returns import ReturnEvidence
+from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.values import Estimand, ValueEstimates
 
 GAMMA = 0.9
 
 
-def evidence(values, successors, rewards, terminated, ends, known=None, gamma=GAMMA):
-    discounts = gamma * (1.0 - terminated)
-    known = np.ones(len(values), dtype=bool) if known is None else known
-    residuals = np.where(known, rewards + discounts * successors - values, 0.0)
-    return ReturnEvidence.of(values, residuals, known, terminated, ends, gamma)
+def evidence(values, successors, rewards, terminated, ends, known=None, may_end=False):
+    n = len(values)
+    known = np.ones(n, dtype=bool) if known is None else known
+    residuals = np.where(known, rewards + GAMMA * (1.0 - terminated) * successors - values, 0.0)
+    estimates = ValueEstimates(values, np.zeros(n, int), Estimand(None, None, GAMMA))
+    reading = CriticReading(estimates, values, successors, residuals, known)
+    numbers = np.zeros(n, int)
+    log = Trajectory(numbers, numbers, rewards, numbers, terminated, np.zeros(n, bool), episode_ends=ends)
+    return ReturnEvidence.of(reading, log, GAMMA, may_end)
 
 
 def random_log(rng, n=60):
@@ -122,6 +129,19 @@ def test_residuals_that_are_not_known_count_neither_way():
     found = evidence(values, successors, rewards, terminated, ends, known)
     assert found.residuals_N[cut] == found.errors_N[cut] == found.seen_N[cut] == 0.0
     assert np.isfinite(found.bias(0.9).value)
+
+
+def test_endings_that_may_come_but_were_not_seen_widen_the_interval():
+    """No ending in 1,000 steps of reward 1: the critic's 10 is exact if there are none, and too high if there are."""
+    n, ends = 1_000, np.arange(1_000) == 999
+    never, may = (
+        evidence(np.full(n, 10.0), np.full(n, 10.0), np.ones(n), np.zeros(n, bool), ends, may_end=may_end).bias(0.95)
+        for may_end in (False, True)
+    )
+    assert never.low == pytest.approx(0.0, abs=1e-9)
+    assert never.high == pytest.approx(0.0, abs=1e-9)
+    weight = 1 / (1 - GAMMA) * GAMMA * 10.0 / n  # of one ending in the mean
+    assert may.high == pytest.approx(1.96 * np.sqrt(0.5) * weight, rel=0.03)
 
 
 def test_no_discount_seen_is_no_statement_about_bias():

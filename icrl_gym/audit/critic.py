@@ -32,6 +32,7 @@ class CriticReading:
     Attributes:
         values: its estimates of the policy's values at the n states.
         taken_N: its values of the states (V critics) or of the pairs of state and executed action (Q critics).
+        successors_N: its values of the n successors; meaningless where they are not known or the episode terminated.
         residuals_N: temporal-difference residuals, reward + discount * value of the successor - taken; in the mean 0
             wherever the critic is right. 0 where the successor's value is not known.
         known_N: whether it is.
@@ -39,6 +40,7 @@ class CriticReading:
 
     values: ValueEstimates
     taken_N: np.ndarray
+    successors_N: np.ndarray
     residuals_N: np.ndarray
     known_N: np.ndarray
 
@@ -117,7 +119,7 @@ class AuditedCritic:
             taken_N = sb3_action_values(self.model, trajectory.observations, trajectory.actions).values
         discounts_N = self.model.gamma * (1.0 - trajectory.terminated)
         residuals_N = np.where(known_N, trajectory.rewards + discounts_N * successors_N - taken_N, 0.0)
-        return CriticReading(values_N, taken_N, residuals_N, known_N)
+        return CriticReading(values_N, taken_N, successors_N, residuals_N, known_N)
 
     def _ask(self, observations: Observations, *memory: Any) -> ValueEstimates:
         return sb3_critic_values(

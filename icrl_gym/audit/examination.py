@@ -107,9 +107,8 @@ def examine(model: Any, older: Stretch, newer: Stretch, evaluator: Estimator) ->
     if in_context.estimand.policy is None:
         in_context = replace(in_context, estimand=replace(in_context.estimand, policy=critic.policy.identity))
         notes = (*notes, "the evaluator knows the policy by the actions of the context alone")
-    returns = ReturnEvidence.of(
-        reading.taken_N, reading.residuals_N, reading.known_N, exam.terminated, exam.episode_ends, float(model.gamma)
-    )
+    may_end = bool(context.terminated.any() or exam.terminated.any())
+    returns = ReturnEvidence.of(reading, exam, float(model.gamma), may_end)
     return Examination(values, in_context, rows_Q, returns, notes)
 
 

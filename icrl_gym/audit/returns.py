@@ -13,6 +13,10 @@ weights g_k that do not look ahead
 
 has mean 0 and, in the limit of many steps, variance sum_t z_t² δ_t², overlaps and cuts included. Weights may depend on
 the critic, and on an evaluator that was fitted on older transitions.
+
+Endings are rare, and each weighs much: an estimate from no ending at all would seem exact. So where episodes are known
+to terminate, half an ending more than was seen is counted (as Jeffreys' prior does for a Poisson rate), at a random
+step: the variance grows by half the mean of (z_t γ V_{t+1})².
 """
 
 from __future__ import annotations
@@ -23,10 +27,13 @@ from statistics import NormalDist
 
 import numpy as np
 
+from icrl_gym.audit.critic import CriticReading
 from icrl_gym.context.returns import decayed_sums
+from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.scoring.statistics import Aggregate
 
 MOSTLY_SEEN = 0.5  # share of the discount
+UNSEEN_ENDINGS = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +45,7 @@ class ReturnEvidence:
         errors_N: G_k - V_k.
         residuals_N: δ_k.
         decays_N: γ where row k + 1 continues row k, else 0.
+        stakes_N: what an ending after step k would have taken away, γ V of the successor; 0 where none can come.
         seen_N: share of an error of the critic that is the same everywhere which G_k - V_k shows: 1 - γ^m where m steps
             were seen before a cut, 1 where the episode terminated.
     """
@@ -46,32 +54,24 @@ class ReturnEvidence:
     errors_N: np.ndarray
     residuals_N: np.ndarray
     decays_N: np.ndarray
+    stakes_N: np.ndarray
     seen_N: np.ndarray
 
     @classmethod
-    def of(
-        cls,
-        taken_N: np.ndarray,
-        residuals_N: np.ndarray,
-        known_N: np.ndarray,
-        terminated_N: np.ndarray,
-        ends_N: np.ndarray,
-        gamma: float,
-    ) -> ReturnEvidence:
-        """The evidence of a critic's residuals.
+    def of(cls, reading: CriticReading, exam: Trajectory, gamma: float, may_end: bool) -> ReturnEvidence:
+        """The evidence of what a critic said along a trajectory.
 
         Args:
-            taken_N: V_k.
-            residuals_N: δ_k, 0 where not known.
-            known_N: whether δ_k is known.
-            terminated_N: whether the episode terminated with row k.
-            ends_N: whether row k + 1 does not continue row k.
+            reading: the critic along the trajectory.
+            exam: the trajectory.
             gamma: discount in [0, 1).
+            may_end: whether episodes are known to terminate.
         """
-        decays_N = gamma * (1.0 - ends_N)
-        errors_N = decayed_sums(residuals_N, decays_N)
-        seen_N = decayed_sums(known_N * (1.0 - gamma * (1.0 - terminated_N)), decays_N)
-        return cls(taken_N, errors_N, residuals_N, decays_N, seen_N)
+        decays_N = gamma * (1.0 - exam.episode_ends)
+        errors_N = decayed_sums(reading.residuals_N, decays_N)
+        seen_N = decayed_sums(reading.known_N * (1.0 - gamma * (1.0 - exam.terminated)), decays_N)
+        stakes_N = gamma * reading.successors_N * (reading.known_N & ~exam.terminated) * may_end
+        return cls(reading.taken_N, errors_N, reading.residuals_N, decays_N, stakes_N, seen_N)
 
     @property
     def returns_N(self) -> np.ndarray:
@@ -120,7 +120,10 @@ class ReturnEvidence:
         links_N = trace_decay * np.append(0.0, self.decays_N[:-1])
         traces_N = decayed_sums(weights_N[::-1], links_N[::-1])[::-1]
         value = float(np.sum(traces_N * self.residuals_N))
-        half = NormalDist().inv_cdf(0.5 + level / 2) * float(np.sqrt(np.sum((traces_N * self.residuals_N) ** 2)))
+        variance = np.sum((traces_N * self.residuals_N) ** 2) + UNSEEN_ENDINGS * np.mean(
+            (traces_N * self.stakes_N) ** 2
+        )
+        half = NormalDist().inv_cdf(0.5 + level / 2) * float(np.sqrt(variance))
         return Aggregate(value, value - half, value + half)
 
 

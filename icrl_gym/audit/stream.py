@@ -18,7 +18,7 @@ from icrl_gym.acting.environments import environment_identity
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.observations import Observations, batch_size, concatenate, map_leaves, stack
 
-CONTEXT_SHARE = 0.375  # of the steps held: what an evaluator reads; the rest is for the returns
+CONTEXT_SHARE = 0.3  # of the steps held: what an evaluator reads; the rest is for the returns
 
 
 @dataclass(frozen=True, eq=False)

@@ -199,7 +199,8 @@ def values_over_states(
         axes.plot(*points.T, "s--", color="black", linewidth=1, markersize=3.5, label="returns, means of neighbours")
     low, high = _padded(np.concatenate([in_context.values, critic.values, points[:, 1]]), margin=0.4)
     axes.set(xlabel="state, lowest in-context value first", ylabel=VALUE_LABEL, ylim=(low, high))
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(title, fontsize="medium", y=1.0)  # where it would be put anyway, without measuring the ticks
+    axes.locator_params(nbins=6)
     axes.margins(x=0.01)
     axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, frameon=False)
     axes.grid(alpha=0.25)
