@@ -1,6 +1,6 @@
 """What share of training time the critic audit takes at its defaults, within one run.
 
-    python scripts/benchmark_audit.py [--envs CartPole-v1 HalfCheetah-v5] [--steps 50000]
+    python scripts/benchmark_audit.py [--envs CartPole-v1 HalfCheetah-v5] [--steps 100000]
 
 PPO with Stable-Baselines3's own settings, one environment, one thread, TensorBoard on. Processor time spent inside the
 callback (copying steps, auditing, drawing, writing) is divided by that of all the rest of ``learn``; both are of the
@@ -27,7 +27,7 @@ class Config:
 
     envs: tuple[str, ...] = ("CartPole-v1", "HalfCheetah-v5")
     """Environments to train in."""
-    steps: int = 50_000
+    steps: int = 100_000
     """Steps of each training; one audit for every 10,000."""
     figures: bool = True
     """Whether the audit draws."""
@@ -75,7 +75,7 @@ def measure(env: str, config: Config) -> str:
     audits, inside = len(callback.audits), callback.seconds + callback.copying
     return (
         f"{env}: {audits} audits in {config.steps:,} steps take {inside / rest:.1%} of the training's own {rest:.1f} s "
-        f"({callback.copying / rest:.1%} for the calls at every step, {callback.seconds / max(audits, 1):.2f} s an audit)"
+        f"({callback.copying / rest:.1%} for calls at each step, {callback.seconds / max(audits, 1):.2f} s an audit)"
     )
 
 

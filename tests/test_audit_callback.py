@@ -171,7 +171,7 @@ def test_an_audit_is_logged_under_its_tags_at_its_step():
     _, callback = learned(model, every=300, window=128)
     steps = [audit.step for audit in callback.audits]
     assert steps == [384, 768]
-    for name in ("rmse", "bias", "explained_variance", "returns_bias", "interval_width", "seconds", "alarm"):
+    for name in ("rmse", "bias", "returns_bias", "interval_width", "seconds", "alarm"):
         assert [step for step, _ in memory.of(f"audit/{name}")] == steps
     assert [text for _, text in memory.of("audit/verdict")] == [audit.verdict.sentence for audit in callback.audits]
     picture = memory.of("audit/values")[0][1]

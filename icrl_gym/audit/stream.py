@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,18 +18,18 @@ from icrl_gym.acting.environments import environment_identity
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.observations import Observations, batch_size, concatenate, map_leaves, stack
 
-CONTEXT_SHARE = 0.3  # of the steps held: what an evaluator reads; the rest is for the returns
+CONTEXT_SHARE = 0.25  # of the steps held: what an evaluator reads; the rest is for the returns
 
 
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One step of all B environments.
+class Step(NamedTuple):
+    """One step of all B environments. There is one for every step of a training, so it is as cheap as can be.
 
     Attributes:
         observations: what was seen before the step, B rows.
-        actions: (B,) + action shape, as executed.
+        actions: B actions, as executed.
         rewards: (B,), the environment's own.
-        terminated, truncated: (B,) bool.
+        done: (B,) bool, whether the episode ended.
+        limits: (B,) bool, whether it was a time limit that ended it.
         finals: the true successor of each environment whose episode ended, by its index.
         policy_number: how many times the policy had been updated, or may have been, before this step.
         memory: state of a recurrent model before the step, or None.
@@ -39,12 +39,15 @@ class Step:
     observations: Observations
     actions: np.ndarray
     rewards: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
+    done: np.ndarray
+    limits: np.ndarray
     finals: Mapping[int, Any]
     policy_number: int
     memory: Any
     starts: np.ndarray
+
+
+_NO_FINALS: Mapping[int, Any] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +85,7 @@ class RolloutStream:
         vec_normalize: Any = model.get_vec_normalize_env()
         self._vec_normalize = vec_normalize
         self._raw = vec_normalize is not None and bool(vec_normalize.norm_obs)
-        if self._raw and vec_normalize.observation_space != model.observation_space:
+        if vec_normalize is not None and self._raw and vec_normalize.observation_space != model.observation_space:
             raise ValueError(
                 f"env: VecNormalize normalises {vec_normalize.observation_space}, but the model sees "
                 f"{model.observation_space}: wrap VecNormalize around the stacked frames, not inside them"
@@ -92,6 +95,7 @@ class RolloutStream:
         self._current: Observations | None = self._seen(model._last_obs)
         members = getattr(getattr(model.get_env(), "unwrapped", None), "envs", None)
         self._env_id = environment_identity(members[0]) if members else None
+        self._no_limits = np.zeros(self._num_envs, dtype=bool)
         self.policy_number = 0
 
     def __len__(self) -> int:
@@ -118,23 +122,19 @@ class RolloutStream:
         self._current = self._seen(names["new_obs"])
 
     def _keep(self, names: Mapping[str, Any]) -> None:
-        infos, done = names["infos"], np.array(names["dones"], dtype=bool)
-        limits = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
-        actions = names["clipped_actions"] if "clipped_actions" in names else names["actions"]
+        done, actions = names["dones"], names["clipped_actions"] if "clipped_actions" in names else names["actions"]
         rewards = names["rewards"] if self._vec_normalize is None else self._vec_normalize.get_original_reward()
+        limits, finals = self._no_limits, _NO_FINALS
+        if done.any():
+            infos = names["infos"]
+            limits = done & np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+            finals = {int(i): self._final(infos[i]["terminal_observation"]) for i in np.flatnonzero(done)}
         self._steps.append(
             Step(
-                observations=self._current,
-                actions=np.array(actions).reshape(self._num_envs, *self._model.action_space.shape),
-                rewards=np.array(rewards, dtype=np.float64),
-                terminated=done & ~limits,
-                truncated=done & limits,
-                finals={int(i): self._final(infos[i]["terminal_observation"]) for i in np.flatnonzero(done)},
-                policy_number=self.policy_number,
-                memory=getattr(self._model, "_last_lstm_states", None),
-                starts=np.array(getattr(self._model, "_last_episode_starts", done), dtype=bool),
+                self._current, np.array(actions), np.array(rewards, dtype=np.float64), np.array(done), limits, finals,
+                self.policy_number, getattr(self._model, "_last_lstm_states", None), self._model._last_episode_starts,
             )
-        )
+        )  # fmt: skip
 
     def split(self) -> tuple[Stretch, Stretch]:
         """The older part of the steps held, for a context, and the newer part, for an examination.
@@ -151,24 +151,25 @@ class RolloutStream:
     def _stretch(self, steps: list[Step], after: Observations) -> Stretch:
         seen = [step.observations for step in steps]
         successors = [_with_finals(later, step.finals) for step, later in zip(steps, [*seen[1:], after], strict=True)]
-        ends = np.stack([step.terminated | step.truncated for step in steps])
-        ends[-1] = True
-        actions, rewards, terminated, truncated, starts = (
-            _by_env(np.stack([getattr(step, name) for step in steps])) for name in _COLUMNS
+        actions, rewards, done, limits, starts = (
+            _by_env(np.stack(column)) for column in zip(*map(_columns, steps), strict=True)
         )
+        done, limits = done.astype(bool), limits.astype(bool)
+        last = np.zeros((len(steps), self._num_envs), dtype=bool)
+        last[-1] = True
         trajectory = Trajectory(
             map_leaves(_by_env, _stacked(seen)),
-            actions,
+            actions.reshape(len(rewards), *self._model.action_space.shape),
             rewards,
             map_leaves(_by_env, _stacked(successors)),
-            terminated,
-            truncated,
-            episode_ends=_by_env(ends),
+            done & ~limits,
+            limits,
+            episode_ends=done | _by_env(last),
             observation_space=self._model.observation_space,
             env_id=self._env_id,
         )
         num_policies = len({step.policy_number for step in steps})
-        return Stretch(trajectory, self._num_envs, num_policies, steps[0].memory, starts)
+        return Stretch(trajectory, self._num_envs, num_policies, steps[0].memory, starts.astype(bool))
 
     def _seen(self, observations: Observations) -> Observations:
         """A copy of the current observations as they are stored."""
@@ -180,7 +181,8 @@ class RolloutStream:
         return self._vec_normalize.unnormalize_obs(observation) if self._raw else map_leaves(np.array, observation)
 
 
-_COLUMNS = ("actions", "rewards", "terminated", "truncated", "starts")
+def _columns(step: Step) -> tuple[np.ndarray, ...]:
+    return step.actions, step.rewards, step.done, step.limits, step.starts
 
 
 def _stacked(steps: list[Observations]) -> Observations:

@@ -180,7 +180,7 @@ def values_over_states(
         title: the verdict in words.
         level: probability that an interval holds the value, in (0, 1).
     """
-    figure = Figure(figsize=(7.2, 4.4), dpi=90)
+    figure = Figure(figsize=(7.2, 4.4), dpi=80)
     axes = figure.subplots()
     figure.subplots_adjust(left=0.11, right=0.98, top=0.92, bottom=0.2)
     order = np.argsort(in_context.values, kind="stable")
