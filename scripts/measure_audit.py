@@ -8,7 +8,7 @@ page is written from all that is there.
 
 *Tables*: Boyan chains (time limit 20, no other end) and random Markov reward processes (2 % of steps terminate), drawn
 by the seed. The good critic is the exact solution. *CartPole-v1* with a time limit of 200: PPO is trained for 40,000
-steps; then the policy is held still and PPO trains only the critic, 30,000 steps more: the good critic. The faults are
+steps; then the policy is held still and PPO trains only the critic, 20,000 steps more: the good critic. The faults are
 planted at that policy.
 """
 
@@ -31,13 +31,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 import icrl_gym as icrl
+from icrl_gym.audit.callback import CriticAuditCallback
 from icrl_gym.context.returns import decayed_sums
 from icrl_gym.runs import write_json, write_text
 
 GAMMA, WRONG_GAMMA = 0.99, 0.9
 TABLE_GAMMA, TABLE_WRONG_GAMMA = 0.95, 0.8
 TIME_LIMIT, TABLE_TIME_LIMIT = 200, 20
-POLICY_STEPS, CRITIC_STEPS, LAG = 40_960, 30_720, 20_480
+POLICY_STEPS, CRITIC_STEPS, LAG = 40_960, 20_480, 20_480
 TERMINATION_PROBABILITY = 0.02
 CARTPOLE, BOYAN, RANDOM = "CartPole-v1", "Boyan chain", "random process"
 GOOD = {CARTPOLE: "long-trained", BOYAN: "exact", RANDOM: "exact"}
@@ -102,7 +103,7 @@ def audit(model: Any, env: Any, seed: int) -> Any:
     audited = PPO("MlpPolicy", env, n_steps=2_049, batch_size=2_049, gamma=model.gamma, seed=seed, device="cpu")
     audited.policy = model.policy
     audited.train = lambda: None
-    callback = icrl.CriticAuditCallback(every=2_049, figures=False)
+    callback = CriticAuditCallback(every=2_049, figures=False)
     audited.learn(2_049, callback=callback)
     return callback.audits[-1]
 
@@ -225,7 +226,7 @@ def shuffled(weights: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Ten
 
 def cartpole_truth(model: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """States on the policy's way to the time limit, and their returns without one."""
-    num_envs, length, horizon = 16, 2_000, 700
+    num_envs, length, horizon = 16, 1_500, 700
     env = gymnasium.make_vec("CartPole-v1", num_envs, vectorization_mode="sync", max_episode_steps=-1)
     log = icrl.collect(env, model, num_envs * length, seed=seed + 2_000)
     returns = decayed_sums(log.rewards, GAMMA * (1.0 - log.episode_ends))
