@@ -41,9 +41,11 @@ def drawn(audit: icrl.CriticAuditCallback) -> Figure:
     )  # fmt: skip
     axes.plot(steps, [one.bias for one in audit.audits], "o--", color="#0072B2", label="critic minus in-context values")
     for one in audit.audits:
-        axes.annotate(str(one.verdict.call), (one.step, 0), xytext=(0, 6), textcoords="offset points", ha="center")
+        axes.annotate(
+            str(one.verdict.call), (one.step, 0.97), xycoords=("data", "axes fraction"), ha="center", va="top"
+        )
     axes.set(xlabel="environment steps", ylabel="bias of the critic (units of reward)", title="PPO on CartPole-v1")
-    axes.margins(x=0.1)
+    axes.margins(x=0.1, y=0.15)
     axes.legend(fontsize="small", loc="lower right")
     axes.grid(alpha=0.25)
     return figure
