@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import Image, KVWriter, Logger
+from stable_baselines3.common.logger import Image, KVWriter, Logger, configure
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
@@ -177,6 +177,17 @@ def test_an_audit_is_logged_under_its_tags_at_its_step():
     picture = memory.of("audit/values")[0][1]
     assert isinstance(picture, Image)
     assert picture.image.shape[2] == 3
+
+
+@pytest.mark.slow
+def test_every_format_of_the_logger_takes_an_audit(tmp_path, capsys):
+    model = MODELS["PPO"]()
+    model.set_logger(configure(str(tmp_path), ["stdout", "csv", "json", "tensorboard"]))
+    _, callback = learned(model, every=300, window=128)
+    assert callback.audits[0].verdict.sentence[:20] in capsys.readouterr().out
+    assert "audit/returns_bias" in (tmp_path / "progress.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    model.logger.close()
 
 
 def test_without_figures_none_is_drawn():

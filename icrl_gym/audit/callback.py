@@ -46,7 +46,6 @@ class CriticAuditCallback(BaseCallback):
         evaluator: anything with ``fit(trajectory, gamma, policy)`` and ``predict(observations)``, or a name of
             `icrl_gym.estimators`; None: "generalist_at_rest", the pretrained network without walks, which is fast.
         figures: whether a picture is drawn for the logger.
-        verbose: as in Stable-Baselines3: 1 also prints the verdicts.
 
     Attributes:
         audits: list of `Audit`, oldest first; kept over several calls of ``learn``.
@@ -62,9 +61,8 @@ class CriticAuditCallback(BaseCallback):
         window: int = 2_048,
         evaluator: Estimator | str | None = None,
         figures: bool = True,
-        verbose: int = 0,
     ) -> None:
-        super().__init__(verbose)
+        super().__init__()
         if every < 1:
             raise ValueError(f"every must be at least 1 step, got {every}")
         if window < 64:
