@@ -46,14 +46,14 @@ def test_a_bias_that_may_be_within_the_tolerance_is_not_called():
 
 
 def test_two_intervals_together_allow_what_both_allow():
-    evidence = replace(GOOD, bias_in_context=Aggregate(30.0, 12.0, 48.0), bias_returns=Aggregate(5.0, -10.0, 20.0))
+    evidence = replace(GOOD, bias_in_context=Aggregate(23.0, 8.0, 38.0), bias_returns=Aggregate(15.0, -5.0, 35.0))
     verdict = judge(evidence)
-    assert (verdict.call, verdict.bias) == (Call.BIASED, 16.0)
+    assert (verdict.call, verdict.bias) == (Call.BIASED, 21.5)
 
 
-def test_where_the_intervals_exclude_each_other_the_returns_decide():
-    evidence = replace(GOOD, bias_in_context=around(80.0, 10.0), bias_returns=around(0.0, 10.0))
-    assert judge(evidence).call is Call.AGREES
+@pytest.mark.parametrize("ours", [around(80.0, 10.0), Aggregate(30.0, 8.0, 52.0)])
+def test_the_returns_decide_where_the_other_interval_leaves_out_their_estimate(ours):
+    assert judge(replace(GOOD, bias_in_context=ours, bias_returns=around(0.0, 10.0))).call is Call.AGREES
 
 
 def test_in_context_values_alone_decide_where_no_return_came_in_and_the_other_way_round():

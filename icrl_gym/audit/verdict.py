@@ -100,12 +100,15 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _deciding(evidence: Evidence) -> Aggregate:
-    """What the intervals of the bias allow together; where they exclude each other, the returns'."""
+    """What both intervals of the bias allow; the returns' alone where that of the in-context values leaves out their
+    estimate, for two intervals that hardly overlap would allow next to nothing."""
     ours, theirs = evidence.bias_in_context, evidence.bias_returns
     if not (ours.has_interval and theirs.has_interval):
         return theirs if theirs.has_interval else ours
+    if not ours.low <= theirs.value <= ours.high:
+        return theirs
     low, high = max(ours.low, theirs.low), min(ours.high, theirs.high)
-    return Aggregate((low + high) / 2, low, high) if low <= high else theirs
+    return Aggregate((low + high) / 2, low, high)
 
 
 def _sure_bias(evidence: Evidence) -> float:
