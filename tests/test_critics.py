@@ -16,7 +16,7 @@ from icrl_gym.acting.demo_policy import DEMO_CARD, export_demo_policy, load_demo
 from icrl_gym.acting.policies import as_policy
 from icrl_gym.acting.sb3_models import ALGORITHMS, load_sb3_model
 from icrl_gym.ground_truth.values import monte_carlo_values, query_histories
-from icrl_gym.rivals.critics import recurrent_critic_states, sb3_critic_values
+from icrl_gym.rivals.critics import recurrent_critic_states, sb3_action_values, sb3_critic_values
 
 ON_POLICY = {"n_steps": 32}
 OFF_POLICY = {"learning_starts": 20, "batch_size": 16, "buffer_size": 500, "policy_kwargs": {"net_arch": [16, 16]}}
@@ -178,6 +178,34 @@ def joined_by_hand(model, heads):
         return np.min([head[:, 0].numpy() for head in heads], axis=0)
     dropped = 2 * model.top_quantiles_to_drop_per_net
     return np.array([np.mean(sorted(row.ravel())[:-dropped]) for row in heads.numpy()])
+
+
+@pytest.mark.parametrize("name", ["DQN", "QRDQN"])
+def test_actions_that_were_taken_have_their_own_entry_of_the_q_network(name):
+    model, actions = trained(name), np.array([0, 1, 1, 0, 1, 0, 0])
+    with torch.no_grad():
+        every = model.policy.q_net(tensor(CARTPOLE)) if name == "DQN" else (
+            model.policy.quantile_net(tensor(CARTPOLE)).mean(dim=1))  # fmt: skip
+    values = sb3_action_values(model, CARTPOLE, actions)
+    np.testing.assert_allclose(values.values, every.numpy()[np.arange(7), actions], rtol=1e-6)
+    assert values.estimand.env == "CartPole-v1 (state-action pairs)"
+
+
+@pytest.mark.parametrize("name", ["TD3", "SAC", "TQC"])
+def test_actions_of_the_environment_are_scaled_as_the_q_network_knows_them(name):
+    model, actions = trained(name), np.linspace(-2, 2, 7, dtype=np.float32)[:, None]
+    with torch.no_grad():
+        by_hand = joined_by_hand(model, model.policy.critic(tensor(PENDULUM), tensor(actions / 2)))
+    np.testing.assert_allclose(sb3_action_values(model, PENDULUM, actions).values, by_hand, rtol=1e-5)
+
+
+def test_action_values_are_refused_where_there_are_none():
+    with pytest.raises(ValueError, match="PPO has no Q critic"):
+        sb3_action_values(trained("PPO"), CARTPOLE, np.zeros(7, int))
+    with pytest.raises(ValueError, match=r"as many as observations \(7\), got 2"):
+        sb3_action_values(trained("DQN"), CARTPOLE, np.zeros(2, int))
+    with pytest.raises(TypeError, match="must be a Stable-Baselines3 model"):
+        sb3_action_values(3, CARTPOLE, np.zeros(7, int))
 
 
 def test_a_deterministic_sac_is_read_at_its_mode():

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from matplotlib.colors import TwoSlopeNorm
 
-from icrl_gym.scoring.figures import attention_map, error_by_layer, estimates_against_truth, value_along_episode
+from icrl_gym.scoring.figures import (
+    attention_map,
+    error_by_layer,
+    estimates_against_truth,
+    value_along_episode,
+    values_over_states,
+)
 from icrl_gym.values import Estimand, ValueEstimates
 
 ESTIMAND = Estimand("Toy-v0", "random", 0.9)
@@ -130,6 +136,26 @@ def test_values_along_an_episode_are_drawn_in_order_of_time():
     assert "Value along one episode (terminated)" in texts(axes)
     assert "return of this one episode" in texts(axes)
     assert draws(figure)
+
+
+def test_a_critic_is_drawn_over_states_in_the_order_of_their_in_context_values():
+    ours, critic = estimates([3.0, 1.0, 2.0], 0.5), estimates([30.0, 10.0, 20.0])
+    figure = values_over_states(ours, critic, np.array([0, 2]), np.array([2.5, 1.5]), "biased by +18")
+    axes = figure.axes[0]
+    line, dots, returns = (one.get_ydata() for one in axes.get_lines())
+    np.testing.assert_array_equal(line, [1, 2, 3])
+    np.testing.assert_array_equal(dots, [10, 20, 30])
+    np.testing.assert_array_equal(returns, [1.5, 2.5])
+    np.testing.assert_array_equal(axes.get_lines()[2].get_xdata(), [1, 2])
+    assert axes.get_ylim()[0] < 1.0
+    assert axes.get_ylim()[1] > 30.0
+    assert {"biased by +18", "critic", "90% interval"} <= set(texts(axes))
+    assert draws(figure)
+
+
+def test_a_critic_is_drawn_without_returns_and_without_an_interval_where_there_are_none():
+    nothing = np.zeros(0, dtype=int)
+    assert draws(values_over_states(estimates([1.0]), estimates([2.0]), nothing, nothing, "cannot tell"))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from gymnasium import spaces
 
 from icrl_gym.acting.environments import environment_identity
 from icrl_gym.acting.policies import ActingPolicy, as_policy, lacks_normalisation, normalised
+from icrl_gym.context.pairs import pair_process
 from icrl_gym.observations import Observations, as_batch, batch_size, check_finite, named_leaves, take
 from icrl_gym.values import Estimand, ValueEstimates
 
@@ -67,7 +68,7 @@ def sb3_critic_values(
     model.policy.set_training_mode(False)
     with torch.no_grad():
         values, notes = _read(model, actor, observations, states, episode_starts, deterministic, num_action_samples)
-    scale = _reward_scale(model)
+    scale = reward_scale(model)
     if scale != 1.0:
         notes = (*notes, f"VecNormalize undone: the critic's values times {scale:.6g}")
     if lacks_normalisation(model):
@@ -77,6 +78,48 @@ def sb3_critic_values(
         )
     estimand = Estimand(_environment_name(model, env), actor.identity, float(model.gamma))
     return ValueEstimates(values.astype(np.float64) * scale, observations, estimand, notes=notes)
+
+
+def sb3_action_values(model: Any, observations: Observations, actions: Any) -> ValueEstimates:
+    """The values that a Q critic gives to actions which were taken.
+
+    Args:
+        model: an SB3 or sb3-contrib model with Q heads.
+        observations: (Q,) + shape, raw, as for `sb3_critic_values`.
+        actions: (Q,) + action shape, as the environment executes them.
+
+    Returns:
+        Estimates whose observations are the pairs and whose estimand is that of the process of pairs.
+
+    Raises:
+        TypeError: not an SB3 model.
+        ValueError: the model has no Q critic, or the observations or the actions do not fit.
+    """
+    if not hasattr(model, "policy") or not hasattr(model, "predict"):
+        raise TypeError(f"model must be a Stable-Baselines3 model, got {type(model).__name__}")
+    _check_observations(observations, model.observation_space)
+    actions = as_batch(actions, model.action_space, "actions")
+    if len(actions) != batch_size(observations):
+        raise ValueError(f"actions must be as many as observations ({batch_size(observations)}), got {len(actions)}")
+    model.policy.set_training_mode(False)
+    with torch.no_grad():
+        values = _read_pairs(model, observations, actions) * reward_scale(model)
+    estimand = Estimand(pair_process(_environment_name(model, None)), None, float(model.gamma))
+    return ValueEstimates(values, (observations, actions), estimand)
+
+
+def _read_pairs(model: Any, observations: Observations, actions: np.ndarray) -> np.ndarray:
+    """Q of each pair in the critic's own reward units, (Q,) float64."""
+    policy = model.policy
+    inputs, _ = policy.obs_to_tensor(normalised(model, observations))
+    if hasattr(policy, "q_net") or hasattr(policy, "quantile_net"):
+        action_values = policy.q_net(inputs) if hasattr(policy, "q_net") else policy.quantile_net(inputs).mean(dim=1)
+        column = torch.as_tensor(actions - int(model.action_space.start), device=policy.device).long()
+        return action_values.gather(1, column[:, None])[:, 0].double().cpu().numpy()
+    if hasattr(policy, "critic") and hasattr(policy, "actor"):
+        scaled = torch.as_tensor(policy.scale_action(actions), dtype=torch.float32, device=policy.device)
+        return _join_heads(model, policy.critic(inputs, scaled)).double().cpu().numpy()
+    raise ValueError(f"model: {type(model).__name__} has no Q critic")
 
 
 def _read(
@@ -126,7 +169,7 @@ def _continuous(
         draws.append(_join_heads(model, policy.critic(inputs, actions)).double().cpu().numpy())
     notes = [_how_joined(model), f"mean over {len(draws)} sampled actions" if stochastic else "at the policy's action"]
     if hasattr(model, "ent_coef"):
-        weight = _entropy_weight(model)
+        weight = entropy_weight(model)
         notes.append(f"includes the discounted entropy bonus of all later steps (coefficient {weight:.4g})")
     return np.mean(draws, axis=0), tuple(notes)
 
@@ -151,7 +194,8 @@ def _how_joined(model: Any) -> str:
     return f"minimum of {num_heads} Q heads" if num_heads > 1 else "one Q head"
 
 
-def _entropy_weight(model: Any) -> float:
+def entropy_weight(model: Any) -> float:
+    """The number that an entropy critic multiplies entropies with, in the rewards that it was trained on."""
     if model.log_ent_coef is not None:
         return float(model.log_ent_coef.detach().exp())
     return float(model.ent_coef_tensor)
@@ -212,7 +256,7 @@ def _check_observations(observations: Observations, space: spaces.Space) -> None
         check_finite(np.asarray(leaf), path)
 
 
-def _reward_scale(model: Any) -> float:
+def reward_scale(model: Any) -> float:
     """The number that VecNormalize divided the rewards by; 1 without it."""
     vec_normalize = model.get_vec_normalize_env()
     if vec_normalize is None or not vec_normalize.norm_reward:

@@ -25,6 +25,7 @@ STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D")
 GREY = "#777777"
 FINEST_GRID = 600  # rows or columns of a map that are shown one by one; more columns are added up, more rows smoothed
+GROUPS_OF_RETURNS = 12  # points of the returns over states
 VALUE_LABEL = "value (units of reward)"
 
 
@@ -161,6 +162,51 @@ def value_along_episode(
     return figure
 
 
+def values_over_states(
+    in_context: ValueEstimates,
+    critic: ValueEstimates,
+    rows_P: np.ndarray,
+    returns_P: np.ndarray,
+    title: str,
+    level: float = 0.9,
+) -> Figure:
+    """A critic against in-context values at states in the order of the latter, and the returns that came in from there.
+
+    Args:
+        in_context: values at Q states; their interval is shaded.
+        critic: values at the same states.
+        rows_P: which of the states have a return, in increasing order.
+        returns_P: their discounted returns; drawn as means over states that are neighbours in the order.
+        title: the verdict in words.
+        level: probability that an interval holds the value, in (0, 1).
+    """
+    figure = Figure(figsize=(7.2, 4.4), dpi=80)
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.11, right=0.98, top=0.92, bottom=0.2)
+    order = np.argsort(in_context.values, kind="stable")
+    places = np.arange(len(order))
+    if in_context.stderr is not None:
+        low, high = in_context.interval(level)
+        shade = {"color": COLOURS[0], "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(places, low[order], high[order], label=f"{level:.0%} interval", **shade)
+    axes.plot(places, in_context.values[order], color=COLOURS[0], linewidth=1.6, label="in context")
+    axes.plot(places, critic.values[order], "o", color=COLOURS[1], markersize=2.5, label="critic")
+    points = np.zeros((0, 2))
+    if len(rows_P):
+        place_P = np.argsort(order)[rows_P]
+        groups = np.array_split(np.argsort(place_P), min(GROUPS_OF_RETURNS, len(rows_P)))
+        points = np.array([(place_P[group].mean(), returns_P[group].mean()) for group in groups])
+        axes.plot(*points.T, "s--", color="black", linewidth=1, markersize=3.5, label="returns, means of neighbours")
+    low, high = _padded(np.concatenate([in_context.values, critic.values, points[:, 1]]), margin=0.4)
+    axes.set(xlabel="state, lowest in-context value first", ylabel=VALUE_LABEL, ylim=(low, high))
+    axes.set_title(title, fontsize="medium", y=1.0)  # where it would be put anyway, without measuring the ticks
+    axes.locator_params(nbins=6)
+    axes.margins(x=0.01)
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, frameon=False)
+    axes.grid(alpha=0.25)
+    return figure
+
+
 def _draw_band(axes: Axes, name: str, estimate: ValueEstimates, level: float, colour: str, style: Any) -> None:
     steps = np.arange(len(estimate))
     axes.plot(steps, estimate.values, color=colour, linestyle=style, label=name, marker="." if len(steps) < 2 else None)
@@ -177,8 +223,8 @@ def _half_widths(estimate: ValueEstimates, level: float) -> np.ndarray | None:
     return np.stack([estimate.values - low, high - estimate.values])
 
 
-def _padded(values: np.ndarray) -> tuple[float, float]:
-    """Limits around all values with a margin, never empty."""
+def _padded(values: np.ndarray, margin: float = 0.06) -> tuple[float, float]:
+    """Limits around all values with a margin, a share of their range, never empty."""
     low, high = float(values.min()), float(values.max())
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    margin = margin * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin
