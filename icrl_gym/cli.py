@@ -1,7 +1,8 @@
 """``icrl-gym``: sub-commands generated from typed dataclasses.
 
 Standard output carries the result and nothing else, standard error progress and errors. Bad input is one line and exit
-code 2; with the environment variable ICRL_GYM_DEBUG=1 the traceback is shown instead.
+code 2; an environment that raises in make, reset or step is one line with its own words and exit code 3. With
+``--debug``, or the environment variable ICRL_GYM_DEBUG=1, the traceback is shown instead.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from icrl_gym.acting.failures import find_failure
 from icrl_gym.configuration import (
     DEFAULT_ESTIMATOR,
     BenchmarkConfig,
@@ -47,7 +49,7 @@ from icrl_gym.runs import standard_json, versions
 if TYPE_CHECKING:
     from icrl_gym.main_job.result import Evaluation
 
-BAD_INPUT = 2  # exit code
+BAD_INPUT, ENVIRONMENT_FAILED = 2, 3  # exit codes
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, gymnasium.error.Error)
 
 
@@ -55,6 +57,8 @@ EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, gymnasium.error.
 class EvaluateCommand(EvaluateConfig):
     json: bool = False
     """Print one JSON object instead of the table."""
+    debug: bool = False
+    """Show the traceback of an error instead of one line."""
 
 
 EvaluateCommand.__doc__ = EvaluateConfig.__doc__
@@ -80,11 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = next(run for configuration, run in COMMANDS.values() if type(command) is configuration)
     try:
         run(command)
-    except EXPECTED_ERRORS as error:
-        if os.environ.get("ICRL_GYM_DEBUG"):
+    except Exception as error:
+        failure = find_failure(error)
+        known = failure is not None or isinstance(error, EXPECTED_ERRORS)
+        if not known or getattr(command, "debug", False) or os.environ.get("ICRL_GYM_DEBUG"):
             raise
-        sys.stderr.write(f"icrl-gym: error: {' '.join(str(error).split())}\n")
-        return BAD_INPUT
+        hint = " (--debug shows where)" if failure else ""
+        sys.stderr.write(f"icrl-gym: error: {failure or ' '.join(str(error).split())}{hint}\n")
+        return ENVIRONMENT_FAILED if failure else BAD_INPUT
     except KeyboardInterrupt:
         sys.stderr.write("icrl-gym: interrupted; nothing half-written was kept\n")
         return 130

@@ -17,6 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from icrl_gym.acting.adapters import one_reward
 from icrl_gym.acting.environments import environment_identity
 from icrl_gym.context.space_description import space_to_json
 from icrl_gym.context.trajectory import Trajectory
@@ -336,8 +337,12 @@ def _moved(column: np.ndarray, begin: int, end: int, size: int) -> np.ndarray:
 def batch_of_one(
     observation: Any, reward: Any, terminated: bool, truncated: bool, info: dict[str, Any]
 ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-    """The values that ``step`` of one environment returned, as a vector of one would have returned them."""
-    rewards = np.array([reward], dtype=np.float64)
+    """The values that ``step`` of one environment returned, as a vector of one would have returned them.
+
+    Raises:
+        ValueError: the reward is a vector.
+    """
+    rewards = np.array([one_reward(reward)])
     observations = map_leaves(lambda leaf: np.asarray(leaf)[None], observation)
     return observations, rewards, np.array([terminated], dtype=bool), np.array([truncated], dtype=bool), info
 

@@ -68,7 +68,8 @@ def _estimator(name: str, device: str) -> Estimator:
 
 
 def _subject(config: EvaluateConfig, progress: Progress) -> Subject:
-    spec = environment_spec(config.env, config.environment_arguments(), config.wrapper)
+    weights = config.weights_of_rewards()
+    spec = environment_spec(config.env, config.environment_arguments(), config.wrapper, weights)
     source = find_policy(
         config.policy, spec, trust=config.trust_model, algo=config.algo, vec_normalize=config.vec_normalize
     )
@@ -85,7 +86,7 @@ def _evaluation(
     truth = subject.exact_truth() if exact else subject.simulated_truth(config.num_queries, config.num_rollouts)
     estimates = {config.estimator: estimator.predict(truth.observations)}
     steps: dict[str, int | None] = {config.estimator: len(trajectory)}
-    notes = [remark]
+    notes = [*subject.left_out(), remark]
     if source.model is not None:
         try:
             estimates[source.critic_name] = subject.critic(truth)
