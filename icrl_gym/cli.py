@@ -13,7 +13,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ from icrl_gym.runs import standard_json, versions
 if TYPE_CHECKING:
     from icrl_gym.main_job.result import Evaluation
 
+LEGEND = "RMSE/std: 1 = the best constant, 0 = exact. 90%cover: truths in the interval."
 BAD_INPUT, ENVIRONMENT_FAILED = 2, 3  # exit codes
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, gymnasium.error.Error)
 
@@ -217,6 +218,8 @@ def _print_json(content: Any) -> None:
 
 
 def _summary(evaluation: Evaluation) -> dict[str, Any]:
+    from icrl_gym.main_job.advice import advice
+
     return {
         "config": dataclasses.asdict(evaluation.config),
         "run_dir": evaluation.run_dir,
@@ -226,11 +229,14 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
             for name, result in evaluation.scores.items()
         },
         "verdict": evaluation.verdict,
+        "advice": [*advice(evaluation)],
         "notes": list(evaluation.notes),
     }
 
 
 def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    from icrl_gym.main_job.advice import advice, when_to_trust
+
     def say(text: str, style: str = "") -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
@@ -238,26 +244,38 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
     estimand = evaluation.truth.estimand
     say(f"\n{estimand.env}, policy {estimand.policy}, gamma {estimand.gamma:g}")
     table = _score_table(evaluation)
-    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    console.print(table, width=max(needed, console.width), crop=False, no_wrap=True)
+    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
+    console.print(table)
+    say(LEGEND)
     say(f"Truth: {truth.n} states, standard deviation {truth.truth_std:.3g}, noise floor {truth.noise_floor:.2g}.")
     for note in evaluation.notes:
         say(f"Note: {note}")
     say(f"\n{evaluation.verdict}", style="bold")
-    for line in _what_next(evaluation):
-        say(line)
+    for line in (*advice(evaluation), when_to_trust(evaluation), *_what_next(evaluation)):
+        if line:
+            say(line)
 
 
 def _score_table(evaluation: Evaluation) -> Table:
-    """One row per estimator; a dash where a figure is not defined."""
+    """One row per estimator; a dash where a figure is not defined; magnitudes where a note says to judge by them."""
+    magnitude = any("mean magnitude" in note for note in evaluation.notes)
+    columns = {
+        "RMSE": "rmse",
+        "RMSE/std": "rmse_over_std",
+        **({"RMSE/magnitude": "rmse_over_magnitude"} if magnitude else {}),
+        "bias": "bias",
+        "expl.var": "explained_variance",
+        "Spearman": "spearman",
+        "90%cover": "coverage",
+    }
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("estimator", no_wrap=True)
-    for heading in ("RMSE", "RMSE/std", "bias", "expl.var", "Spearman", "90%cover", "steps"):
+    for heading in (*columns, "steps"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, s in evaluation.scores.items():
-        figures = (s.rmse, s.rmse_over_std, s.bias, s.explained_variance, s.spearman, s.coverage)
+    for name, found in evaluation.scores.items():
+        figures = [_figure(getattr(found, attribute)) for attribute in columns.values()]
         steps = evaluation.steps[name]
-        table.add_row(name, *map(_figure, figures), "-" if steps is None else f"{steps:,}")
+        table.add_row(name, *figures, "-" if steps is None else f"{steps:,}")
     return table
 
 
@@ -291,16 +309,24 @@ def command_line(config: EvaluateConfig) -> str:
 
 
 def _print_info(found: dict[str, Any], console: Console) -> None:
+    """About a dozen lines; the cards in full are in the JSON."""
     installed = found["versions"]
-    table = Table("package", "version", title="Versions")
-    for name, version in {"python": installed["python"], **installed["packages"]}.items():
-        table.add_row(name, version or "not installed")
-    table.add_row("commit", installed["commit"] or "unknown (not a checkout)")
-    console.print(table)
-    for name, card in found["checkpoints"].items():
-        table = Table("entry", "value", title=f"Checkpoint {name}")
-        for entry, value in card.items():
-            table.add_row(entry, value if isinstance(value, str) else json.dumps(value))
-        console.print(table)
+    packages = {"python": installed["python"], **installed["packages"], "commit": installed["commit"]}
+    lines = [f"icrl-gym {packages.pop('icrl-gym')}, " + ", ".join(f"{k} {v}" for k, v in packages.items() if v)]
+    missing = [name for name, version in packages.items() if not version and name != "commit"]
+    lines += [f"not installed: {', '.join(missing)}"] if missing else []
+    lines += ["", "Checkpoints inside the package (all of a card: icrl-gym info --json):"]
+    lines += [f"  {name}: {_described_card(card)}" for name, card in found["checkpoints"].items()]
     marked = [f"{name} (default)" if name == DEFAULT_ESTIMATOR else name for name in found["estimators"]]
-    console.print(f"Estimators: {', '.join(marked)}", highlight=False)
+    lines += ["", f"Estimators (--estimator): {', '.join(marked)}"]
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def _described_card(card: Mapping[str, Any]) -> str:
+    """What a checkpoint is, in a few words."""
+    digest = f"sha256 {card['sha256'][:12]}"
+    if "algorithm" in card:
+        trained = f"{card['num_steps_taken']:,} steps, mean return {card['mean_return']:.0f}"
+        return f"demo policy, {card['algorithm']} for {card['env']} ({trained}), {digest}"
+    return f"evaluator, commit {str(card.get('commit'))[:12]}, {digest}"

@@ -42,7 +42,6 @@ from icrl_gym.scoring.document import Section, Table, markdown, text
 PACKAGES = {
     "gymnasium": "gymnasium",
     "minigrid": "minigrid",
-    "ale_py": "ale-py",
     "highway_env": "highway-env",
     "mo_gymnasium": "mo-gymnasium",
     "popgym": "popgym",
@@ -53,9 +52,10 @@ PACKAGES = {
     "gym_pusht": "gym-pusht",
     "gym_anytrading": "gym-anytrading",
     "icrl_envs": "icrl-gym",
+    "ale_py": "ale-py",
 }
 ARGUMENTS = {"Meta-World/MT1": {"env_name": "reach-v3"}}  # of environments that cannot be made without
-NUM_TRANSITIONS, NUM_QUERIES, GAMMA, TOLERANCE, EPISODE_STEPS = 64, 4, 0.8, 0.05, 32
+NUM_TRANSITIONS, NUM_QUERIES, GAMMA, TOLERANCE, EPISODE_STEPS = 64, 2, 0.8, 0.05, 32
 IDS_PER_WORKER = 60
 QUIET = {"SDL_VIDEODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1", "OMP_NUM_THREADS": "1"}
 COMMAND = "python scripts/run_coverage.py"
@@ -139,7 +139,14 @@ def evaluated(name: str, weights: list[float] | None) -> tuple[str, tuple[str, .
     trajectory = icrl.collect(spec, "random", NUM_TRANSITIONS, seed=0)
     evaluator = icrl.InContextEvaluator.from_pretrained("generalist").fit(trajectory, GAMMA, policy=policy)
     truth = icrl.monte_carlo_values(
-        spec, "random", num_queries=NUM_QUERIES, num_rollouts=2, gamma=GAMMA, tolerance=TOLERANCE, seed=0
+        spec,
+        "random",
+        num_queries=NUM_QUERIES,
+        num_rollouts=2,
+        gamma=GAMMA,
+        tolerance=TOLERANCE,
+        states="start",
+        seed=0,
     )
     estimate = evaluator.predict(truth.observations)
     icrl.score(estimate, truth)
@@ -262,7 +269,7 @@ def page(records: list[Record]) -> str:
     horizon = int(np.ceil(np.log(TOLERANCE) / np.log(GAMMA)))
     words = [
         f"Every environment that these packages register, tried by `{COMMAND}`: {NUM_TRANSITIONS} steps of random "
-        f"actions, a fit of the default evaluator, its values at {NUM_QUERIES} states, and their truth from two "
+        f"actions, a fit of the default evaluator, its values at {NUM_QUERIES} starts, and their truth from two "
         f"rollouts each (discount {GAMMA}, horizon {horizon}, episodes cut at {EPISODE_STEPS} steps). This says what "
         "works, not how well: so short a context says little about values.",
         "An id is *evaluated*, or *refused* with the reason; where the environment failed, the reason is in its own "

@@ -1,4 +1,4 @@
-"""Observations with parts that are no arrays, rewards that are vectors, and telling an environment's failure from ours."""
+"""Observations with parts that are no arrays, vector rewards, and telling an environment's failure from ours."""
 
 from __future__ import annotations
 
