@@ -329,4 +329,5 @@ def _described_card(card: Mapping[str, Any]) -> str:
     if "algorithm" in card:
         trained = f"{card['num_steps_taken']:,} steps, mean return {card['mean_return']:.0f}"
         return f"demo policy, {card['algorithm']} for {card['env']} ({trained}), {digest}"
-    return f"evaluator, commit {str(card.get('commit'))[:12]}, {digest}"
+    commit = str(card.get("training", {}).get("commit", "unknown"))[:12]
+    return f"evaluator, {len(card.get('heads', ()))} networks, pretrained at commit {commit}, {digest}"

@@ -93,6 +93,7 @@ def environment_spec(
     env_id: str,
     env_kwargs: Mapping[str, Any] | None = None,
     wrapper: str | None = None,
+    *,
     reward_weights: Sequence[float] | None = None,
 ) -> EnvSpec:
     """The specification of an environment that is described in words, as on the command line.
@@ -108,19 +109,23 @@ def environment_spec(
         ValueError: unknown id (the nearest names are listed), unknown module or wrapper.
     """
     added = () if wrapper is None else (_wrapper_spec(wrapper),)  # first, as importing a package registers its ids
-    if reward_weights is not None:
-        entry_point = f"{WeightedReward.__module__}:{WeightedReward.__name__}"
-        weighted = WrapperSpec(WeightedReward.__name__, entry_point, {"weights": [*map(float, reward_weights)]})
-        added = (weighted, *added)
     registered = _registered(env_id)
     arguments = dict(env_kwargs or {})
     stated = {name: arguments.pop(name, None) for name in ("max_episode_steps", "disable_env_checker")}
     return replace(
         registered,
         kwargs={**registered.kwargs, **arguments},
-        additional_wrappers=(*registered.additional_wrappers, *added),
+        additional_wrappers=(*registered.additional_wrappers, *_weighing(reward_weights), *added),
         **{name: None if value == -1 else value for name, value in stated.items() if value is not None},
     )
+
+
+def _weighing(reward_weights: Sequence[float] | None) -> tuple[WrapperSpec, ...]:
+    """The wrapper that weighs rewards, if they are to be weighed."""
+    if reward_weights is None:
+        return ()
+    entry_point = f"{WeightedReward.__module__}:{WeightedReward.__name__}"
+    return (WrapperSpec(WeightedReward.__name__, entry_point, {"weights": [*map(float, reward_weights)]}),)
 
 
 def _registered(env_id: str) -> EnvSpec:

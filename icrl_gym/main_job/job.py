@@ -70,7 +70,7 @@ def _estimator(name: str, device: str) -> Estimator:
 
 def _subject(config: EvaluateConfig, progress: Progress) -> Subject:
     weights = config.weights_of_rewards()
-    spec = environment_spec(config.env, config.environment_arguments(), config.wrapper, weights)
+    spec = environment_spec(config.env, config.environment_arguments(), config.wrapper, reward_weights=weights)
     source = find_policy(
         config.policy, spec, trust=config.trust_model, algo=config.algo, vec_normalize=config.vec_normalize
     )
