@@ -49,7 +49,7 @@ def ferryman(observations: np.ndarray) -> np.ndarray:
     return np.clip(1.2 * (0.45 - observations[:, 1:]), 0.0, 0.6).astype(np.float32)
 
 
-gymnasium.register("examples/River-v0", River, max_episode_steps=200)
+gymnasium.register("examples/River-v0", River, max_episode_steps=200)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

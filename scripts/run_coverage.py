@@ -54,7 +54,11 @@ PACKAGES = {
     "icrl_envs": "icrl-gym",
     "ale_py": "ale-py",
 }
-ARGUMENTS = {"Meta-World/MT1": {"env_name": "reach-v3"}}  # of environments that cannot be made without
+ARGUMENTS = {  # of environments that cannot be made without
+    "Meta-World/MT1": {"env_name": "reach-v3"},
+    "Meta-World/goal_hidden": {"env_name": "reach-v3-goal-hidden", "seed": 0},
+    "Meta-World/goal_observable": {"env_name": "reach-v3-goal-observable", "seed": 0},
+}
 NUM_TRANSITIONS, NUM_QUERIES, GAMMA, TOLERANCE, EPISODE_STEPS = 64, 2, 0.8, 0.05, 32
 IDS_PER_WORKER = 60
 QUIET = {"SDL_VIDEODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1", "OMP_NUM_THREADS": "1"}

@@ -240,6 +240,17 @@ def test_ids_of_modules_that_were_not_imported_name_the_module(env_id, message):
     assert message in str(caught.value)
 
 
+def test_an_id_of_a_vector_only_says_how_to_make_it():
+    gymnasium.register("Many-v0", vector_entry_point=Mission)
+    try:
+        with pytest.raises(
+            ValueError, match=r"registered as a vector environment only: make it with gymnasium\.make_vec"
+        ):
+            icrl.collect("Many-v0", "random", 5)
+    finally:
+        gymnasium.registry.pop("Many-v0")
+
+
 def test_a_module_that_is_not_installed_is_said_to_be_missing(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"did you mean popgym:popgym-X-v0\? \(there is no module popgym here"):

@@ -46,6 +46,7 @@ class MeanReward:
         self.gammas = []
         self.policies = []
         self.num_predictions = 0
+        self.batches = []
 
     def fit(self, trajectory, gamma, policy=None):
         self.windows.append(trajectory)
@@ -56,6 +57,7 @@ class MeanReward:
     def predict(self, observations):
         assert batch_size(observations) == len(observations)
         self.num_predictions += 1
+        self.batches.append(len(observations))
         return SimpleNamespace(values=self.windows[-1].rewards.sum() + observations[:, 2])
 
 
@@ -200,8 +202,10 @@ def test_infos_that_are_read_later_have_the_values_that_they_had_at_their_step()
 def test_a_long_block_is_predicted_in_parts():
     evaluator = MeanReward()
     shown = walk(EvaluateInContext(cartpole(), evaluator, window=400, every=300), 300 + LONGEST_BLOCK + 10)
-    assert shown[-1][1][INFO_KEY] == 300 + shown[-1][0][2]
-    assert evaluator.num_predictions == 1
+    for index in (-1, -LONGEST_BLOCK):  # of two blocks
+        assert shown[index][1][INFO_KEY] == 300 + shown[index][0][2]
+    assert len(evaluator.batches) == 2
+    assert max(evaluator.batches) == LONGEST_BLOCK
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ def make_environment(env: EnvironmentLike) -> gymnasium.Env:
             wrappers are put around; or an environment, which is not copied.
 
     Raises:
-        ValueError: unknown id (the nearest names are listed), unknown module, or a wrapper that cannot be made again.
+        ValueError: unknown id (the nearest names are listed), unknown module, an id of a vector environment only, or a
+            wrapper that cannot be made again.
         TypeError: none of the three; arguments that the environment does not know; a wrapper that does not return an
             environment.
     """
@@ -81,6 +82,11 @@ def make_environment(env: EnvironmentLike) -> gymnasium.Env:
         if any(kind.__module__.startswith("pettingzoo.") for kind in type(env).__mro__):
             raise TypeError(f"env must have one agent, got PettingZoo's {type(env).__name__}; {PETTINGZOO}")
         raise TypeError(f"env must be an environment id, a gymnasium.Env or an EnvSpec, got {type(env).__name__}")
+    if env.entry_point is None and env.vector_entry_point is not None:
+        raise ValueError(
+            f"{env.id} is registered as a vector environment only: make it with gymnasium.make_vec and give the vector "
+            "to collect; the truth needs a single environment"
+        )
     made = gymnasium.make(replace(env, additional_wrappers=()))
     own = made.spec.additional_wrappers if made.spec is not None else ()  # the environment's constructor put them there
     outer = env.additional_wrappers
