@@ -327,7 +327,6 @@ def _described_card(card: Mapping[str, Any]) -> str:
     """What a checkpoint is, in a few words."""
     digest = f"sha256 {card['sha256'][:12]}"
     if "algorithm" in card:
-        trained = f"{card['num_steps_taken']:,} steps, mean return {card['mean_return']:.0f}"
-        return f"demo policy, {card['algorithm']} for {card['env']} ({trained}), {digest}"
+        return f"demo policy, {card['algorithm']} in {card['env']}, {card['num_steps_taken']:,} steps, {digest}"
     commit = str(card.get("training", {}).get("commit", "unknown"))[:12]
-    return f"evaluator, {len(card.get('heads', ()))} networks, pretrained at commit {commit}, {digest}"
+    return f"evaluator, {len(card.get('heads', ()))} networks, commit {commit}, {digest}"
