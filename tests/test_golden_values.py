@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 from golden_contexts import CONTEXTS, EVALUATORS, GOLDEN, golden_values
 
-TOLERANCE = 1e-10  # of the spread and the level of the context's values
+# Of the spread and the level of the context's values. Processors round differently: two of them were 5e-7 apart where
+# networks in float32 are read, and 3e-4 where imagined walks amplify that.
+TOLERANCES = {"constructed": 1e-10, "generalist_without_imagination": 5e-6, "generalist": 2e-3}
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("evaluator", EVALUATORS)
 def test_values_are_those_of_the_golden_file(evaluator, context):
-    found = golden_values(evaluator, context)
+    found, tolerance = golden_values(evaluator, context), TOLERANCES[evaluator]
     with np.load(GOLDEN, allow_pickle=False) as stored:
         for name, array in found.items():
             expected = stored[f"{evaluator}/{context}/{name}"]
-            np.testing.assert_allclose(array, expected, rtol=TOLERANCE, atol=TOLERANCE * np.abs(expected).max())
+            np.testing.assert_allclose(array, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())

@@ -112,6 +112,41 @@ def test_noise_behind_imitated_numbers_gives_them_back():
     assert np.abs(actor.actions(x, uniform(200, 1)) - actions).max() > 0.2
 
 
+def test_a_switching_rule_that_no_quadratic_tells_is_imitated_by_bumps():
+    x, fresh = states(1200), states(400, seed=5)
+    space = spaces.Discrete(2)
+
+    def rule(features):
+        return (np.sin(3.0 * features[:, 0]) > 0).astype(int)
+
+    actor = imitated(x, rule(x), space)
+    assert isinstance(actor, ImitatedChoices)
+    assert len(actor.bases[0].centres_LD) > 0
+    wrong = (actor.actions(fresh, uniform(400, 1)) != rule(fresh)).mean()
+    assert wrong < 0.2
+
+
+def test_a_curved_mean_is_imitated_by_bumps():
+    x, fresh = states(1200), states(400, seed=5)
+    actions = np.sin(3.0 * x[:, :1]) + 0.1 * np.random.default_rng(1).normal(size=(1200, 1))
+    actor = imitated(x, actions, spaces.Box(-2, 2, (1,)))
+    assert isinstance(actor, ImitatedNumbers)
+    assert len(actor.basis.centres_LD) > 0
+    error = actor.basis(fresh) @ actor.weights_PC - np.sin(3.0 * fresh[:, :1])
+    assert np.sqrt(np.square(error).mean()) < 0.4  # the rule's own spread is .7
+
+
+def test_noise_does_not_pay_for_bumps():
+    x = states(600)
+    generator = np.random.default_rng(2)
+    numbers = imitated(x, x[:, :1] + generator.normal(size=(600, 1)), spaces.Box(-9, 9, (1,)))
+    choices = imitated(x, generator.integers(0, 2, 600), spaces.Discrete(2))
+    assert isinstance(numbers, ImitatedNumbers)
+    assert len(numbers.basis.centres_LD) == 0
+    assert isinstance(choices, ImitatedChoices)
+    assert len(choices.bases[0].centres_LD) == 0
+
+
 def test_imitated_integers_are_rounded_not_cut():
     x = states(400)
     actions = np.stack([np.round(40 * x[:, 0]), np.round(-30 * x[:, 1])], axis=1).astype(np.int64)

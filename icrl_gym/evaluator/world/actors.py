@@ -9,6 +9,7 @@ Shape legend: N transitions, B states, D features, U noise numbers, A actions, P
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,11 +19,11 @@ from scipy.special import log_softmax, softmax
 
 from icrl_gym.acting.policies import AskedPolicy
 from icrl_gym.context.features import FeatureMap, Standardiser
+from icrl_gym.evaluator.world.basis import Basis
 
 ACTION_SCALE = 1.5  # of one-hot actions: two of them are as far apart as three standard deviations, squared 4.5
 BISECTIONS = 16
 IMITATION_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # per transition
-MOST_QUADRATIC = 12
 SMALLEST_NOISE = 1e-6
 MOST_CHOICES = 64  # of a component; integers with more are numbers
 
@@ -116,26 +117,29 @@ class ImitatedChoices:
 
     Attributes:
         starts, counts: first value and number of values of each component.
-        weights: coefficients (P, A) of each component.
-        quadratic: whether squares and products are among the terms.
+        bases: functions that each component is read from.
+        weights: their coefficients (P, A).
         shape, dtype: those of an action.
     """
 
     starts: tuple[int, ...]
     counts: tuple[int, ...]
+    bases: tuple[Basis, ...]
     weights: tuple[np.ndarray, ...]
-    quadratic: bool
     shape: tuple[int, ...]
     dtype: Any
 
     @classmethod
     def fit(cls, features_ND: np.ndarray, actions: np.ndarray, space: spaces.Space) -> ImitatedChoices:
-        """Ridge-regularised maximum likelihood; the ridge is what one half of the log foretells the other best with."""
+        """Ridge-regularised maximum likelihood; basis and ridge are those with which one half of the log foretells the
+        other best."""
         starts, counts = discrete_components(space)
-        quadratic = features_ND.shape[1] <= MOST_QUADRATIC
-        terms_NP, columns_NC = _terms(features_ND, quadratic), _flat(actions).astype(int) - np.array(starts)
-        weights = tuple(_choice(terms_NP, columns_NC[:, c], count) for c, count in enumerate(counts))
-        return cls(starts, counts, weights, quadratic, np.shape(actions)[1:], np.asarray(actions).dtype)
+        columns_NC = _flat(actions).astype(int) - np.array(starts)
+        candidates = Basis.candidates(features_ND)
+        bases, weights = zip(
+            *(_choice(features_ND, candidates, columns_NC[:, c], count) for c, count in enumerate(counts)), strict=True
+        )
+        return cls(starts, counts, bases, weights, np.shape(actions)[1:], np.asarray(actions).dtype)
 
     @property
     def num_noise(self) -> int:
@@ -155,8 +159,10 @@ class ImitatedChoices:
         return np.stack(found, axis=1)
 
     def _probabilities(self, features_BD: np.ndarray) -> list[np.ndarray]:
-        terms_BP = _terms(features_BD, self.quadratic)
-        return [softmax(terms_BP @ weights_PA, axis=1) for weights_PA in self.weights]
+        return [
+            softmax(basis(features_BD) @ weights_PA, axis=1)
+            for basis, weights_PA in zip(self.bases, self.weights, strict=True)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,18 +170,18 @@ class ImitatedNumbers:
     """Continuous actions as a ridge regression on the features plus what the log's actions differed from it by.
 
     Attributes:
-        weights_PC: coefficients.
+        basis: functions of the state.
+        weights_PC: their coefficients.
         residuals_NC: differences, one of which is drawn.
         low_C, high_C: smallest and largest logged action.
-        quadratic: whether squares and products are among the terms.
         shape, dtype: those of an action.
     """
 
+    basis: Basis
     weights_PC: np.ndarray
     residuals_NC: np.ndarray
     low_C: np.ndarray
     high_C: np.ndarray
-    quadratic: bool
     shape: tuple[int, ...]
     dtype: Any
 
@@ -185,36 +191,34 @@ class ImitatedNumbers:
 
     @classmethod
     def fit(cls, features_ND: np.ndarray, actions: np.ndarray) -> ImitatedNumbers:
-        """The ridge is what leaving each transition out finds best."""
+        """Basis and ridge are what leaving each transition out finds best."""
         flat_NC = _flat(actions)
-        quadratic = features_ND.shape[1] <= MOST_QUADRATIC
-        terms_NP = _terms(features_ND, quadratic)
-        best: tuple[float, np.ndarray, np.ndarray] | None = None
-        for ridge in IMITATION_RIDGES:
+        best: tuple[float, Basis, np.ndarray, np.ndarray] | None = None
+        for basis, ridge in product(Basis.candidates(features_ND), IMITATION_RIDGES):
+            terms_NP = basis(features_ND)
             gram_PP = terms_NP.T @ terms_NP + ridge * len(terms_NP) * 0.1 * np.eye(terms_NP.shape[1])
             inverse_PP = np.linalg.inv(gram_PP)
             weights_PC = inverse_PP @ (terms_NP.T @ flat_NC)
             leverage_N = np.einsum("np,pq,nq->n", terms_NP, inverse_PP, terms_NP).clip(max=0.99)
             left_NC = (flat_NC - terms_NP @ weights_PC) / (1.0 - leverage_N)[:, None]
-            error = float(np.square(left_NC).sum())
+            error = float(np.square(left_NC).sum()) / basis.least_gain
             if best is None or error < best[0]:
-                best = error, weights_PC, left_NC
+                best = error, basis, weights_PC, left_NC
         assert best is not None
         return cls(
-            best[1], best[2], flat_NC.min(axis=0), flat_NC.max(axis=0), quadratic, np.shape(actions)[1:],
-            np.asarray(actions).dtype,
+            *best[1:], flat_NC.min(axis=0), flat_NC.max(axis=0), np.shape(actions)[1:], np.asarray(actions).dtype
         )  # fmt: skip
 
     def actions(self, features_BD: np.ndarray, noise_BU: np.ndarray) -> np.ndarray:
         drawn_B = np.minimum((noise_BU[:, 0] * len(self.residuals_NC)).astype(int), len(self.residuals_NC) - 1)
-        flat_BC = _terms(features_BD, self.quadratic) @ self.weights_PC + self.residuals_NC[drawn_B]
+        flat_BC = self.basis(features_BD) @ self.weights_PC + self.residuals_NC[drawn_B]
         flat_BC = flat_BC.clip(self.low_C, self.high_C)
         if not np.issubdtype(self.dtype, np.floating):
             flat_BC = flat_BC.round()
         return flat_BC.reshape(len(features_BD), *self.shape).astype(self.dtype)
 
     def noise_behind(self, features_BD: np.ndarray, actions: np.ndarray, noise_BU: np.ndarray) -> np.ndarray:
-        difference_BC = _flat(actions) - _terms(features_BD, self.quadratic) @ self.weights_PC
+        difference_BC = _flat(actions) - self.basis(features_BD) @ self.weights_PC
         distance_BN = np.abs(difference_BC[:, None, :] - self.residuals_NC[None]).sum(axis=2)
         return ((distance_BN.argmin(axis=1) + 0.5) / len(self.residuals_NC))[:, None]
 
@@ -248,19 +252,31 @@ def discrete_components(space: spaces.Space) -> tuple[tuple[int, ...], tuple[int
     return (0,) * count, (2,) * count
 
 
-def _choice(terms_NP: np.ndarray, columns_N: np.ndarray, count: int) -> np.ndarray:
+def _choice(
+    features_ND: np.ndarray, candidates: tuple[Basis, ...], columns_N: np.ndarray, count: int
+) -> tuple[Basis, np.ndarray]:
+    """The basis and its coefficients."""
     first_N = np.arange(len(columns_N)) % 2 == 0
 
-    def loss(weights_PA: np.ndarray, rows_N: np.ndarray) -> float:
-        log_NA = log_softmax(terms_NP[rows_N] @ weights_PA, axis=1)
-        return -float(log_NA[np.arange(len(log_NA)), columns_N[rows_N]].mean())
+    def loss(terms_NP: np.ndarray, columns_N: np.ndarray, weights_PA: np.ndarray) -> float:
+        log_NA = log_softmax(terms_NP @ weights_PA, axis=1)
+        return -float(log_NA[np.arange(len(log_NA)), columns_N].mean())
 
-    def held_out(ridge: float) -> float:
-        one = _softmax_regression(terms_NP[first_N], columns_N[first_N], count, ridge)
-        other = _softmax_regression(terms_NP[~first_N], columns_N[~first_N], count, ridge)
-        return loss(one, ~first_N) + loss(other, first_N)
-
-    return _softmax_regression(terms_NP, columns_N, count, min(IMITATION_RIDGES, key=held_out))
+    best: tuple[float, Basis, np.ndarray, float] | None = None
+    for basis in candidates:
+        terms_NP = basis(features_ND)
+        for ridge in IMITATION_RIDGES:
+            held_out = sum(
+                loss(
+                    terms_NP[~half_N], columns_N[~half_N],
+                    _softmax_regression(terms_NP[half_N], columns_N[half_N], count, ridge),
+                )
+                for half_N in (first_N, ~first_N)
+            )  # fmt: skip
+            if best is None or held_out / basis.least_gain < best[0]:
+                best = held_out / basis.least_gain, basis, terms_NP, ridge
+    assert best is not None
+    return best[1], _softmax_regression(best[2], columns_N, count, best[3])
 
 
 def _softmax_regression(terms_NP: np.ndarray, columns_N: np.ndarray, count: int, ridge: float) -> np.ndarray:
@@ -286,14 +302,6 @@ def _within(probability_BA: np.ndarray, columns_B: np.ndarray, noise_B: np.ndarr
     high_B = np.cumsum(probability_BA, axis=1)[rows, columns_B]
     low_B = high_B - probability_BA[rows, columns_B]
     return (low_B + noise_B * (high_B - low_B)).clip(SMALLEST_NOISE, 1.0 - SMALLEST_NOISE)
-
-
-def _terms(x_BD: np.ndarray, quadratic: bool) -> np.ndarray:
-    parts = [np.ones((len(x_BD), 1)), x_BD]
-    if quadratic:
-        i, j = np.triu_indices(x_BD.shape[1])
-        parts.append(x_BD[:, i] * x_BD[:, j])
-    return np.concatenate(parts, axis=1)
 
 
 def _flat(actions: np.ndarray) -> np.ndarray:
