@@ -22,7 +22,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -193,24 +193,28 @@ class Worker:
         process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps([module, env_id]) + "\n")
-        process.stdin.flush()
         self._num_done += 1
-        if not select.select([process.stdout], [], [], limit)[0]:
-            self.stop()
-            return Record(module, env_id, False, f"over the limit of {limit:.0f} seconds", seconds=limit)
-        line = process.stdout.readline()
-        if not line:
-            code = process.wait()
-            self._process = None
-            return Record(module, env_id, False, f"the process crashed with exit code {code}")
-        return Record(**json.loads(line))
+        try:
+            process.stdin.write(json.dumps([module, env_id]) + "\n")
+            process.stdin.flush()
+            if not select.select([process.stdout], [], [], limit)[0]:
+                self.stop()
+                return Record(module, env_id, False, f"over the limit of {limit:g} seconds", seconds=limit)
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if line:
+            return Record(**json.loads(line))
+        code = process.wait()
+        self.stop()
+        return Record(module, env_id, False, f"the process crashed with exit code {code}")
 
     def stop(self) -> None:
         """End the process."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            with suppress(BrokenPipeError):
+                self._process.communicate()
         self._process = None
 
     def _running(self) -> subprocess.Popen[str]:
@@ -305,7 +309,10 @@ def summary(by_module: dict[str, list[Record]]) -> Table:
 
 def reasons(records: list[Record]) -> list[Table]:
     """How often each reason occurred, the commonest first."""
-    counted = Counter(shortened(one.reason) for one in records if not one.evaluated)
+    refused = [one for one in records if not one.evaluated]
+    counted = Counter(
+        re.sub(r"'\.\.\./[\w.]+'", "'...'", shortened(one.reason.replace(one.id, "ID"))) for one in refused
+    )
     rows = tuple((text(str(count)), text(reason)) for reason, count in counted.most_common())
     return [Table("Reasons", ("ids", "reason"), rows)] if rows else []
 
@@ -326,7 +333,7 @@ def remark(record: Record) -> str:
 
 def shortened(reason: str, length: int = 180) -> str:
     """A reason on one line of a table, without paths of this machine."""
-    plain = re.sub(r"(/[\w.-]+){2,}/", ".../", reason)
+    plain = re.sub(r"(?<![:/\w])(/[\w.-]+){2,}/", ".../", reason)
     return plain if len(plain) <= length else plain[:length].rstrip() + " ..."
 
 
