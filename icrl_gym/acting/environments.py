@@ -170,13 +170,14 @@ def _suggestion(env_id: str) -> str:
         return f"PettingZoo's environments have several agents; {PETTINGZOO}"
     name = env_id.rpartition(":")[2]
     module = next((module for form, module in REGISTERED_BY.items() if re.match(form, name)), None)
-    lowered = {known.lower(): known for known in gymnasium.registry}
-    near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
-    hints = [f"nearest known: {', '.join(near)}"] if near else []
     if module is not None and not env_id.startswith(f"{module}:"):
         missing = "" if importlib.util.find_spec(module) else f" (there is no module {module} here: install it first)"
-        hints.insert(0, f"did you mean {module}:{name}?{missing}")
-    return "; ".join(hints) or "no similar name is known; ids of other packages are written module:Env-v0"
+        return f"did you mean {module}:{name}?{missing}"
+    lowered = {known.lower(): known for known in gymnasium.registry}
+    near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
+    if near:
+        return f"nearest known: {', '.join(near)}"
+    return "no similar name is known; ids of other packages are written module:Env-v0"
 
 
 def _wrapped(env: gymnasium.Env, wrapper: WrapperSpec) -> gymnasium.Env:
