@@ -25,6 +25,7 @@ _PUBLIC = {
     "registry": ["Estimator", "estimators", "make_estimator", "tuning_grid"],
     "live": ["EvaluateInContext", "VectorEvaluateInContext"],
     "ground_truth.values": ["exact_values", "monte_carlo_values"],
+    "acting.adapters": ["ArrayObservations", "WeightedReward"],
     "acting.demo_policy": ["load_demo_policy"],
     "acting.sb3_models": ["load_sb3_model"],
     "rivals.critics": ["sb3_critic_values"],

@@ -1,7 +1,8 @@
 """``icrl-gym``: sub-commands generated from typed dataclasses.
 
 Standard output carries the result and nothing else, standard error progress and errors. Bad input is one line and exit
-code 2; with the environment variable ICRL_GYM_DEBUG=1 the traceback is shown instead.
+code 2; an environment that raises in make, reset or step is one line with its own words and exit code 3. With
+``--debug``, or the environment variable ICRL_GYM_DEBUG=1, the traceback is shown instead.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +35,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from icrl_gym.acting.failures import find_failure
 from icrl_gym.configuration import (
     DEFAULT_ESTIMATOR,
     BenchmarkConfig,
@@ -48,7 +50,8 @@ from icrl_gym.runs import standard_json, versions
 if TYPE_CHECKING:
     from icrl_gym.main_job.result import Evaluation
 
-BAD_INPUT = 2  # exit code
+LEGEND = "RMSE/std: 1 = the best constant, 0 = exact. 90%cover: truths in the interval."
+BAD_INPUT, ENVIRONMENT_FAILED = 2, 3  # exit codes
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, gymnasium.error.Error)
 
 
@@ -71,6 +74,8 @@ class EvaluateCommand(EvaluateConfig):
     """Go on with the run that was to fill this folder and was interrupted, with its own flags."""
     json: bool = False
     """Print one JSON object instead of the table."""
+    debug: bool = False
+    """Show the traceback of an error instead of one line."""
 
 
 EvaluateCommand.__doc__ = EvaluateConfig.__doc__
@@ -96,11 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = next(run for configuration, run in COMMANDS.values() if type(command) is configuration)
     try:
         run(command)
-    except EXPECTED_ERRORS as error:
-        if os.environ.get("ICRL_GYM_DEBUG"):
+    except Exception as error:
+        failure = find_failure(error)
+        known = failure is not None or isinstance(error, EXPECTED_ERRORS)
+        if not known or getattr(command, "debug", False) or os.environ.get("ICRL_GYM_DEBUG"):
             raise
-        sys.stderr.write(f"icrl-gym: error: {' '.join(str(error).split())}\n")
-        return BAD_INPUT
+        hint = " (--debug shows where)" if failure else ""
+        sys.stderr.write(f"icrl-gym: error: {failure or ' '.join(str(error).split())}{hint}\n")
+        return ENVIRONMENT_FAILED if failure else BAD_INPUT
     except KeyboardInterrupt as interruption:
         sys.stderr.write(f"icrl-gym: interrupted; {str(interruption) or 'nothing half-written was kept'}\n")
         return 130
@@ -271,6 +279,8 @@ def _print_json(content: Any) -> None:
 
 
 def _summary(evaluation: Evaluation) -> dict[str, Any]:
+    from icrl_gym.main_job.advice import advice
+
     return {
         "config": dataclasses.asdict(evaluation.config),
         "run_dir": evaluation.run_dir,
@@ -280,11 +290,14 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
             for name, result in evaluation.scores.items()
         },
         "verdict": evaluation.verdict,
+        "advice": [*advice(evaluation)],
         "notes": list(evaluation.notes),
     }
 
 
 def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    from icrl_gym.main_job.advice import advice, when_to_trust
+
     def say(text: str, style: str = "") -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
@@ -292,26 +305,38 @@ def _print_evaluation(evaluation: Evaluation, console: Console) -> None:
     estimand = evaluation.truth.estimand
     say(f"\n{estimand.env}, policy {estimand.policy}, gamma {estimand.gamma:g}")
     table = _score_table(evaluation)
-    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    console.print(table, width=max(needed, console.width), crop=False, no_wrap=True)
+    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
+    console.print(table)
+    say(LEGEND)
     say(f"Truth: {truth.n} states, standard deviation {truth.truth_std:.3g}, noise floor {truth.noise_floor:.2g}.")
     for note in evaluation.notes:
         say(f"Note: {note}")
     say(f"\n{evaluation.verdict}", style="bold")
-    for line in _what_next(evaluation):
-        say(line)
+    for line in (*advice(evaluation), when_to_trust(evaluation), *_what_next(evaluation)):
+        if line:
+            say(line)
 
 
 def _score_table(evaluation: Evaluation) -> Table:
-    """One row per estimator; a dash where a figure is not defined."""
+    """One row per estimator; a dash where a figure is not defined; magnitudes where a note says to judge by them."""
+    magnitude = any("mean magnitude" in note for note in evaluation.notes)
+    columns = {
+        "RMSE": "rmse",
+        "RMSE/std": "rmse_over_std",
+        **({"RMSE/magnitude": "rmse_over_magnitude"} if magnitude else {}),
+        "bias": "bias",
+        "expl.var": "explained_variance",
+        "Spearman": "spearman",
+        "90%cover": "coverage",
+    }
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("estimator", no_wrap=True)
-    for heading in ("RMSE", "RMSE/std", "bias", "expl.var", "Spearman", "90%cover", "steps"):
+    for heading in (*columns, "steps"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, s in evaluation.scores.items():
-        figures = (s.rmse, s.rmse_over_std, s.bias, s.explained_variance, s.spearman, s.coverage)
+    for name, found in evaluation.scores.items():
+        figures = [_figure(getattr(found, attribute)) for attribute in columns.values()]
         steps = evaluation.steps[name]
-        table.add_row(name, *map(_figure, figures), "-" if steps is None else f"{steps:,}")
+        table.add_row(name, *figures, "-" if steps is None else f"{steps:,}")
     return table
 
 
@@ -345,16 +370,24 @@ def command_line(config: EvaluateConfig) -> str:
 
 
 def _print_info(found: dict[str, Any], console: Console) -> None:
+    """About a dozen lines; the cards in full are in the JSON."""
     installed = found["versions"]
-    table = Table("package", "version", title="Versions")
-    for name, version in {"python": installed["python"], **installed["packages"]}.items():
-        table.add_row(name, version or "not installed")
-    table.add_row("commit", installed["commit"] or "unknown (not a checkout)")
-    console.print(table)
-    for name, card in found["checkpoints"].items():
-        table = Table("entry", "value", title=f"Checkpoint {name}")
-        for entry, value in card.items():
-            table.add_row(entry, value if isinstance(value, str) else json.dumps(value))
-        console.print(table)
+    packages = {"python": installed["python"], **installed["packages"], "commit": installed["commit"]}
+    lines = [f"icrl-gym {packages.pop('icrl-gym')}, " + ", ".join(f"{k} {v}" for k, v in packages.items() if v)]
+    missing = [name for name, version in packages.items() if not version and name != "commit"]
+    lines += [f"not installed: {', '.join(missing)}"] if missing else []
+    lines += ["", "Checkpoints inside the package (all of a card: icrl-gym info --json):"]
+    lines += [f"  {name}: {_described_card(card)}" for name, card in found["checkpoints"].items()]
     marked = [f"{name} (default)" if name == DEFAULT_ESTIMATOR else name for name in found["estimators"]]
-    console.print(f"Estimators: {', '.join(marked)}", highlight=False)
+    lines += ["", f"Estimators (--estimator): {', '.join(marked)}"]
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def _described_card(card: Mapping[str, Any]) -> str:
+    """What a checkpoint is, in a few words."""
+    digest = f"sha256 {card['sha256'][:12]}"
+    if "algorithm" in card:
+        return f"demo policy, {card['algorithm']} in {card['env']}, {card['num_steps_taken']:,} steps, {digest}"
+    commit = str(card.get("training", {}).get("commit", "unknown"))[:12]
+    return f"evaluator, {len(card.get('heads', ()))} networks, commit {commit}, {digest}"

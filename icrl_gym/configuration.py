@@ -44,6 +44,8 @@ class EvaluateConfig:
     """Wrapper around the environment, as "module:Class"; several separated by commas, the innermost first."""
     wrapper_kwargs: str = "{}"
     """Keyword arguments of the wrapper, as a JSON object; of several wrappers, a JSON list of objects."""
+    reward_weights: str | None = None
+    """Weights of the rewards where an environment gives several, as in "1,0.5": their weighted sum is evaluated."""
     estimator: str = DEFAULT_ESTIMATOR
     """Who estimates the values; `icrl-gym info` lists the names."""
     context_length: int = 512
@@ -77,6 +79,16 @@ class EvaluateConfig:
             check_gamma(self.gamma)
         self.environment_arguments()
         self.wrapper_arguments()
+        self.weights_of_rewards()
+
+    def weights_of_rewards(self) -> list[float] | None:
+        """``reward_weights`` as numbers, None where there are none; raises ValueError if they are no numbers."""
+        try:
+            return None if self.reward_weights is None else [float(word) for word in self.reward_weights.split(",")]
+        except ValueError as error:
+            raise ValueError(
+                f'reward_weights must be numbers with commas between, as in "1,0.5", got {self.reward_weights!r}'
+            ) from error
 
     def environment_arguments(self) -> dict[str, Any]:
         """``env_kwargs`` as a dictionary; raises ValueError if it is not a JSON object."""

@@ -30,7 +30,10 @@ class EventWriter(Protocol):
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
     def add_figure(self, tag: str, figure: Figure, global_step: int) -> None: ...
-    def add_hparams(self, hparam_dict: Mapping[str, Any], metric_dict: Mapping[str, float]) -> None: ...
+    def add_text(self, tag: str, text: str, global_step: int) -> None: ...
+    def add_hparams(
+        self, hparam_dict: Mapping[str, Any], metric_dict: Mapping[str, float], global_step: int = 0
+    ) -> None: ...
     def close(self) -> None: ...
     def __enter__(self) -> EventWriter: ...
     def __exit__(self, *error: object) -> None: ...
@@ -45,7 +48,12 @@ class NullWriter:
     def add_figure(self, tag: str, figure: Figure, global_step: int) -> None:
         """Nothing."""
 
-    def add_hparams(self, hparam_dict: Mapping[str, Any], metric_dict: Mapping[str, float]) -> None:
+    def add_text(self, tag: str, text: str, global_step: int) -> None:
+        """Nothing."""
+
+    def add_hparams(
+        self, hparam_dict: Mapping[str, Any], metric_dict: Mapping[str, float], global_step: int = 0
+    ) -> None:
         """Nothing."""
 
     def close(self) -> None:
@@ -78,12 +86,18 @@ class TensorBoardWriter(NullWriter):
         canvas.draw()
         self._writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], global_step, dataformats="HWC")
 
-    def add_hparams(self, hparam_dict: Mapping[str, Any], metric_dict: Mapping[str, float]) -> None:
+    def add_text(self, tag: str, text: str, global_step: int) -> None:
+        """Write Markdown, a table say, to the tab of texts."""
+        self._writer.add_text(tag, text, global_step)
+
+    def add_hparams(
+        self, hparam_dict: Mapping[str, Any], metric_dict: Mapping[str, float], global_step: int = 0
+    ) -> None:
         """Write settings and results of the run into this very event file.
 
         SummaryWriter's own method opens a second run in a sub-folder named by the clock; here the HParams tab and the
-        scalars show one run. Metrics become scalars at step 0; settings that are not numbers, booleans or text become
-        text.
+        scalars show one run. Metrics become scalars at ``global_step``; settings that are not numbers, booleans or text
+        become text.
         """
         from torch.utils.tensorboard.summary import hparams
 
@@ -92,7 +106,7 @@ class TensorBoardWriter(NullWriter):
         for summary in hparams(plain, dict(metric_dict)):
             self._writer.file_writer.add_summary(summary)
         for name, value in metric_dict.items():
-            self._writer.add_scalar(name, value, 0)
+            self._writer.add_scalar(name, value, global_step)
 
     def close(self) -> None:
         """Write out what is buffered and close the file."""

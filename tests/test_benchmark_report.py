@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from icrl_gym.benchmark import SUITES, Cell, Conditions, Record, Suite, Task, Variant
 from icrl_gym.benchmark.records import write_record
@@ -517,3 +518,19 @@ def test_an_html_page_of_nothing_is_still_a_page():
     assert "<li>a <code>b</code></li><li>c</li>" in page
     assert "<title>T &lt;1&gt;</title>" in page
     assert HINDSIGHT not in page
+
+
+@pytest.mark.parametrize("num_panels", [1, 2])
+def test_legend_and_labels_of_few_panels_are_not_cut(num_panels):
+    names = ("generalist", "constructed", "kbrl", "lstd", "nadaraya_watson", "softmax_td", "critic")
+    curves = {f"Env{i}-v0": {name: {512: 1.1, 2048: 0.9} for name in names} for i in range(num_panels)}
+    figure = figures.error_by_context(curves, "generalist")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    frame = figure.bbox
+    for part in (figure.legends[0], figure._supylabel, figure._supxlabel):
+        box = part.get_window_extent(canvas.get_renderer())
+        assert box.x0 >= frame.x0
+        assert box.x1 <= frame.x1
+        assert box.y0 >= frame.y0
+        assert box.y1 <= frame.y1

@@ -224,6 +224,34 @@ def test_a_table_a_verdict_and_what_to_try_next(capsys, tmp_path):
     assert max(len(line) for line in out.splitlines() if "RMSE/std" in line) <= 80
 
 
+def test_no_column_is_cut_in_a_narrow_terminal_and_the_table_has_a_legend(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "30")
+    assert cli.main(["evaluate", "FrozenLake-v1", *RANDOM, "--run-dir", "mine"]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    (heading,) = (line for line in out.splitlines() if "RMSE/std" in line and "Spearman" in line)
+    assert heading.split() == ["estimator", "RMSE", "RMSE/std", "bias", "expl.var", "Spearman", "90%cover", "steps"]
+    assert "RMSE/std: 1 = the best constant" in out
+
+
+def test_the_column_that_a_note_refers_to_is_printed(capsys):
+    arguments = (
+        "--num-rollouts",
+        "2",
+        "--policy",
+        "random",
+        "--gamma",
+        "0.5",
+        "--num-queries",
+        "4",
+        "--no-tensorboard",
+    )
+    assert cli.main(["evaluate", "CartPole-v1", *arguments, "--context-length", "60"]) == 0
+    out = capsys.readouterr().out
+    assert ("mean magnitude" in out) == ("RMSE/magnitude" in out)
+    assert "judge by RMSE / mean magnitude" in out
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -328,3 +356,5 @@ def test_info_names_versions_checkpoints_and_estimators(capsys):
     assert icrl_gym.__version__ in out
     assert "generalist (default)" in out
     assert all(name in out for name in files)
+    assert len(out.splitlines()) <= 14
+    assert "sha256" in json.dumps(info["checkpoints"])

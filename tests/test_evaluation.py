@@ -26,7 +26,7 @@ from icrl_gym.scoring.score import score
 from icrl_gym.values import Estimand, ValueEstimates
 
 SMALL = EvaluateConfig(policy="random", context_length=80, gamma=0.8, num_queries=6, num_rollouts=3, tensorboard=False)
-FIGURES = {"estimates_against_truth", "attention", "value_along_episode"}
+FIGURES = {"2_figures/estimates_against_truth", "2_figures/value_along_episode", "details/attention"}
 
 
 def run(tmp_path, **changes):
@@ -108,10 +108,10 @@ def test_the_critic_of_the_same_policy_is_scored_beside_the_estimate(demo):
     found, _ = demo
     assert list(found.scores) == ["generalist", "PPO critic"]
     assert found.steps["generalist"] == 80
-    assert found.steps["PPO critic"] == load_demo_policy().num_timesteps == 30_720
-    assert "PPO critic (30,720 environment steps)" in found.verdict
+    assert found.steps["PPO critic"] == load_demo_policy().num_timesteps == 40_960
+    assert "PPO critic (40,960 environment steps)" in found.verdict
     rows = table(found.run_dir / "scores.csv")
-    assert {row["estimator"]: row["environment_steps"] for row in rows} == {"generalist": "80", "PPO critic": "30720"}
+    assert {row["estimator"]: row["environment_steps"] for row in rows} == {"generalist": "80", "PPO critic": "40960"}
     assert found.gamma == 0.99  # the model's own
     for name, estimate in found.estimates.items():
         assert repr(found.scores[name]) == repr(score(estimate, found.truth))  # NaN equals NaN
@@ -136,10 +136,16 @@ def test_events_hold_scalars_hyperparameters_and_figures(demo):
     events = events_of(found)
     tags = events.Tags()
     assert set(tags["images"]) == FIGURES
-    for name in found.scores:
-        (point,) = events.Scalars(f"{name}/rmse")
-        assert (point.step, point.value) == (80, pytest.approx(found.scores[name].rmse, rel=1e-6))
-        assert f"hparam/{name}/rmse" in tags["scalars"]
+    headlines = [f"1_headlines/rmse_over_std {name}" for name in found.scores]
+    assert sorted(tags["scalars"]) == sorted(headlines)  # a card each, and no more
+    for tag, result in zip(headlines, found.scores.values(), strict=True):
+        (point,) = events.Scalars(tag)
+        assert (point.step, point.value) == (80, pytest.approx(result.rmse_over_std, rel=1e-6))
+    (text,) = events.Tensors("summary/text_summary")
+    said = text.tensor_proto.string_val[0].decode()
+    assert said.startswith(found.verdict)
+    assert "| figure | generalist | PPO critic |" in said
+    assert f"| rmse | {found.scores['generalist'].rmse:.4g} | {found.scores['PPO critic'].rmse:.4g} |" in said
     assert not [path for path in found.run_dir.iterdir() if path.is_dir()]
 
 
@@ -290,7 +296,7 @@ def test_only_an_estimator_with_layers_has_a_figure_by_layer_and_it_is_its_own(t
     ((name, rows),) = drawn[0].items()
     assert name == "theorem_1"
     assert rows is found.estimates["theorem_1"].by_layer
-    assert set(events_of(found).Tags()["images"]) == {*FIGURES, "error_by_layer"}
+    assert set(events_of(found).Tags()["images"]) == {*FIGURES, "details/error_by_layer"}
     assert "theorem_1" in found.verdict
 
 

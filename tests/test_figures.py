@@ -58,6 +58,14 @@ def test_the_points_and_intervals_are_the_given_ones():
     np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], np.stack([low, high], axis=1))
 
 
+def test_intervals_lie_inside_the_frame():
+    figure = estimates_against_truth(estimates([1.0, 2.0], 3.0), {"ours": estimates([3.0, 5.0], 20.0)})
+    axes = figure.axes[0]
+    ends = np.concatenate(estimates([3.0, 5.0], 20.0).interval(0.9))
+    assert axes.get_ylim()[0] < ends.min()
+    assert axes.get_ylim()[1] > ends.max()
+
+
 @pytest.mark.parametrize("value", [0.0, 7.0, -3.0])
 def test_a_single_query_is_drawn(value):
     figure = estimates_against_truth(estimates([value]), {"ours": estimates([value])})
@@ -68,12 +76,12 @@ def test_a_single_query_is_drawn(value):
 
 def test_error_by_layer_is_the_rmse_of_each_row():
     truth = estimates([1.0, 2.0])
-    figure = error_by_layer({"network": np.array([[1.0, 5.0], [4.0, 6.0]])}, truth, {"critic": 2.5})
+    figure = error_by_layer({"network": np.array([[1.0, 5.0], [4.0, 6.0]])}, truth)
     axes = figure.axes[0]
-    network, critic = axes.get_lines()
+    network, constant = axes.get_lines()
     np.testing.assert_array_equal(network.get_xdata(), [1, 2])
     np.testing.assert_allclose(network.get_ydata(), [np.sqrt(4.5), np.sqrt(12.5)])
-    np.testing.assert_array_equal(critic.get_ydata(), [2.5, 2.5])
+    np.testing.assert_array_equal(constant.get_ydata(), [0.5, 0.5])
     assert axes.get_ylim()[0] == 0
     assert axes.get_ylim()[1] > np.sqrt(12.5)
     assert "RMSE (units of reward)" in texts(axes)
@@ -82,14 +90,14 @@ def test_error_by_layer_is_the_rmse_of_each_row():
 
 def test_the_noise_floor_is_drawn_where_there_is_one():
     truth, rows = estimates([1.0, 2.0]), {"a": np.ones((3, 2))}
-    (_, floor) = error_by_layer(rows, truth, noise_floor=0.25).axes[0].get_lines()
+    (*_, floor) = error_by_layer(rows, truth, noise_floor=0.25).axes[0].get_lines()
     np.testing.assert_array_equal(floor.get_ydata(), [0.25, 0.25])
-    assert len(error_by_layer(rows, truth).axes[0].get_lines()) == 1
+    assert len(error_by_layer(rows, truth).axes[0].get_lines()) == 2
 
 
 def test_lines_differ_in_more_than_colour():
-    figure = error_by_layer({"a": np.zeros((3, 2)), "b": np.ones((3, 2))}, estimates([1.0, 2.0]), {"c": 1.0})
-    assert len({line.get_linestyle() for line in figure.axes[0].get_lines()}) == 3
+    lines = error_by_layer({"a": np.zeros((3, 2)), "b": np.ones((3, 2))}, estimates([1.0, 2.0])).axes[0].get_lines()
+    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 3
 
 
 def test_a_perfect_estimate_has_visible_limits():

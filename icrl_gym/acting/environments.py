@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +24,12 @@ from gymnasium.envs.registration import (
 )
 from gymnasium.vector import VectorEnv
 
+from icrl_gym.acting.adapters import WeightedReward, adapted
+
+PETTINGZOO = (
+    "make a Gymnasium vector of it with supersuit.pettingzoo_env_to_vec_env_v1 (an AEC one through "
+    "pettingzoo.utils.aec_to_parallel first), or an environment of one agent in which the others are played"
+)
 EnvironmentLike = str | gymnasium.Env | EnvSpec  # an id, an environment, or a specification of one
 
 # Wrappers that pass observations, actions and rewards through unchanged; they are no part of an environment's identity.
@@ -30,6 +38,21 @@ TRANSPARENT_WRAPPERS = frozenset(
     | {"RecordEpisodeStatistics", "RecordTrajectory", "RecordVideo", "RenderCollection", "TimeLimit"}
     | {"VectorEvaluateInContext", "VectorRecordTrajectory"}
 )
+# Modules that register ids of a form, for those who forgot to name the module.
+REGISTERED_BY = {
+    r"ALE/": "ale_py",
+    r"(MiniGrid|BabyAI)-": "minigrid",
+    r"icrl/": "icrl_envs",
+    r"(highway|merge|roundabout|parking|intersection|racetrack|exit|two-way|u-turn|lane-keeping)-": "highway_env",
+    r"(mo-|deep-sea-|resource-gathering|fishwood|breakable-bottles|four-room|minecart|fruit-|water-)": "mo_gymnasium",
+    r"popgym-": "popgym",
+    r"(Fetch|Hand|AdroitHand|AntMaze|PointMaze|FrankaKitchen)": "gymnasium_robotics",
+    r"FlappyBird-": "flappy_bird_gymnasium",
+    r"Meta-World/": "metaworld",
+    r"Panda": "panda_gym",
+    r"gym_pusht/": "gym_pusht",
+    r"(stocks|forex)-": "gym_anytrading",
+}
 # Keyword arguments of make and make_vec that do not change the decision process.
 _NEUTRAL_ARGUMENTS = frozenset(
     {"render_mode", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers", "max_episode_steps"}
@@ -39,27 +62,37 @@ _NEUTRAL_ARGUMENTS = frozenset(
 def make_environment(env: EnvironmentLike) -> gymnasium.Env:
     """Make an environment from its id or its specification, or take one that exists.
 
+    Parts of its observations that are no arrays, such as MiniGrid's missions, are left out (`ArrayObservations`).
+
     Args:
         env: an id, also of the form "module:Env-v0" (the module is imported first); a specification, whose additional
-            wrappers are put around; or an environment, which is returned as it is.
+            wrappers are put around; or an environment, which is not copied.
 
     Raises:
-        ValueError: unknown id (the nearest names are listed), unknown module, or a wrapper that cannot be made again.
+        ValueError: unknown id (the nearest names are listed), unknown module, an id of a vector environment only, or a
+            wrapper that cannot be made again.
         TypeError: none of the three; arguments that the environment does not know; a wrapper that does not return an
             environment.
     """
     if isinstance(env, gymnasium.Env):
-        return env
+        return adapted(env)
     if isinstance(env, str):
         env = environment_spec(env)
     if not isinstance(env, EnvSpec):
+        if any(kind.__module__.startswith("pettingzoo.") for kind in type(env).__mro__):
+            raise TypeError(f"env must have one agent, got PettingZoo's {type(env).__name__}; {PETTINGZOO}")
         raise TypeError(f"env must be an environment id, a gymnasium.Env or an EnvSpec, got {type(env).__name__}")
+    if env.entry_point is None and env.vector_entry_point is not None:
+        raise ValueError(
+            f"{env.id} is registered as a vector environment only: make it with gymnasium.make_vec and give the vector "
+            "to collect; the truth needs a single environment"
+        )
     made = gymnasium.make(replace(env, additional_wrappers=()))
     own = made.spec.additional_wrappers if made.spec is not None else ()  # the environment's constructor put them there
     outer = env.additional_wrappers
     for wrapper in outer[len(own) :] if outer[: len(own)] == own else outer:
         made = _wrapped(made, wrapper)
-    return made
+    return adapted(made)
 
 
 def environment_spec(
@@ -67,6 +100,8 @@ def environment_spec(
     env_kwargs: Mapping[str, Any] | None = None,
     wrapper: str | None = None,
     wrapper_kwargs: Sequence[Mapping[str, Any]] = (),
+    *,
+    reward_weights: Sequence[float] | None = None,
 ) -> EnvSpec:
     """The specification of an environment that is described in words, as on the command line.
 
@@ -77,6 +112,7 @@ def environment_spec(
         wrapper: "module:Class", as in "minigrid.wrappers:ImgObsWrapper", put around the outside; several are separated
             by commas, the innermost first.
         wrapper_kwargs: keyword arguments of each wrapper; empty for none at all.
+        reward_weights: of an environment whose reward is a vector: one weight per number, see `WeightedReward`.
 
     Raises:
         ValueError: unknown id (the nearest names are listed), unknown module or wrapper, or not as many keyword
@@ -89,9 +125,17 @@ def environment_spec(
     return replace(
         registered,
         kwargs={**registered.kwargs, **arguments},
-        additional_wrappers=(*registered.additional_wrappers, *added),
+        additional_wrappers=(*registered.additional_wrappers, *_weighing(reward_weights), *added),
         **{name: None if value == -1 else value for name, value in stated.items() if value is not None},
     )
+
+
+def _weighing(reward_weights: Sequence[float] | None) -> tuple[WrapperSpec, ...]:
+    """The wrapper that weighs rewards, if they are to be weighed."""
+    if reward_weights is None:
+        return ()
+    entry_point = f"{WeightedReward.__module__}:{WeightedReward.__name__}"
+    return (WrapperSpec(WeightedReward.__name__, entry_point, {"weights": [*map(float, reward_weights)]}),)
 
 
 def _registered(env_id: str) -> EnvSpec:
@@ -126,7 +170,13 @@ def _import_registrations(module: str, env_id: str) -> None:
 
 
 def _suggestion(env_id: str) -> str:
+    if env_id.startswith("pettingzoo"):
+        return f"PettingZoo's environments have several agents; {PETTINGZOO}"
     name = env_id.rpartition(":")[2]
+    module = next((module for form, module in REGISTERED_BY.items() if re.match(form, name)), None)
+    if module is not None and not env_id.startswith(f"{module}:"):
+        missing = "" if importlib.util.find_spec(module) else f" (there is no module {module} here: install it first)"
+        return f"did you mean {module}:{name}?{missing}"
     lowered = {known.lower(): known for known in gymnasium.registry}
     near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
     if near:

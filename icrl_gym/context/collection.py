@@ -76,7 +76,7 @@ def collect(
         _run(streams, actor, recorder, int(num_transitions), env_seed, progress)
         return recorder.trajectory(first=int(num_transitions))
     finally:
-        if made is not env:
+        if not isinstance(env, (gymnasium.Env, VectorEnv)):
             made.close()
 
 

@@ -7,7 +7,9 @@ environment) somebody calls reset. B is the number of environments side by side,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -15,6 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from icrl_gym.acting.adapters import one_reward
 from icrl_gym.acting.environments import environment_identity
 from icrl_gym.context.space_description import space_to_json
 from icrl_gym.context.trajectory import Trajectory
@@ -22,6 +25,90 @@ from icrl_gym.observations import Observations, map_leaves, stack, take
 
 _ARRAY_ACTIONS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _FIRST_ALLOCATION = 64  # steps
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Successive transitions of one environment as they came; columns are made of them when they are asked for.
+
+    Attributes:
+        rows: (observation, action, reward, next observation, terminated, truncated), the oldest first.
+        observation_space: space of the observations.
+        env_id: identity of the environment.
+    """
+
+    rows: Sequence[tuple[Any, ...]]
+    observation_space: spaces.Space
+    env_id: str
+
+    def trajectory(self) -> Trajectory:
+        """The transitions as a `Trajectory`; an episode ends where the next row does not go on from its successor.
+
+        Raises:
+            ValueError: there is no transition yet.
+        """
+        if not self.rows:
+            raise ValueError("no transition has been recorded yet")
+        observations, actions, rewards, successors, terminated, truncated = zip(*self.rows, strict=True)
+        goes_on = [successors[k] is observations[k + 1] for k in range(len(observations) - 1)]
+        terminated, truncated = np.array(terminated, dtype=bool), np.array(truncated, dtype=bool)
+        return Trajectory(
+            observations=stack(list(observations)),
+            actions=np.stack(actions),
+            rewards=np.array(rewards, dtype=np.float64),
+            next_observations=stack(list(successors)),
+            terminated=terminated,
+            truncated=truncated,
+            episode_ends=terminated | truncated | ~np.array([*goes_on, False]),
+            observation_space=self.observation_space,
+            env_id=self.env_id,
+        )
+
+
+class Tape:
+    """The latest transitions of one environment that its caller resets, at the least cost per step.
+
+    It holds what a `Recorder` of this capacity holds; nothing is put into columns until they are asked for.
+
+    Args:
+        env: the environment that is stepped, for its spaces and identity.
+        capacity: number of transitions held, at least 1.
+
+    Attributes:
+        current: the observation that the environment showed last, a copy that nobody writes into; None before a reset.
+
+    Raises:
+        TypeError: observations or actions of this environment have no array form.
+    """
+
+    def __init__(self, env: gymnasium.Env, capacity: int) -> None:
+        Recorder(env)  # whose checks are these
+        self.current: Any = None
+        self._finished = True
+        self._rows: deque[tuple[Any, ...]] = deque(maxlen=capacity)
+        self._space, self._env_id = env.observation_space, environment_identity(env)
+
+    def reset(self, observation: Any) -> None:
+        """The environment was reset; an episode that was running ends there, without a flag."""
+        self.current, self._finished = map_leaves(np.array, observation), False
+
+    def step(self, action: Any, observation: Any, reward: Any, terminated: bool, truncated: bool) -> None:
+        """One step, with what it was given and what it returned; after an end it is not recorded until the reset.
+
+        Raises:
+            RuntimeError: nothing was reset before.
+        """
+        if self.current is None:
+            raise RuntimeError("a step was recorded before the first reset")
+        seen = map_leaves(np.array, observation)
+        if not self._finished:
+            self._rows.append((self.current, np.array(action), reward, seen, terminated, truncated))
+            self._finished = bool(terminated or truncated)
+        self.current = seen
+
+    def stretch(self) -> Stretch:
+        """The transitions held now, whatever happens later."""
+        return Stretch(tuple(self._rows), self._space, self._env_id)
 
 
 class Recorder:
@@ -67,6 +154,17 @@ class Recorder:
         return self._num_transitions
 
     @property
+    def current(self) -> Observations:
+        """(B,) + shape, the observations that the environments showed last: a copy that nobody writes into.
+
+        Raises:
+            RuntimeError: nothing was reset before.
+        """
+        if self._current is None:
+            raise RuntimeError("there is no observation before the first reset")
+        return self._current
+
+    @property
     def waiting(self) -> np.ndarray:
         """(B,) bool, which environments must be reset by the caller before their next step."""
         if self._mode is AutoresetMode.DISABLED:
@@ -105,12 +203,13 @@ class Recorder:
         inside = ~self._finished
         done = np.asarray(terminated, dtype=bool) | np.asarray(truncated, dtype=bool)
         same_step = self._mode is AutoresetMode.SAME_STEP
+        seen = map_leaves(np.array, observations)
         self._append(
             {
                 "observations": self._current,
                 "actions": np.asarray(actions),
                 "rewards": np.asarray(rewards, dtype=np.float64),
-                "next_observations": _with_final(observations, infos, done) if same_step else observations,
+                "next_observations": _with_final(seen, infos, done) if same_step else seen,
                 "terminated": np.asarray(terminated, dtype=bool),
                 "truncated": np.asarray(truncated, dtype=bool),
                 "ends": done,
@@ -118,7 +217,7 @@ class Recorder:
             },
             inside,
         )
-        self._current = map_leaves(np.array, observations)
+        self._current = seen
         self._follow(done, inside)
 
     def _follow(self, done: np.ndarray, inside: np.ndarray) -> None:
@@ -160,7 +259,12 @@ class Recorder:
             self._columns = map_leaves(lambda leaf: _allocated(leaf, _FIRST_ALLOCATION), row)
         elif self._end == len(self._columns["inside"]):
             self._make_room()
-        self._columns = map_leaves(lambda column, leaf: _written(column, leaf, self._end), self._columns, row)
+        for name, part in row.items():
+            column = self._columns[name]
+            if isinstance(part, np.ndarray) and part.dtype == column.dtype:  # as nearly always: this is the hot path
+                column[self._end] = part
+            else:
+                self._columns[name] = map_leaves(lambda one, leaf: _written(one, leaf, self._end), column, part)
         self._latest[inside] = self._end
         self._end += 1
         self._num_transitions += int(inside.sum())
@@ -233,9 +337,14 @@ def _moved(column: np.ndarray, begin: int, end: int, size: int) -> np.ndarray:
 def batch_of_one(
     observation: Any, reward: Any, terminated: bool, truncated: bool, info: dict[str, Any]
 ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-    """The values that ``step`` of one environment returned, as a vector of one would have returned them."""
-    rewards = np.asarray([reward], dtype=np.float64)
-    return stack([observation]), rewards, np.array([bool(terminated)]), np.array([bool(truncated)]), info
+    """The values that ``step`` of one environment returned, as a vector of one would have returned them.
+
+    Raises:
+        ValueError: the reward is a vector.
+    """
+    rewards = np.array([one_reward(reward)])
+    observations = map_leaves(lambda leaf: np.asarray(leaf)[None], observation)
+    return observations, rewards, np.array([terminated], dtype=bool), np.array([truncated], dtype=bool), info
 
 
 def reset_mask(options: Mapping[str, Any] | None) -> np.ndarray | None:

@@ -33,7 +33,10 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
             "dtype": str(space.dtype),
         }
     supported = "Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
-    raise TypeError(f"observation space {space} has no array form; supported: {supported}")
+    raise TypeError(
+        f"observation space {space} has no array form; supported: {supported} (icrl_gym.ArrayObservations leaves such "
+        "parts of a Dict or Tuple out)"
+    )
 
 
 def _compact(bound: np.ndarray) -> Any:

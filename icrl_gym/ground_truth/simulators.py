@@ -27,6 +27,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from icrl_gym.acting.adapters import adapted, one_reward
 from icrl_gym.acting.environments import TRANSPARENT_WRAPPERS, EnvironmentLike, make_environment
 from icrl_gym.ground_truth.copies import copy_stack, is_mujoco, levels_of, refresh_randomness
 from icrl_gym.observations import Observations, map_leaves, named_leaves
@@ -86,7 +87,7 @@ class Simulator:
         """One step: observation, reward, terminated, truncated."""
         self.actions.append(action)
         self.observation, reward, terminated, truncated, _ = self.env.step(action)
-        return self.observation, float(reward), bool(terminated), bool(truncated)
+        return self.observation, one_reward(reward), bool(terminated), bool(truncated)
 
     @property
     def stopped_by_time_limit(self) -> bool:
@@ -117,9 +118,9 @@ def environment_factory(env: EnvironmentLike) -> Factory:
 
     def another() -> gymnasium.Env:
         try:
-            return copy_stack(env)
+            return adapted(copy_stack(env))
         except Exception:  # it holds something that cannot be copied: make it anew
-            return copy_stack(env, new_base=True)
+            return adapted(copy_stack(env, new_base=True))
 
     return another
 
@@ -221,7 +222,7 @@ def _outcomes(env: gymnasium.Env, actions: list[Any]) -> list[tuple[Observations
     outcomes = []
     for action in actions:
         observation, reward, terminated, truncated, _ = env.step(action)
-        outcomes.append((map_leaves(np.array, observation), float(reward), bool(terminated), bool(truncated)))
+        outcomes.append((map_leaves(np.array, observation), one_reward(reward), bool(terminated), bool(truncated)))
         if terminated or truncated:
             break
     return outcomes

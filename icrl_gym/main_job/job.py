@@ -19,6 +19,7 @@ from icrl_gym.acting.environments import environment_spec
 from icrl_gym.acting.policy_source import find_policy
 from icrl_gym.configuration import DEFAULT_GAMMA, EvaluateConfig
 from icrl_gym.context.returns import decayed_sums
+from icrl_gym.main_job.advice import summary_text
 from icrl_gym.main_job.finished_parts import FinishedParts, interrupted_config
 from icrl_gym.main_job.result import Evaluation, save_tables
 from icrl_gym.main_job.subject import Subject
@@ -91,7 +92,10 @@ def estimator_on(name: str, device: str) -> Estimator:
 
 
 def _subject(config: EvaluateConfig, progress: Progress) -> Subject:
-    spec = environment_spec(config.env, config.environment_arguments(), config.wrapper, config.wrapper_arguments())
+    weights = config.weights_of_rewards()
+    spec = environment_spec(
+        config.env, config.environment_arguments(), config.wrapper, config.wrapper_arguments(), reward_weights=weights
+    )
     source = find_policy(
         config.policy, spec, trust=config.trust_model, algo=config.algo, vec_normalize=config.vec_normalize
     )
@@ -115,7 +119,7 @@ def _evaluation(
     truth = parts.values("truth", subject.exact_truth if exact else simulated)
     estimates = {config.estimator: estimator.predict(truth.observations)}
     steps: dict[str, int | None] = {config.estimator: len(trajectory)}
-    notes = [*source.notes, remark]
+    notes = [*source.notes, *subject.left_out(), remark]
     if source.model is not None:
         try:
             estimates[source.critic_name] = parts.values("critic", lambda: subject.critic(truth))
@@ -140,35 +144,38 @@ def _remarks(
 
 
 def _log(evaluation: Evaluation, subject: Subject, estimator: Estimator, writer: EventWriter) -> None:
-    """Write scalars by estimator, hyperparameters with the main figures, and the pictures."""
+    """Write what TensorBoard shows, sorted by tags: headlines and the two main figures, which it opens on, and details.
+
+    It opens two groups of tags. Every figure of every estimator stands in one table of text, not in a card each.
+    """
     step = len(evaluation.trajectory)
-    for name, result in evaluation.scores.items():
-        result.log(writer, step, prefix=name)
-    metrics = {
-        f"hparam/{name}/{figure}": getattr(result, figure)
-        for name, result in evaluation.scores.items()
-        for figure in ("rmse", "rmse_over_std", "bias")
-        if math.isfinite(getattr(result, figure))
-    }
-    writer.add_hparams({**dataclasses.asdict(evaluation.config), "gamma": evaluation.gamma}, metrics)
+    headlines = {f"1_headlines/rmse_over_std {name}": found.rmse_over_std for name, found in evaluation.scores.items()}
+    if len(headlines) == 1:
+        headlines[f"1_headlines/coverage {evaluation.ours}"] = evaluation.scores[evaluation.ours].coverage
+    defined = {tag: value for tag, value in headlines.items() if math.isfinite(value)}
+    settings = {**dataclasses.asdict(evaluation.config), "gamma": evaluation.gamma}
+    writer.add_hparams(settings, defined, step)
+    writer.add_text("summary", summary_text(evaluation), step)
     for tag, figure in _figures(evaluation, subject, estimator).items():
         writer.add_figure(tag, figure, step)
 
 
 def _figures(evaluation: Evaluation, subject: Subject, estimator: Estimator) -> dict[str, Any]:
-    """Figures of what answered: one by layer only where it has layers, one of attention only where it attends."""
+    """Figures by tag: one by layer only where one network with layers answered, one of attention where it attends."""
     truth, estimates = evaluation.truth, evaluation.estimates
     ours, own = evaluation.ours, estimates[evaluation.ours]
-    drawn = {"estimates_against_truth": figures.estimates_against_truth(truth, estimates)}
-    if own.by_layer is not None and len(own.by_layer) > 1:
-        references = {name: result.rmse for name, result in evaluation.scores.items() if name != ours}
+    drawn = {
+        "2_figures/estimates_against_truth": figures.estimates_against_truth(truth, estimates),
+        "2_figures/value_along_episode": _episode_figure(evaluation, subject, estimator),
+    }
+    one_network = len(getattr(own.diagnostics, "members", ())) == 1
+    if own.by_layer is not None and len(own.by_layer) > 1 and one_network:
         floor = evaluation.scores[ours].noise_floor
-        drawn["error_by_layer"] = figures.error_by_layer({ours: own.by_layer}, truth, references, floor)
+        drawn["details/error_by_layer"] = figures.error_by_layer({ours: own.by_layer}, truth, floor)
     if hasattr(estimator, "attention"):
         weights = estimator.attention(truth.observations)  # type: ignore[attr-defined]
         sources = estimator.predict(evaluation.trajectory.observations).values
-        drawn["attention"] = figures.attention_map(weights, own.values, sources)
-    drawn["value_along_episode"] = _episode_figure(evaluation, subject, estimator)
+        drawn["details/attention"] = figures.attention_map(weights, own.values, sources)
     return drawn
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import Env
 from gymnasium.envs.registration import EnvSpec
 
+from icrl_gym.acting.adapters import left_out_parts
 from icrl_gym.acting.environments import make_environment
 from icrl_gym.acting.policies import ActingPolicy, as_policy
 from icrl_gym.acting.policy_source import PolicySource
@@ -71,6 +72,12 @@ class Subject:
             self.spec, self.source.policy, num_transitions, self.seed, deterministic=self.deterministic,
             progress=lambda done, total: self.progress("collecting the context", done, total),
         )  # fmt: skip
+
+    def left_out(self) -> list[str]:
+        """A remark on the parts of observations that are no arrays, and so are not seen."""
+        with closing(make_environment(self.spec)) as env:
+            parts = left_out_parts(env)
+        return [f"left out of the observations, as no arrays: {', '.join(parts)}"] if parts else []
 
     def evaluated(self) -> ActingPolicy:
         """The policy to be evaluated, as an estimator may ask it."""

@@ -46,8 +46,7 @@ def estimates_against_truth(
         raise ValueError("estimates must name at least one set of values, got none")
     figure = Figure(figsize=(1.0 + 4.0 * len(estimates), 4.4), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(estimates), sharex=True, sharey=True, squeeze=False)[0]
-    centres = [truth.values, *(estimate.values for estimate in estimates.values())]
-    low, high = _padded(np.concatenate(centres))
+    low, high = _padded(np.concatenate([_ends(one, level) for one in (truth, *estimates.values())]))
     for panel, (name, estimate), colour, marker in zip(panels, estimates.items(), cycle(COLOURS), cycle(MARKERS)):
         panel.plot([low, high], [low, high], color=GREY, linewidth=1, label="estimate = truth", zorder=1)
         across, along = _half_widths(truth, level), _half_widths(estimate, level)
@@ -64,18 +63,12 @@ def estimates_against_truth(
     return figure
 
 
-def error_by_layer(
-    by_layer: Mapping[str, np.ndarray],
-    truth: ValueEstimates,
-    references: Mapping[str, float] | None = None,
-    noise_floor: float = 0.0,
-) -> Figure:
-    """RMSE of the read-out after each layer, against horizontal lines such as the critic's RMSE.
+def error_by_layer(by_layer: Mapping[str, np.ndarray], truth: ValueEstimates, noise_floor: float = 0.0) -> Figure:
+    """RMSE of the read-out after each layer of one network, against that of the best constant.
 
     Args:
         by_layer: name -> (L, Q) values after layers 1..L at the truth's Q queries.
         truth: values at the Q queries.
-        references: name -> RMSE.
         noise_floor: RMSE that a perfect estimate is expected to show against this truth; drawn if it is not zero.
     """
     figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
@@ -85,8 +78,9 @@ def error_by_layer(
         errors = np.sqrt(np.mean((np.asarray(rows) - truth.values) ** 2, axis=1))
         label = f"{name}: {errors[-1]:.3g}"
         axes.plot(np.arange(1, len(errors) + 1), errors, style, color=colour, marker="o", markersize=3, label=label)
-    for (name, error), (colour, style) in zip((references or {}).items(), looks, strict=False):
-        axes.axhline(error, color=colour, linestyle=style, linewidth=1.2, label=f"{name}: {error:.3g}")
+    constant = float(np.std(truth.values))
+    if constant > 0:
+        axes.axhline(constant, color=GREY, linestyle="--", linewidth=1.2, label=f"best constant: {constant:.3g}")
     top = max(float(np.max(line.get_ydata())) for line in axes.get_lines())
     if noise_floor > 0:
         axes.axhline(noise_floor, color=GREY, linewidth=0.9, label=f"noise floor of the truth: {noise_floor:.3g}")
@@ -213,6 +207,14 @@ def _draw_band(axes: Axes, name: str, estimate: ValueEstimates, level: float, co
     if estimate.stderr is not None:
         low, high = estimate.interval(level)
         axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, label=f"{name}, {level:.0%} interval")
+
+
+def _ends(estimate: ValueEstimates, level: float) -> np.ndarray:
+    """All values, and the finite ends of their intervals where there are any."""
+    if estimate.stderr is None:
+        return estimate.values
+    ends = np.concatenate([estimate.values, *estimate.interval(level)])
+    return ends[np.isfinite(ends)]
 
 
 def _half_widths(estimate: ValueEstimates, level: float) -> np.ndarray | None:

@@ -30,6 +30,8 @@ LENGTH_COLOURS = ("#A6C8E0", "#4292C6", "#08519C", "#041F45")  # the longer, the
 LENGTH_MARKERS = ("o", "s", "^", "D")
 ERROR_LABEL = "RMSE / std of the truth (1: best constant)"
 NUM_COLUMNS = 4
+LEGEND_ENTRY, LEGEND_ROW = 1.35, 0.22  # inches: width of an entry of a legend, height of a further row
+LOW_FIGURE = 4.4  # inches
 
 Look = dict[str, Any]
 Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # environment -> estimator -> context length -> error
@@ -107,7 +109,7 @@ def error_by_context(curves: Curves, subject: str) -> Figure:
         panel.tick_params(labelbottom=True)
     _common_legend(figure, list(panels))
     figure.supxlabel("transitions in the context", fontsize="medium")
-    figure.supylabel(ERROR_LABEL, fontsize="medium")
+    figure.supylabel(_error_label(figure), fontsize="medium")
     return figure
 
 
@@ -151,7 +153,7 @@ def error_by_steps(records: Sequence[Record], environments: Sequence[str], subje
         panel.tick_params(labelbottom=True)
     _common_legend(figure, list(panels))
     figure.supxlabel("environment steps seen", fontsize="medium")
-    figure.supylabel(ERROR_LABEL, fontsize="medium")
+    figure.supylabel(_error_label(figure), fontsize="medium")
     return figure
 
 
@@ -344,4 +346,12 @@ def _common_legend(figure: Figure, panels: Sequence[Axes]) -> None:
     for panel in panels:
         handles, names = panel.get_legend_handles_labels()
         drawn |= dict(zip(names, handles, strict=True))
-    figure.legend(drawn.values(), drawn.keys(), loc="outside upper center", ncols=min(7, len(drawn)), fontsize="small")
+    columns = max(1, min(7, len(drawn), int(figure.get_figwidth() / LEGEND_ENTRY)))
+    further_rows = -(-len(drawn) // columns) - 1 if drawn else 0
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * further_rows)
+    figure.legend(drawn.values(), drawn.keys(), loc="outside upper center", ncols=columns, fontsize="small")
+
+
+def _error_label(figure: Figure) -> str:
+    """The label of the errors' axis, on two lines where the figure is too low for one."""
+    return ERROR_LABEL.replace(" (", "\n(") if figure.get_figheight() < LOW_FIGURE else ERROR_LABEL
