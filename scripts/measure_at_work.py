@@ -325,6 +325,36 @@ def choice_table(runs: Runs) -> Table:
     )  # fmt: skip
 
 
+def in_words(title: str, differences: Mapping[str, list[float]]) -> str:
+    """Where a difference is sure, by 95 % intervals that hold for all environments together (Bonferroni)."""
+    level = 1.0 - 0.05 / max(1, len(differences))
+    found = {env: mean_interval([np.array(values)], level) for env, values in differences.items() if len(values) > 1}
+    more = [env for env, one in found.items() if one.low > 0]
+    less = [env for env, one in found.items() if one.high < 0]
+    rest = [env for env in found if env not in more + less]
+    parts = [f"{words} in {' and '.join(envs)}" for words, envs in (("more", more), ("less", less)) if envs]
+    parts += [f"no sure difference in {' and '.join(rest)}"] if rest else []
+    return f"- {title}: {'; '.join(parts)}."
+
+
+def summary(runs: Runs) -> str:
+    """What both tables say, as a list."""
+    trained, rules = {}, {rule: {} for rule in ("last", "training", "evaluation")}
+    for env in BUDGETS:
+        seeds = paired(runs, env)
+        means = {arm: [np.mean([one.truth for one in runs[env, arm, seed]]) for seed in seeds] for arm in ARMS}
+        trained[env] = [float(a - b) for a, b in zip(means["in_context"], means["critic"], strict=True)]
+        for rule, found in rules.items():
+            found[env] = [
+                chosen(runs[env, "critic", seed], "in_context").truth - chosen(runs[env, "critic", seed], rule).truth
+                for seed in seeds
+            ]
+    lines = [in_words("Mean return over the training with in-context values as the baseline", trained)]
+    for rule, found in rules.items():
+        lines.append(in_words(f"The snapshot of the highest in-context value against {CHOICES[rule]}", found))
+    return "\n".join(lines)
+
+
 def figure(runs: Runs) -> Figure:
     """Learning curves of both arms."""
     drawn = Figure(figsize=(9.5, 2.9), layout="constrained")
@@ -356,6 +386,7 @@ def write_page(config: Config, runs: Runs) -> None:
         figure(runs),
     )
     sections = (
+        Section("In short", (summary(runs),)),
         Section("As PPO's baseline", (BASELINE, baseline_table(runs), picture)),
         Section("To choose a checkpoint", (CHOICE, choice_table(runs))),
     )
