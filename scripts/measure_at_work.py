@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,37 +28,37 @@ import matplotlib
 import numpy as np
 import torch
 import tyro
-from matplotlib.figure import Figure
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 import icrl_gym as icrl
+from icrl_gym.benchmark.at_work import (
+    ARMS,
+    BUDGETS,
+    SNAPSHOTS,
+    TRUTH_EPISODES,
+    Runs,
+    Snapshot,
+    baseline_table,
+    choice_table,
+    figure,
+    summary,
+)
 from icrl_gym.runs import replacing, source_commit, write_json, write_text
-from icrl_gym.scoring.document import Picture, Section, Table, interval, markdown, number, text
-from icrl_gym.scoring.statistics import Aggregate, mean_interval
+from icrl_gym.scoring.document import Picture, Section, markdown
 
 NUM_ENVS, NUM_STEPS = 8, 128
-SNAPSHOTS = 8
-EVALUATION_EPISODES, TRUTH_EPISODES = 5, 24
+EVALUATION_EPISODES = 5
 LATEST_EPISODES = 20  # of the training, whose mean return a snapshot is chosen by
 START_STATES = 32
-BUDGETS = {"CartPole-v1": 25_000, "Acrobot-v1": 40_000, "Pendulum-v1": 60_000}
 OPTIONS: dict[str, dict[str, Any]] = {"Pendulum-v1": {"learning_rate": 1e-3, "gae_lambda": 0.95, "gamma": 0.9}}
-ARMS = ("critic", "in_context")
-CHOICES = {
-    "last": "the last snapshot",
-    "in_context": "in-context value at starts",
-    "training": "return of the training's latest episodes",
-    "evaluation": "evaluation episodes, their steps counted",
-    "hindsight": "the best in hindsight",
-}
-
 BASELINE = """After every rollout the values by which PPO computes its advantages are replaced: each half of the eight
 environments gets those that softmax TD (`generalist` without walks) reads off the other half, so that no transition
 judges itself. Bootstraps at time limits and at the end of the rollout are replaced too. Everything else is the same,
-seeds included."""
+seeds included. PPO has Stable-Baselines3's settings but for 128 steps in each environment and batches of 256; Pendulum-v1 also
+has a learning rate of .001 and gamma .9."""
 CHOICE = f"""The in-context value of a snapshot is the mean over start states that the training met, read by
 `generalist`, told the policy, off the {NUM_ENVS * NUM_STEPS:,} transitions of the rollout that was made with it
 anyway. The mean return of the {LATEST_EPISODES} latest training episodes costs nothing either.
@@ -80,21 +79,6 @@ class Config:
     """The page; its figure goes to the folder beside it."""
     report_only: bool = False
     """Write the page from the runs that are there."""
-
-
-@dataclass
-class Snapshot:
-    """The policy of one rollout, with what each rule knows of it and its mean return over fresh episodes.
-
-    The in-context value is None where PPO's baseline was in context: no choice is made among those.
-    """
-
-    num_steps: int
-    in_context: float | None
-    training: float
-    evaluation: float
-    evaluation_steps: int
-    truth: float
 
 
 @dataclass
@@ -238,27 +222,6 @@ def run(env_id: str, arm: str, seed: int) -> list[Snapshot]:
     return callback.snapshots
 
 
-def chosen(snapshots: list[Snapshot], rule: str) -> Snapshot:
-    """The snapshot that a rule of `CHOICES` chooses."""
-    if rule == "last":
-        return snapshots[-1]
-    if rule == "evaluation":
-        spent = np.cumsum([one.evaluation_steps for one in snapshots])
-        within = [
-            one for one, steps in zip(snapshots, spent, strict=True) if one.num_steps + steps <= last_step(snapshots)
-        ]
-        return max(within or snapshots[:1], key=lambda one: one.evaluation)
-    return max(snapshots, key=lambda one: one.truth if rule == "hindsight" else getattr(one, rule))
-
-
-def last_step(snapshots: list[Snapshot]) -> int:
-    """The budget that was used."""
-    return snapshots[-1].num_steps
-
-
-Runs = Mapping[tuple[str, str, int], list[Snapshot]]
-
-
 def read(folder: Path) -> dict[tuple[str, str, int], list[Snapshot]]:
     """All finished runs by environment, arm and seed."""
     found = {}
@@ -266,115 +229,6 @@ def read(folder: Path) -> dict[tuple[str, str, int], list[Snapshot]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         found[content["env"], content["arm"], content["seed"]] = [Snapshot(**one) for one in content["snapshots"]]
     return found
-
-
-def paired(runs: Runs, env: str) -> list[int]:
-    """Seeds that both arms have."""
-    return [seed for name, arm, seed in runs if name == env and arm == "critic" and (env, "in_context", seed) in runs]
-
-
-def of_seeds(values: Sequence[Any]) -> Aggregate:
-    """Mean over seeds with a 95 % t interval."""
-    return mean_interval([np.array(values)])
-
-
-def baseline_table(runs: Runs) -> Table:
-    """Both arms side by side."""
-    rows = []
-    for env in BUDGETS:
-        seeds = paired(runs, env)
-        if len(seeds) < 2:
-            continue
-        last = {arm: [runs[env, arm, seed][-1].truth for seed in seeds] for arm in ARMS}
-        mean = {arm: [np.mean([one.truth for one in runs[env, arm, seed]]) for seed in seeds] for arm in ARMS}
-        for what, values in (("at the end", last), ("mean over the training", mean)):
-            difference = [a - b for a, b in zip(values["in_context"], values["critic"], strict=True)]
-            rows.append((
-                text(env), text(what), number(len(seeds), "d"), interval(of_seeds(values["critic"]), ".1f"),
-                interval(of_seeds(values["in_context"]), ".1f"), interval(of_seeds(difference), ".1f"),
-            ))  # fmt: skip
-    return Table(
-        "Return of PPO with its critic, and with in-context values in its place",
-        ("environment", "return", "seeds", "critic", "in context", "difference"), tuple(rows),
-        "Mean over seeds, 95 % t interval; the difference is paired by seed. "
-        f"{TRUTH_EPISODES} fresh episodes per snapshot.",
-    )  # fmt: skip
-
-
-def choice_table(runs: Runs) -> Table:
-    """What each rule's choice is worth, on the runs with PPO's own critic."""
-    rows = []
-    for env in BUDGETS:
-        seeds = [seed for name, arm, seed in runs if name == env and arm == "critic"]
-        if len(seeds) < 2:
-            continue
-        best = {rule: [chosen(runs[env, "critic", seed], rule).truth for seed in seeds] for rule in CHOICES}
-        for rule, words in CHOICES.items():
-            difference = [a - b for a, b in zip(best[rule], best["in_context"], strict=True)]
-            shown = of_seeds(difference) if rule != "in_context" else None
-            rows.append((
-                text(env), text(words), number(len(seeds), "d"), interval(of_seeds(best[rule]), ".1f"),
-                interval(shown, ".1f"),
-            ))  # fmt: skip
-    return Table(
-        "Return of the snapshot that is chosen",
-        ("environment", "chosen by", "seeds", "return", "less that of the in-context choice"), tuple(rows),
-        f"Mean over seeds, 95 % t interval; differences are paired by seed. {SNAPSHOTS} snapshots of a training; all "
-        "rules have the same number of environment steps. The return of a snapshot is the mean of "
-        f"{TRUTH_EPISODES} episodes that no rule has seen.",
-    )  # fmt: skip
-
-
-def in_words(title: str, differences: Mapping[str, list[float]]) -> str:
-    """Where a difference is sure, by 95 % intervals that hold for all environments together (Bonferroni)."""
-    level = 1.0 - 0.05 / max(1, len(differences))
-    found = {env: mean_interval([np.array(values)], level) for env, values in differences.items() if len(values) > 1}
-    more = [env for env, one in found.items() if one.low > 0]
-    less = [env for env, one in found.items() if one.high < 0]
-    rest = [env for env in found if env not in more + less]
-    parts = [f"{words} in {' and '.join(envs)}" for words, envs in (("more", more), ("less", less)) if envs]
-    parts += [f"no sure difference in {' and '.join(rest)}"] if rest else []
-    return f"- {title}: {'; '.join(parts)}."
-
-
-def summary(runs: Runs) -> str:
-    """What both tables say, as a list."""
-    trained, rules = {}, {rule: {} for rule in ("last", "training", "evaluation")}
-    for env in BUDGETS:
-        seeds = paired(runs, env)
-        means = {arm: [np.mean([one.truth for one in runs[env, arm, seed]]) for seed in seeds] for arm in ARMS}
-        trained[env] = [float(a - b) for a, b in zip(means["in_context"], means["critic"], strict=True)]
-        for rule, found in rules.items():
-            found[env] = [
-                chosen(runs[env, "critic", seed], "in_context").truth - chosen(runs[env, "critic", seed], rule).truth
-                for seed in seeds
-            ]
-    lines = [in_words("Mean return over the training with in-context values as the baseline", trained)]
-    for rule, found in rules.items():
-        lines.append(in_words(f"The snapshot of the highest in-context value against {CHOICES[rule]}", found))
-    return "\n".join(lines)
-
-
-def figure(runs: Runs) -> Figure:
-    """Learning curves of both arms."""
-    drawn = Figure(figsize=(9.5, 2.9), layout="constrained")
-    panels = drawn.subplots(1, len(BUDGETS))
-    for axes, env in zip(panels, BUDGETS, strict=True):
-        for arm, colour, label in (("critic", "#D55E00", "critic"), ("in_context", "#0072B2", "in context")):
-            curves = np.array([[one.truth for one in runs[env, arm, seed]] for seed in paired(runs, env)])
-            if not len(curves):
-                continue
-            steps = [one.num_steps for one in runs[env, arm, paired(runs, env)[0]]]
-            bands = [of_seeds(list(column)) for column in curves.T]
-            axes.plot(steps, [band.value for band in bands], color=colour, label=label)
-            axes.fill_between(
-                steps, [band.low for band in bands], [band.high for band in bands], color=colour, alpha=0.2, lw=0
-            )
-        axes.set_title(env, fontsize=10)
-        axes.set_xlabel("environment steps")
-    panels[0].set_ylabel("return")
-    panels[0].legend(frameon=False)
-    return drawn
 
 
 def write_page(config: Config, runs: Runs) -> None:
