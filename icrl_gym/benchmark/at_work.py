@@ -1,4 +1,4 @@
-"""What in-context values are worth inside a training: tables and a figure of the runs of `scripts/measure_at_work.py`."""
+"""What in-context values are worth inside a training: tables and a figure of what `scripts/measure_at_work.py` ran."""
 
 from __future__ import annotations
 
