@@ -57,8 +57,8 @@ OPTIONS: dict[str, dict[str, Any]] = {"Pendulum-v1": {"learning_rate": 1e-3, "ga
 BASELINE = """After every rollout the values by which PPO computes its advantages are replaced: each half of the eight
 environments gets those that softmax TD (`generalist` without walks) reads off the other half, so that no transition
 judges itself. Bootstraps at time limits and at the end of the rollout are replaced too. Everything else is the same,
-seeds included. PPO has Stable-Baselines3's settings but for 128 steps in each environment and batches of 256; Pendulum-v1
-also has a learning rate of .001 and gamma .9."""
+seeds included. PPO has Stable-Baselines3's settings but for 128 steps in each environment and batches of 256;
+Pendulum-v1 also has a learning rate of .001 and gamma .9."""
 CHOICE = f"""The in-context value of a snapshot is the mean over start states that the training met, read by
 `generalist`, told the policy, off the {NUM_ENVS * NUM_STEPS:,} transitions of the rollout that was made with it
 anyway. The mean return of the {LATEST_EPISODES} latest training episodes costs nothing either.
