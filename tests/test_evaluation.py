@@ -117,10 +117,10 @@ def test_the_critic_of_the_same_policy_is_scored_beside_the_estimate(demo):
         assert repr(found.scores[name]) == repr(score(estimate, found.truth))  # NaN equals NaN
 
 
-def test_progress_is_reported_to_the_end_of_both_long_parts(demo):
+def test_progress_is_reported_to_the_end_of_every_long_part(demo):
     _, heard = demo
     last = {part: (done, total) for part, done, total in heard}
-    assert list(last) == ["collecting the context", "measuring the truth"]
+    assert list(last) == ["collecting the context", "fitting", "measuring the truth", "values in context"]
     assert all(done == total for done, total in last.values())
 
 

@@ -114,10 +114,14 @@ def _evaluation(
 ) -> Evaluation:
     """The work itself, in order of data flow."""
     trajectory, source = parts.context(lambda: subject.context(config.context_length)), subject.source
+    subject.progress("fitting", 0, 1)
     estimator.fit(trajectory, subject.gamma, policy=subject.evaluated())
+    subject.progress("fitting", 1, 1)
     simulated = partial(subject.simulated_truth, config.num_queries, config.num_rollouts)
     truth = parts.values("truth", subject.exact_truth if exact else simulated)
+    subject.progress("values in context", 0, 1)
     estimates = {config.estimator: estimator.predict(truth.observations)}
+    subject.progress("values in context", 1, 1)
     steps: dict[str, int | None] = {config.estimator: len(trajectory)}
     notes = [*source.notes, *subject.left_out(), remark]
     if source.model is not None:
