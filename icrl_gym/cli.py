@@ -385,7 +385,7 @@ def _print_info(found: dict[str, Any], console: Console) -> None:
 
 
 def _described_card(card: Mapping[str, Any]) -> str:
-    """What a checkpoint is, in a few words."""
+    """A few words on a checkpoint."""
     digest = f"sha256 {card['sha256'][:12]}"
     if "algorithm" in card:
         return f"demo policy, {card['algorithm']} in {card['env']}, {card['num_steps_taken']:,} steps, {digest}"

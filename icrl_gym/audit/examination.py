@@ -48,7 +48,7 @@ class Examination:
 
     @property
     def evidence(self) -> Evidence:
-        """What a verdict is made from."""
+        """The evidence that a verdict is made from."""
         critic_Q, in_context_Q, rows_Q = self.critic.values, self.in_context.values, self.rows_Q
         bias, half = float(np.mean(critic_Q - in_context_Q)), float("nan")
         if self.in_context.stderr is not None:

@@ -17,7 +17,7 @@ LITTLE = 0.25  # share of the variance of the in-context values: a critic that a
 
 
 class Call(StrEnum):
-    """What an audit says of a critic."""
+    """The outcomes of an audit."""
 
     AGREES = "agrees"
     BIASED = "biased"
@@ -27,7 +27,7 @@ class Call(StrEnum):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict is made from; values are in units of reward.
+    """The evidence that a verdict is made from; values are in units of reward.
 
     Attributes:
         scale, spread: root mean square and standard deviation of the in-context values.
@@ -100,7 +100,7 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _deciding(evidence: Evidence) -> Aggregate:
-    """What both intervals of the bias allow; the returns' alone where that of the in-context values leaves out their
+    """The range that both intervals of the bias allow; the returns' alone where that of the in-context values leaves out their
     estimate, for two intervals that hardly overlap would allow next to nothing."""
     ours, theirs = evidence.bias_in_context, evidence.bias_returns
     if not (ours.has_interval and theirs.has_interval):

@@ -94,7 +94,7 @@ def baseline_table(runs: Runs) -> Table:
 
 
 def choice_table(runs: Runs) -> Table:
-    """What each rule's choice is worth, on the runs with PPO's own critic."""
+    """The worth of each rule's choice, on the runs with PPO's own critic."""
     rows = []
     for env in BUDGETS:
         seeds = [seed for name, arm, seed in runs if name == env and arm == "critic"]
@@ -130,7 +130,7 @@ def in_words(title: str, differences: Mapping[str, list[float]]) -> str:
 
 
 def summary(runs: Runs) -> str:
-    """What both tables say, as a list."""
+    """The findings of both tables, as a list."""
     trained, rules = {}, {rule: {} for rule in ("last", "training", "evaluation")}
     for env in BUDGETS:
         seeds = paired(runs, env)

@@ -305,7 +305,7 @@ class Trajectory:
 
     @classmethod
     def from_replay_buffer(cls, buffer: Any) -> Trajectory:
-        """What a ReplayBuffer of Stable-Baselines3 holds, environment by environment, oldest first.
+        """The content of a ReplayBuffer of Stable-Baselines3, environment by environment, oldest first.
 
         The experience of many policies along a training: give the one to be evaluated to ``fit(..., policy=model)``.
         Actions of Box spaces, which the algorithms store scaled to [-1, 1], are scaled back.
@@ -320,7 +320,7 @@ class Trajectory:
 
     @classmethod
     def from_rollouts(cls, buffer: Any, truncated: Any = None, vec_normalize: Any = None) -> Trajectory:
-        """What a RolloutBuffer of Stable-Baselines3 holds, environment by environment; before or after the update.
+        """The content of a RolloutBuffer of Stable-Baselines3, environment by environment; before or after the update.
 
         The buffer does not tell time limits from terminations, and Stable-Baselines3 has added gamma times its critic's
         value of the last state to the reward where a time limit stopped an episode. As such an end is taken to

@@ -1,4 +1,4 @@
-"""What a reader should make of an evaluation: why an estimate says little and what to do, and when to trust which."""
+"""Advice for the reader of an evaluation: why an estimate says little and what to do, and when to trust which."""
 
 from __future__ import annotations
 

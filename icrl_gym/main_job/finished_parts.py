@@ -1,4 +1,4 @@
-"""What a run of the main job has finished so far, on disk, so that an interrupted one goes on from there."""
+"""`FinishedParts`: the finished parts of a run of the main job, on disk, so that an interrupted one goes on from there."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def _known_returns(trajectory: Trajectory, gamma: float) -> np.ndarray:
 
 
 def _assumed(config: LogConfig, source: PolicySource, gamma: float, own: bool) -> list[str]:
-    """What the job itself assumed."""
+    """The assumptions of the job itself."""
     notes = ["the first row of each episode is taken for a start of the environment's"]
     if config.gamma is None:
         of = "the model's own" if hasattr(source.model, "gamma") else "the default, as a log states none (--gamma)"
@@ -164,7 +164,7 @@ def _assumed(config: LogConfig, source: PolicySource, gamma: float, own: bool) -
 
 
 def _remarks(starts: ValueEstimates, others: list[ValueEstimates]) -> tuple[str, ...]:
-    """What the estimator warns of at the starts, and elsewhere what it did not say there."""
+    """The estimator's warnings at the starts, and those elsewhere that it did not give there."""
     found: list[str] = []
     for estimates in (starts, *others):
         warned = estimates.diagnostics.warnings if estimates.diagnostics is not None else ()

@@ -114,7 +114,7 @@ class LogEvaluation:
 
     @property
     def contents(self) -> str:
-        """What the log holds and what of it was seen, in words."""
+        """The content of the log and the part of it that was seen, in words."""
         whole, seen = self.log.trajectory, self.context
         ended = int(whole.terminated.sum())
         counts = f"{ended:,} ended, {self.num_episodes - ended:,} stopped by a time limit or cut"

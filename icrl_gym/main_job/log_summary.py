@@ -1,4 +1,4 @@
-"""What ``icrl-gym evaluate --log`` prints: a small table, what was assumed, and where the rest lies."""
+"""The print-out of ``icrl-gym evaluate --log``: a small table, what was assumed, and where the rest lies."""
 
 from __future__ import annotations
 

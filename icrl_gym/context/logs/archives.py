@@ -21,7 +21,7 @@ NO_ACTIONS_SCHEMA_VERSION = 3  # of files without actions, with importance ratio
 
 @dataclass(frozen=True, eq=False)
 class StoredLog:
-    """What a trajectory file holds: the arrays, and whether their space was inferred when they were logged."""
+    """The content of a trajectory file: the arrays, and whether their space was inferred when they were logged."""
 
     arrays: LoggedArrays
     space_inferred: bool

@@ -23,7 +23,7 @@ LIKELY_LIMIT = 3  # episodes of the greatest length that make it look like a tim
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """What the columns say of each of n rows; None where they say nothing."""
+    """The columns' entries for each of n rows; None where they say nothing."""
 
     observations: np.ndarray
     actions: np.ndarray | None
