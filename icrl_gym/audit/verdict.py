@@ -100,8 +100,11 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _deciding(evidence: Evidence) -> Aggregate:
-    """The range that both intervals of the bias allow; the returns' alone where that of the in-context values leaves out their
-    estimate, for two intervals that hardly overlap would allow next to nothing."""
+    """The range that both intervals of the bias allow.
+
+    It is that of the returns alone where the in-context interval leaves out their estimate, since two intervals that
+    hardly overlap would allow next to nothing.
+    """
     ours, theirs = evidence.bias_in_context, evidence.bias_returns
     if not (ours.has_interval and theirs.has_interval):
         return theirs if theirs.has_interval else ours

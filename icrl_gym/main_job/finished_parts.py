@@ -1,4 +1,4 @@
-"""`FinishedParts`: the finished parts of a run of the main job, on disk, so that an interrupted one goes on from there."""
+"""`FinishedParts`: the finished parts of a run, on disk, so that an interrupted one goes on from there."""
 
 from __future__ import annotations
 
