@@ -31,6 +31,7 @@ bench: $(STAMP)  ## speed and memory, as ratios within one run
 	$(BIN)/python scripts/benchmark_evaluator.py
 	$(BIN)/python scripts/benchmark_truth.py
 	$(BIN)/python scripts/benchmark_prior.py
+	$(BIN)/python scripts/benchmark_audit.py
 	$(BIN)/python scripts/benchmark_live.py
 
 results: $(STAMP)  ## RESULTS.md and docs/results from the records in the repository; nothing is run
