@@ -121,7 +121,7 @@ def attempt(module: str, env_id: str) -> Record:
 
 
 def evaluate(name: str) -> tuple[str, tuple[str, ...]]:
-    """What was seen of an environment, and the remarks; raises whatever the library raises."""
+    """The observations made of an environment, and the remarks; raises whatever the library raises."""
     try:
         return evaluated(name, None)
     except ValueError as error:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import gymnasium
 import numpy as np
 import pytest
+from cartpole_streams import MODES, cartpole, lean, same
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -19,23 +20,6 @@ from icrl_gym.context.recorder import Recorder, Tape, batch_of_one
 from icrl_gym.evaluator.estimator import InContextEvaluator
 from icrl_gym.live import INFO_KEY, LIVE_TAG, LONGEST_BLOCK, EvaluateInContext, VectorEvaluateInContext
 from icrl_gym.observations import batch_size, stack
-
-MODES = list(AutoresetMode)
-COLUMNS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated", "episode_ends")
-
-
-def cartpole(**options) -> gymnasium.Env:
-    return gymnasium.make("CartPole-v1", max_episode_steps=12, **options)
-
-
-def lean(observations: np.ndarray) -> np.ndarray:
-    """Pushes the wrong way where the cart is left of the centre: some episodes terminate, some reach the limit."""
-    wrong = observations[..., 0] < 0
-    return np.where(wrong, observations[..., 2] < 0, observations[..., 2] > 0).astype(int)
-
-
-def same(first, second) -> bool:
-    return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in COLUMNS)
 
 
 class MeanReward:

@@ -5,29 +5,13 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
+from cartpole_streams import MODES, cartpole, lean, same
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from icrl_gym.context.collection import collect
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.wrappers import RecordTrajectory, VectorRecordTrajectory
-
-MODES = list(AutoresetMode)
-COLUMNS = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated", "episode_ends")
-
-
-def cartpole(**options) -> gymnasium.Env:
-    return gymnasium.make("CartPole-v1", max_episode_steps=12, **options)
-
-
-def lean(observations: np.ndarray) -> np.ndarray:
-    """Pushes the wrong way where the cart is left of the centre: some episodes terminate, some reach the limit."""
-    wrong = observations[..., 0] < 0
-    return np.where(wrong, observations[..., 2] < 0, observations[..., 2] > 0).astype(int)
-
-
-def same(first, second) -> bool:
-    return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in COLUMNS)
 
 
 def test_what_is_recorded_is_what_collect_collects():
