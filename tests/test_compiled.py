@@ -14,6 +14,7 @@ from icrl_gym.evaluator.checkpoint import new_networks
 from icrl_gym.evaluator.error_bars import SamplingError
 from icrl_gym.evaluator.gate import Gates, consensus
 from icrl_gym.evaluator.heads import HEADS
+from icrl_gym.evaluator.keys import keys
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.network import compile_prompt
 from icrl_gym.evaluator.setting import Setting
@@ -60,11 +61,6 @@ def weights_of(states, prompt, setting, rows):
     return len(prompt) / len(rows) * np.exp(-square / (2 * width**2))
 
 
-def keys_of(prompt, setting):
-    n = len(prompt)
-    return np.linspace(0, n - 1, setting.landmarks).round().astype(int) if setting.landmarks else np.arange(n)
-
-
 def test_values_are_those_of_the_members_that_are_reported():
     evaluator = fitted(shares=np.random.default_rng(0).dirichlet(np.ones(len(HEADS))), level=0.7)
     log = evaluator.trajectory_
@@ -86,7 +82,7 @@ def test_support_and_attention_are_the_share_weighted_ones_of_the_members(shares
     queries, n = prompt.queries(states), len(evaluator.prompt_)
     support, attention = np.zeros(5), np.zeros((5, n))
     for setting, share in zip(TWO, shares, strict=True):
-        rows = keys_of(prompt, setting)
+        rows, _ = keys(prompt, setting.landmarks, np.zeros(n))
         weights = weights_of(queries, prompt, setting, rows)
         support += share * weights.sum(axis=1)
         attention[:, rows] += share * weights / (setting.sink + weights.sum(axis=1, keepdims=True))

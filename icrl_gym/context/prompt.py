@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -122,6 +123,12 @@ class Prompt:
         """
         ratio_N = np.ones(len(self)) if self.importance_ratios is None else self.importance_ratios
         return float((ratio_N * self.rewards).sum() / (ratio_N * (1.0 - self.discounts)).sum())
+
+    @cached_property
+    def first_visits(self) -> np.ndarray:
+        """Rows of the first visits of the distinct source states, rising."""
+        _, first = np.unique(self.source_features, axis=0, return_index=True)
+        return np.sort(first)
 
     def queries(self, observations: Observations) -> np.ndarray:
         """Features (Q, D) of raw observations (Q,) + shape."""

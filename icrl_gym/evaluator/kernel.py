@@ -15,7 +15,6 @@ columns, C = N + E columns, D features.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icrl_gym.context.prompt import EndMixtures, Prompt
+from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.returns import decayed_sums
+from icrl_gym.evaluator.keys import keys
 from icrl_gym.evaluator.setting import Relevance, Setting
 
 RETURN_TRACE = 0.95  # lambda of the returns that features are correlated with
@@ -99,15 +99,28 @@ class Kernel:
     @cached_property
     def columns_CK(self) -> Tensor:
         """Attention of all columns, sources and ends, over the keys; kept until `release`."""
-        sources_ND, mixtures = self.prompt.source_features, self.prompt.end_mixtures
-        if mixtures is None:
-            return self.attend(np.concatenate([sources_ND, self.prompt.end_features]))
-        return torch.cat([self.attend(sources_ND), self._attend_mixtures(mixtures)])
+        return torch.cat(
+            [self.attend(self.prompt.source_features), self.attend_ends(np.arange(len(self.prompt.end_features)))]
+        )
 
-    def _attend_mixtures(self, mixtures: EndMixtures) -> Tensor:
-        """Attention of the end columns, (E, K), each the weighted mean of its parts'."""
-        ends_EK = self._keys_KD.new_zeros(mixtures.weights_ME.shape[1], len(self._keys_KD))
-        for features_ED, weights_E in zip(mixtures.features_MED, mixtures.weights_ME, strict=True):
+    def attend_columns(self, columns: np.ndarray) -> Tensor:
+        """Attention of some columns, numbered sources first, over the keys."""
+        num_sources, found = len(self.prompt), self._keys_KD.new_empty(len(columns), len(self._keys_KD))
+        for part, attend in (
+            (np.flatnonzero(columns < num_sources), lambda rows: self.attend(self.prompt.source_features[rows])),
+            (np.flatnonzero(columns >= num_sources), lambda rows: self.attend_ends(rows - num_sources)),
+        ):
+            if len(part):
+                found[torch.as_tensor(part)] = attend(columns[part])
+        return found
+
+    def attend_ends(self, ends: np.ndarray) -> Tensor:
+        """Attention of some end columns, each of a mixture the weighted mean of its parts'."""
+        mixtures = self.prompt.end_mixtures
+        if mixtures is None:
+            return self.attend(self.prompt.end_features[ends])
+        ends_EK = self._keys_KD.new_zeros(len(ends), len(self._keys_KD))
+        for features_ED, weights_E in zip(mixtures.features_MED[:, ends], mixtures.weights_ME[:, ends], strict=True):
             rows = np.flatnonzero(weights_E)
             weights_E1 = torch.as_tensor(weights_E[rows, None]).to(ends_EK)
             ends_EK[torch.as_tensor(rows)] += weights_E1 * self.attend(features_ED[rows])
@@ -179,7 +192,7 @@ class Kernels:
     def _new(self, setting: Setting, dtype: torch.dtype) -> Kernel:
         if setting.relevance not in self._relevances:
             self._relevances[setting.relevance] = RELEVANCES[setting.relevance](self._prompt)
-        rows_K, log_weights_K = _keys(self._prompt, setting.landmarks, self._log_weights_N)
+        rows_K, log_weights_K = keys(self._prompt, setting.landmarks, self._log_weights_N)
         weights = torch.as_tensor(log_weights_K, dtype=dtype, device=self._device)
         return Kernel(self._prompt, setting, self._relevances[setting.relevance], rows_K, weights)
 
@@ -210,18 +223,6 @@ def lambda_return_errors(prompt: Prompt, trace_decay: float) -> np.ndarray:
     constant = replace(prompt, importance_ratios=None).constant
     errors_N = prompt.rewards - (1.0 - prompt.discounts) * constant
     return decayed_sums(errors_N, prompt.discounts * trace_decay * prompt.trace_links)
-
-
-def _keys(prompt: Prompt, num_landmarks: int, log_weights_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and log weights of the keys: every source, or landmarks evenly spaced over the distinct states."""
-    if not num_landmarks:
-        return np.arange(len(prompt)), log_weights_N
-    kept = np.flatnonzero(np.isfinite(log_weights_N))
-    _, first = np.unique(prompt.source_features[kept], axis=0, return_index=True)
-    distinct = kept[np.sort(first)]
-    num_keys = min(num_landmarks, len(distinct))
-    rows_K = distinct[np.linspace(0, len(distinct) - 1, num_keys).round().astype(int)]
-    return rows_K, np.full(num_keys, math.log(len(prompt) / num_keys))
 
 
 def _by_returns(prompt: Prompt) -> np.ndarray:

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from icrl_gym.context.prompt import Prompt
-from icrl_gym.evaluator.equilibrium import at_free_level, solve_equilibrium, solve_landmarks
+from icrl_gym.evaluator.equilibrium import at_free_level, solve_equilibrium
 from icrl_gym.evaluator.kernel import Kernel, Kernels
+from icrl_gym.evaluator.keys import evenly
+from icrl_gym.evaluator.landmarks import BLOCK, LandmarkSystem, aggregated
 from icrl_gym.evaluator.recursion import Equations, Readout, Trace, run_layers
 from icrl_gym.evaluator.setting import Setting
 
 GROWTH_LIMIT = 2.0  # the last layer's change may exceed the first ones' by this factor before the fallback
+CHECKED_COLUMNS = 4096  # of a context, evenly spaced, at which a landmark equilibrium's values are checked
 PROBE_FREQUENCY = 37.0  # radians per standard deviation: neighbouring sources get unrelated probe rewards
 
 
@@ -36,6 +39,7 @@ class CompiledPrompt:
         kernel: attention of columns and queries over the keys.
         readout: constants and memories per layer.
         fell_back: whether the averager took over.
+        system: the sums that a landmark equilibrium was solved from, else None.
     """
 
     prompt: Prompt
@@ -44,6 +48,7 @@ class CompiledPrompt:
     kernel: Kernel
     readout: Readout
     fell_back: bool
+    system: LandmarkSystem | None = None
 
     @property
     def attention_CK(self) -> Tensor:
@@ -59,6 +64,19 @@ class CompiledPrompt:
         return self.readout(attention_QK)[..., 0]
 
     @cached_property
+    def at_columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Values of all columns after the last layer, and the attention that falls on the keys, both (C,) float64."""
+        num_columns, readout = len(self.prompt) + len(self.prompt.end_features), self.readout
+        parts = []
+        for start in range(0, num_columns, BLOCK):
+            attention_BK = self.kernel.attend_columns(np.arange(start, min(num_columns, start + BLOCK)))
+            parts.append((self.values(attention_BK)[-1], attention_BK.sum(dim=1)))
+        values_C, mass_C = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
+        if readout.columns_LCR is not None:  # end columns of some settings are averagers
+            values_C = readout.columns_LCR[-1, :, 0].double().cpu().numpy()
+        return values_C, mass_C
+
+    @cached_property
     def level_shift(self) -> float:
         """How far the free level lies above an equilibrium's constant; 0 where it has none or is not determined."""
         return float(with_free_level(self, 1.0).readout.constants_LR[-1, 0] - self.readout.constants_LR[-1, 0])
@@ -66,7 +84,14 @@ class CompiledPrompt:
     def attribution(self, attention_QK: Tensor) -> Tensor:
         """The matrix W (Q, N) with values = W @ rewards: the read-out of N unit reward functions, solved for anew."""
         unit_NN = torch.eye(len(self.prompt), dtype=attention_QK.dtype, device=attention_QK.device)
-        solved = _run(replace(self.equations, rewards_NR=unit_NN), self.attention_CK, self.setting)
+        equations = replace(self.equations, rewards_NR=unit_NN)
+        if self.setting.landmarks:
+            if self.setting.averaging:
+                solved = landmark_readout(*aggregated(equations, self.kernel))
+            else:
+                solved = landmark_readout(*LandmarkSystem.of(equations, self.kernel).solve(self.setting.parameters))
+        else:
+            solved = _run(equations, self.attention_CK, self.setting)
         return Readout(solved.constants_LR[-1:], solved.memories_LNR[-1:])(attention_QK)[0]
 
     def without_matrices(self) -> CompiledPrompt:
@@ -82,7 +107,7 @@ class Compiler:
         log_weights: (N,) log weights of the sources (bootstrap weights, say); -inf drops a source.
         importance_ratios: (N,) pi / mu of the logged actions, default the prompt's own; they weigh the sources and
             enter the traces.
-        device, dtype: torch device and dtype; landmarks are always solved in float64, which costs little there.
+        device, dtype: torch device and dtype; landmarks are always summed and solved in float64.
 
     Raises:
         ValueError: all sources are dropped, or weights or ratios are not N numbers of the right kind.
@@ -102,6 +127,7 @@ class Compiler:
         self._ratios_N = _check_ratios(given, len(prompt))
         self._log_weights_N = _check_log_weights(log_weights, self._ratios_N)
         self._kernels = Kernels(prompt, self._log_weights_N, device)
+        self._known_equations: dict[tuple[object, ...], Equations] = {}
 
     def compile(self, setting: Setting, fall_back: bool = True, rewards: np.ndarray | None = None) -> CompiledPrompt:
         """Run the context through the network of a setting.
@@ -115,14 +141,18 @@ class Compiler:
             fall_back: False runs the setting as it is, whatever happens.
             rewards: (N, R) other reward functions on the same context; default the prompt's own as (N, 1).
         """
-        dtype = torch.float64 if setting.landmarks else self._dtype
         rewards = self._prompt.rewards[:, None] if rewards is None else rewards
+        if setting.landmarks:
+            return self._by_landmarks(setting, rewards, fall_back)
+        dtype = self._dtype
         equations, kernel = self._equations(setting, rewards, dtype), self._kernels.of(setting, dtype)
-        probe_N1 = self._tensor(probe_rewards(self._prompt.source_features), dtype)[:, None]
+        probe_N1 = self._probe(dtype)
         if setting.at_equilibrium:  # one more right-hand side costs nothing
             with_probe_NR = torch.cat([equations.rewards_NR, probe_N1], dim=-1)
             both = _run(replace(equations, rewards_NR=with_probe_NR), kernel.columns_CK, setting)
-            readout, fell_back = _without_probe(both), fall_back and _exceeds(both, self._prompt.gamma)
+            assert both.columns_LCR is not None
+            fell_back = fall_back and _exceeds(both.columns_LCR[-1, :, -1], self._prompt.gamma)
+            readout = _without_probe(both)
         else:
             readout = _run(equations, kernel.columns_CK, setting)
             fell_back = fall_back and _grows(readout)
@@ -133,17 +163,46 @@ class Compiler:
             readout = _run(equations, kernel.columns_CK, setting)
         return CompiledPrompt(self._prompt, setting, equations, kernel, readout, fell_back)
 
+    def _by_landmarks(self, setting: Setting, rewards: np.ndarray, fall_back: bool) -> CompiledPrompt:
+        """The context under a setting with landmarks, in float64, from sums over blocks."""
+        dtype = torch.float64
+        equations, kernel = self._equations(setting, rewards, dtype), self._kernels.of(setting, dtype)
+        if setting.averaging:
+            return CompiledPrompt(
+                self._prompt, setting, equations, kernel, landmark_readout(*aggregated(equations, kernel)), False
+            )
+        with_probe_NR = torch.cat([equations.rewards_NR, self._probe(dtype)], dim=-1)
+        system = LandmarkSystem.of(replace(equations, rewards_NR=with_probe_NR), kernel)
+        constant_1R, memory_KR = system.solve(setting.parameters)
+        num_columns = len(self._prompt) + len(self._prompt.end_features)
+        checked_BK = kernel.attend_columns(evenly(np.arange(num_columns), CHECKED_COLUMNS))
+        if fall_back and _exceeds((constant_1R + checked_BK @ memory_KR)[:, -1], self._prompt.gamma):
+            return replace(self._by_landmarks(setting.fallback(), rewards, False), fell_back=True)
+        readout = landmark_readout(constant_1R[:, :-1], memory_KR[:, :-1])
+        return CompiledPrompt(self._prompt, setting, equations, kernel, readout, False, system.without_last_reward())
+
+    def _probe(self, dtype: torch.dtype) -> Tensor:
+        """`probe_rewards`, (N, 1)."""
+        return self._tensor(probe_rewards(self._prompt.source_features), dtype)[:, None]
+
     def release(self) -> None:
         """Let go of the attention matrices of the context; what was compiled computes them again when asked."""
         self._kernels.release()
 
     def _equations(self, setting: Setting, rewards: np.ndarray, dtype: torch.dtype) -> Equations:
+        """The TD equations under a setting; settings of one trace and hazard share all but the rewards."""
+        alike = setting.pseudo_terminations, setting.trace_decay, dtype
+        if alike not in self._known_equations:
+            self._known_equations[alike] = self._new_equations(setting, dtype)
+        return replace(self._known_equations[alike], rewards_NR=self._tensor(rewards, dtype))
+
+    def _new_equations(self, setting: Setting, dtype: torch.dtype) -> Equations:
         prompt = self._prompt
         shorter = len(prompt) / (len(prompt) + setting.pseudo_terminations)
         discounts_N = self._tensor(prompt.discounts, dtype) * shorter
         links_N = self._tensor(prompt.trace_links * np.append(self._ratios_N[1:], 1.0), dtype)
         return Equations(
-            rewards_NR=self._tensor(rewards, dtype),
+            rewards_NR=self._tensor(prompt.rewards[:, None], dtype),
             discounts_N1=discounts_N.unsqueeze(-1),
             successors_N=torch.as_tensor(prompt.successors, device=self._device),
             weights_N1=self._tensor(self._log_weights_N, dtype).exp().unsqueeze(-1),
@@ -181,13 +240,18 @@ def with_free_level(compiled: CompiledPrompt, free_level: float) -> CompiledProm
         compiled: a compiled prompt whose setting has the free level 0.
         free_level: the level wanted, in [-1, 1].
     """
-    if compiled.readout.factors is None or not free_level:
+    if not free_level or (compiled.system is None and compiled.readout.factors is None):
         return compiled
     setting = replace(compiled.setting, free_level=free_level)
-    moved = at_free_level(
-        compiled.equations, compiled.attention_CK, setting.parameters, compiled.readout, setting.landmarks > 0
-    )
+    if compiled.system is not None:
+        return replace(compiled, setting=setting, readout=landmark_readout(*compiled.system.solve(setting.parameters)))
+    moved = at_free_level(compiled.equations, compiled.attention_CK, setting.parameters, compiled.readout)
     return replace(compiled, setting=setting, readout=moved)
+
+
+def landmark_readout(constant_1R: Tensor, memory_KR: Tensor) -> Readout:
+    """The read-out of an equilibrium over landmarks, as one layer that starts at the constant."""
+    return Readout(constant_1R, memory_KR[None])
 
 
 def _check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:
@@ -222,11 +286,9 @@ def _without_probe(readout: Readout) -> Readout:
     return Readout(*(part[..., :-1] for part in parts), factors=readout.factors)
 
 
-def _exceeds(readout: Readout, gamma: float) -> bool:
-    """Whether an equilibrium's last channel, for rewards within [-1, 1], exceeds every value such rewards can have."""
-    assert readout.columns_LCR is not None
-    values_CR = readout.columns_LCR[-1]
-    return not bool(torch.isfinite(values_CR).all()) or bool(values_CR[:, -1].abs().max() > 1.0 / (1.0 - gamma))
+def _exceeds(values_C: Tensor, gamma: float) -> bool:
+    """Whether values of an equilibrium, for rewards within [-1, 1], exceed every value such rewards can have."""
+    return not bool(torch.isfinite(values_C).all()) or bool(values_C.abs().max() > 1.0 / (1.0 - gamma))
 
 
 def _grows(readout: Readout) -> bool:
@@ -245,8 +307,6 @@ def _change(columns_LCR: Tensor, layer: int) -> Tensor:
 
 
 def _run(equations: Equations, attention_CK: Tensor, setting: Setting) -> Readout:
-    if setting.landmarks:
-        return solve_landmarks(equations, attention_CK, setting.parameters)
     if setting.at_equilibrium:
         return solve_equilibrium(equations, attention_CK, setting.parameters)
     assert isinstance(setting.num_layers, (int, np.integer))

@@ -78,6 +78,11 @@ class Equations:
     weights_N1: Tensor
     trace: Trace
 
+    @property
+    def decays_N1(self) -> Tensor:
+        """Decay of a trace from each transition to the next, (..., N, 1)."""
+        return self.trace.decays[0] if self.trace.decays else torch.zeros_like(self.discounts_N1)
+
     def constant(self, delta_NR: Tensor) -> Tensor:
         """c = sum_k w_k delta_k / sum_k w_k (1 - discount_k), (..., 1, R)."""
         loss_N1 = self.weights_N1 * (1.0 - self.discounts_N1)

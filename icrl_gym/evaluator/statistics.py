@@ -56,11 +56,12 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt) -> np.ndarray:
     rewards, magnitude = prompt.rewards, np.abs(prompt.rewards).mean()
     x_ND, links_N = prompt.source_features, prompt.trace_links[:-1]
     steps_M = np.square(np.diff(x_ND, axis=0)[links_N]).sum(axis=1)
-    values_N = source_values(first)
+    values_C, mass_C = first.at_columns
+    values_N = values_C[:n]
     constant, spread = constant_of(first), values_N.std()
     errors_N = lambda_return_errors(prompt, _RETURN_TRACE)
-    left_N = _lambda_errors(first, values_N)
-    mass_N = attention_mass(first.kernel, first.attention_CK[:n])
+    left_N = _lambda_errors(prompt, values_C)
+    mass_N = mass_C[:n] * max(first.kernel.setting.sink, 1.0)
     statistics = [
         math.log(n),
         math.log(1 - prompt.gamma),
@@ -86,8 +87,7 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt) -> np.ndarray:
 
 def source_values(compiled: CompiledPrompt) -> np.ndarray:
     """Values at the sources, (N,) float64."""
-    assert compiled.readout.columns_LCR is not None
-    return compiled.readout.columns_LCR[-1, : len(compiled.prompt), 0].double().cpu().numpy()
+    return compiled.at_columns[0][: len(compiled.prompt)]
 
 
 def constant_of(compiled: CompiledPrompt) -> float:
@@ -155,12 +155,9 @@ def query_statistics(
     return np.log(np.clip(np.stack(columns, axis=1), 1e-4, 1e4))
 
 
-def _lambda_errors(compiled: CompiledPrompt, values_N: np.ndarray) -> np.ndarray:
-    """TD(lambda) errors of the first head's values on its own context, (N,)."""
-    prompt = compiled.prompt
-    assert compiled.readout.columns_LCR is not None
-    columns_C = compiled.readout.columns_LCR[-1, :, 0].double().cpu().numpy()
-    errors_N = prompt.rewards + prompt.discounts * columns_C[prompt.successors] - values_N
+def _lambda_errors(prompt: Prompt, values_C: np.ndarray) -> np.ndarray:
+    """TD(lambda) errors of values of the columns on their own context, (N,)."""
+    errors_N = prompt.rewards + prompt.discounts * values_C[prompt.successors] - values_C[: len(prompt)]
     return decayed_sums(errors_N, prompt.discounts * _RETURN_TRACE * prompt.trace_links)
 
 

@@ -41,7 +41,7 @@ def imagine(
         or (asked is None and prompt.importance_ratios is not None)
     ):
         return None
-    if len(np.unique(states_ND, axis=0)) < LEAST_DISTINCT * len(prompt):
+    if len(prompt.first_visits) < LEAST_DISTINCT * len(prompt):
         return None
     space = logged_space(trajectory.actions) if asked is None else asked.action_space
     action_features = ActionFeatures(trajectory.actions, space)
