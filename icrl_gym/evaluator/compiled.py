@@ -17,12 +17,12 @@ import torch
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.certificates import Certificates, certificates
 from icrl_gym.evaluator.error_bars import ErrorBars
-from icrl_gym.evaluator.gate import consensus
 from icrl_gym.evaluator.kernel import Kernel, Rows
+from icrl_gym.evaluator.mixing import consensus
 from icrl_gym.evaluator.network import CompiledPrompt
 from icrl_gym.evaluator.setting import Setting
 
-OUTSIDE_PRIOR = 0.5  # trust below which a prompt counts as outside the prior
+OUTSIDE_PRIOR = 0.5  # trust below which a warning says that the error bars were trained on other contexts
 QUERY_BLOCK = 4096  # rows of attention held at once
 
 
@@ -31,8 +31,7 @@ class Member:
     """One head that answered.
 
     Attributes:
-        share: its weight in the answer, in [0, 1], wherever the members agree; shares sum to 1. A member with share 0
-            counts only in the median from which the others' distance is measured.
+        share: its weight in the answer, in (0, 1], wherever the members agree; shares sum to 1.
         head: the prompt under this head.
     """
 
@@ -86,7 +85,8 @@ class CompiledMixture:
         prompt: the context.
         members: the heads that answer.
         error_bars: gives the standard errors, or None where there are none.
-        trust: trust in the network's adaptation, in [0, 1]; below 0.5 the prompt counts as outside the prior.
+        trust: how far the context is like those that the error bars were trained on, in [0, 1]; 1 where nothing was
+            trained. The values do not depend on it.
     """
 
     prompt: Prompt
@@ -109,8 +109,8 @@ class CompiledMixture:
             found.append(f"the recursion grows on this context{where}: there the safe averager took over")
         if self.trust < OUTSIDE_PRIOR:
             found.append(
-                f"this context is unlike what the model was pretrained on (trust {self.trust:.2f}): it is evaluated "
-                "nearly as by the construction, with wider intervals"
+                f"this context is unlike those that the error bars were trained on (trust {self.trust:.2f}): intervals "
+                "are widened, and less certain; the values are not concerned"
             )
         return tuple(found)
 
@@ -155,11 +155,10 @@ class CompiledMixture:
 
     @cached_property
     def _kernel_shares(self) -> dict[Kernel, float]:
-        """Shares of the members added up by kernel, without kernels that have none."""
+        """Shares of the members added up by kernel."""
         shares: dict[Kernel, float] = {}
         for member in self.members:
-            if member.share > 0:
-                shares[member.head.kernel] = shares.get(member.head.kernel, 0.0) + member.share
+            shares[member.head.kernel] = shares.get(member.head.kernel, 0.0) + member.share
         return shares
 
     def _by_member(self, rows: Rows) -> np.ndarray:

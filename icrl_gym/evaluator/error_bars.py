@@ -19,12 +19,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from icrl_gym.evaluator.gate import CUT, Standardisation, small_network, trust
 from icrl_gym.evaluator.kernel import Kernel, Rows
 from icrl_gym.evaluator.network import CompiledPrompt
 from icrl_gym.evaluator.recursion import Equations
+from icrl_gym.evaluator.spread_head import SpreadHead
 from icrl_gym.evaluator.statistics import QueryFacts, attention_mass, query_statistics
 
 LARGEST_CONTEXT = 4096  # sources; beyond it inverting the matrix is not worth its time, and stderr is None
@@ -104,25 +104,6 @@ def _unseen_termination(compiled: CompiledPrompt) -> float:
     return abs(float(compiled.readout.constants_LR[-1, 0])) * gamma / (loss + gamma)
 
 
-class SpreadHead(nn.Module):
-    """Statistics of prompts (B, S) and of their queries (B, Q, T) -> log standard error in units of the value scale.
-
-    At initialisation the error is one value scale, whatever the query. Where its inputs leave what it was trained on,
-    the error is up to twice as wide.
-    """
-
-    def __init__(self, num_statistics: int, num_query_statistics: int, width: int = 32) -> None:
-        super().__init__()
-        self.standardisation = Standardisation(num_statistics + num_query_statistics)
-        self.network = small_network(num_statistics + num_query_statistics, width, 1)
-
-    def forward(self, statistics_BS: Tensor, query_statistics_BQT: Tensor) -> Tensor:
-        repeated = statistics_BS[:, None, :].expand(-1, query_statistics_BQT.shape[1], -1)
-        z_BQZ = self.standardisation(torch.cat([repeated, query_statistics_BQT], dim=-1))
-        doubt_BQ = torch.log(2.0 - trust(z_BQZ))
-        return self.network(z_BQZ.clamp(-CUT, CUT))[..., 0] + doubt_BQ
-
-
 @dataclass(frozen=True, eq=False)
 class PretrainedError:
     """Error bars of a mixture: a 90 % interval is the value +- 1.645 of them.
@@ -130,14 +111,12 @@ class PretrainedError:
     Attributes:
         spread: the network.
         statistics_S: statistics of the prompt.
-        shares_H: shares of the open heads as the gate gave them.
-        first: the prompt under the first head, whether it answers or not; the statistics are read from it.
+        first: the prompt under the first head as it stands; the statistics are read from it.
         facts: the first head's numbers for the whole prompt, and for no query yet.
     """
 
     spread: SpreadHead
     statistics_S: Tensor
-    shares_H: np.ndarray
     first: CompiledPrompt
     facts: QueryFacts
 
@@ -146,7 +125,7 @@ class PretrainedError:
         attention_QN = rows[self.first.kernel]
         first_Q, mass_Q = self.first.values(attention_QN)[-1], attention_mass(self.first.kernel, attention_QN)
         facts = replace(self.facts, values_Q=first_Q.double().cpu().numpy(), mass_Q=mass_Q)
-        statistics_QT = query_statistics(facts, by_member_HQ, self.shares_H, values_Q)
+        statistics_QT = query_statistics(facts, by_member_HQ, values_Q)
         with torch.no_grad():
             log_Q = self.spread(self.statistics_S[None], torch.as_tensor(statistics_QT[None]).float())[0]
         return self._widening * facts.scale * log_Q.double().exp().numpy()

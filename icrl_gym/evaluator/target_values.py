@@ -53,7 +53,7 @@ class TargetValues:
 
     @property
     def trust(self) -> float:
-        """Trust in the network's adaptation, in [0, 1]."""
+        """How far the context is like those that the error bars were trained on, in [0, 1]."""
         return self.pairs.trust
 
     @property
