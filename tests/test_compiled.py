@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from icrl_gym.evaluator.gate import Gates, consensus
 
 import icrl_gym as icrl
 from icrl_gym.context.prompt import Prompt
@@ -12,7 +13,6 @@ from icrl_gym.evaluator import kernel as kernel_module
 from icrl_gym.evaluator.certificates import certificates
 from icrl_gym.evaluator.checkpoint import new_networks
 from icrl_gym.evaluator.error_bars import SamplingError
-from icrl_gym.evaluator.gate import Gates, consensus
 from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.keys import keys
 from icrl_gym.evaluator.mixture import Generalist

@@ -30,6 +30,7 @@ from icrl_gym.evaluator.setting import Relevance, Setting
 
 RETURN_TRACE = 0.95  # lambda of the returns that features are correlated with
 JITTER = 0.01
+HELD_COLUMNS = 4096  # of a context, whose attention is kept while it is compiled
 
 
 def inner_product_attention(destination_BD: Tensor, source_ND: Tensor, key_bias_N: Tensor) -> Tensor:
@@ -104,7 +105,9 @@ class Kernel:
         )
 
     def attend_columns(self, columns: np.ndarray) -> Tensor:
-        """Attention of some columns, numbered sources first, over the keys."""
+        """Attention of some columns, numbered sources first, over the keys; in short contexts all are held."""
+        if len(self.prompt) + len(self.prompt.end_features) <= HELD_COLUMNS:
+            return self.columns_CK[torch.as_tensor(columns)]
         num_sources, found = len(self.prompt), self._keys_KD.new_empty(len(columns), len(self._keys_KD))
         for part, attend in (
             (np.flatnonzero(columns < num_sources), lambda rows: self.attend(self.prompt.source_features[rows])),

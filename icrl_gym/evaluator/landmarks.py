@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -204,7 +205,7 @@ class _Block:
 
     @classmethod
     def of(cls, equations: Equations, kernel: Kernel, start: int, stop: int) -> _Block:
-        source_BK = kernel.attend(kernel.prompt.source_features[start:stop])
+        source_BK = kernel.attend_columns(np.arange(start, stop))
         successors_B = equations.successors_N[start:stop]
         inside_B = (successors_B >= start) & (successors_B < stop)
         next_BK = torch.empty_like(source_BK)

@@ -11,11 +11,14 @@ import torch
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.compiled import CompiledMixture, Member
 from icrl_gym.evaluator.error_bars import PretrainedError, SamplingError
+from icrl_gym.evaluator.heads import at_length
 from icrl_gym.evaluator.mixing import FREE_LEVEL, PSEUDO_TERMINATIONS
 from icrl_gym.evaluator.network import CompiledPrompt, Compiler, with_free_level
 from icrl_gym.evaluator.setting import Setting
 from icrl_gym.evaluator.spread_head import SpreadHead
 from icrl_gym.evaluator.statistics import QueryFacts, has_equal_rewards, prompt_statistics
+
+MOST_SOURCES_ALONE = 8192  # that are all keys of a single head
 
 
 class Network(Protocol):
@@ -48,7 +51,7 @@ class Construction:
     def compile(self, prompt: Prompt, device: str | torch.device, dtype: torch.dtype) -> CompiledMixture:
         """Run a context through the head; the error bars are those of its sampling error."""
         compiler = Compiler(prompt, device=device, dtype=dtype)
-        head = compiler.compile(self.setting)
+        head = compiler.compile(at_length(self.setting, len(prompt), MOST_SOURCES_ALONE))
         mixture = CompiledMixture(prompt, (Member(1.0, head.without_matrices()),), SamplingError.of(head))
         compiler.release()
         return mixture
@@ -74,10 +77,11 @@ class Generalist:
     def compile(self, prompt: Prompt, device: str | torch.device, dtype: torch.dtype) -> CompiledMixture:
         """Run a context through the first head as it stands, and through all heads at the dials."""
         compiler = Compiler(prompt, device=device, dtype=dtype)
-        first = compiler.compile(self.heads[0])
+        heads = tuple(at_length(head, len(prompt)) for head in self.heads)
+        first = compiler.compile(heads[0])
         statistics_S = torch.as_tensor(prompt_statistics(prompt, first), dtype=torch.float32)
         facts = QueryFacts.of(first, prompt.source_features[:0])
-        answering = at_dials(compiler, _readable(self.heads, prompt), first)
+        answering = at_dials(compiler, _readable(heads, prompt), first)
         mixture = CompiledMixture(
             prompt,
             tuple(Member(1.0 / len(answering), head) for head in answering),
