@@ -44,10 +44,10 @@ docs: $(STAMP)  ## the generated pages: the theory's claims (an hour from scratc
 site: $(STAMP)  ## the documentation site, into site/; needs no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-pretrain: $(STAMP)  ## the generalist's checkpoint from an empty folder (hours; resumes), into runs/pretrain
+pretrain: $(STAMP)  ## the generalist's checkpoint from an empty folder (half an hour; resumes), into runs/pretrain
 	$(BIN)/icrl-gym pretrain --jobs 2
 
-ablate: pretrain  ## what each part of the pretraining is worth: the tables of docs/mixture.md (half an hour; resumes)
+ablate: pretrain  ## what the pretrained error bars are worth beside untrained ones: the tables of docs/mixture.md (minutes)
 	$(BIN)/python scripts/ablate_pretraining.py
 
 clean:

@@ -10,13 +10,13 @@ import icrl_gym as icrl
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator import landmarks
 from icrl_gym.evaluator.certificates import certificates
-from icrl_gym.evaluator.checkpoint import new_networks
 from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.keys import keys
 from icrl_gym.evaluator.landmarks import LandmarkSystem
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.network import compile_prompt
 from icrl_gym.evaluator.setting import Setting
+from icrl_gym.evaluator.spread_head import SpreadHead
 
 GAMMA = 0.9
 PLAIN = Setting(bandwidth=0.8, forgetting=1e-3, landmarks=9)
@@ -335,11 +335,7 @@ def test_where_the_equilibrium_grows_the_averager_over_the_landmarks_takes_over(
 
 def mixture_of_landmarks():
     assert any(head.landmarks for head in HEADS)
-    model = Generalist(HEADS, *new_networks(len(HEADS), 8, 1))
-    bias = model.gate.members[0][-1].bias.data
-    bias[len(HEADS)] = 50.0  # equal shares, trusted anywhere
-    model.gate.standardisation.get_buffer("scale_S").fill_(1e3)
-    return model
+    return Generalist(HEADS, SpreadHead(8))
 
 
 @pytest.mark.parametrize(
@@ -365,9 +361,8 @@ def test_options_that_go_with_landmarks_keep_them(options):
 
 
 def test_a_mixture_reads_its_statistics_from_a_head_with_every_source_as_a_key():
-    gate, spread = new_networks(1, 4)
     with pytest.raises(ValueError, match="heads: the first one must have every source as a key"):
-        Generalist((PLAIN,), gate, spread)
+        Generalist((PLAIN,), SpreadHead(4))
 
 
 def test_certificates_need_every_source_as_a_key():

@@ -60,9 +60,10 @@ class InContextEvaluator:
         features: own feature function ``(B,) + shape -> (B, D)`` instead of the space's default.
         device: torch device.
         dtype: torch.float64 (default) or torch.float32.
-        model: a pretrained mixture, or None for the construction alone. Options given by hand hold in all its heads.
+        model: a mixture of heads with pretrained error bars, or None for the construction alone. Options given by hand
+            hold in all its heads.
         imagination: whether values are followed in the context's world before softmax TD takes over; None: with a
-            pretrained mixture they are. "log": they are, but a policy that acted is known by its logged actions alone.
+            mixture they are. "log": they are, but a policy that acted is known by its logged actions alone.
 
     Attributes:
         model: the network as selected; ``model.heads`` are its settings.
@@ -115,9 +116,9 @@ class InContextEvaluator:
         """The evaluator of this name. Nothing is downloaded.
 
         Args:
-            name: "generalist": the mixture pretrained on synthetic systems; "constructed": Theorem 1's network with the
-                extensions of theory section 7, nothing in it trained; or the path of your own checkpoint (.safetensors,
-                its card beside it).
+            name: "generalist": the mixture of heads, its error bars pretrained on synthetic systems; "constructed":
+                Theorem 1's network with the extensions of theory section 7, nothing in it trained; or the path of your
+                own checkpoint (.safetensors, its card beside it).
             device: torch device.
             **options: see the class; None is the checkpoint's own, chosen from the prompt where it adapts.
 

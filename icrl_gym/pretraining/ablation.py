@@ -48,6 +48,9 @@ def compare(spread: SpreadHead, training: Examples, held_out: Examples) -> dict[
         spread: the trained network.
         training: tasks that the rivals' constants are fitted to.
         held_out: tasks that neither was fitted to.
+
+    Raises:
+        ValueError: of either no task can be compared.
     """
     training, held_out = (comparable(examples) for examples in (training, held_out))
     found = {PRETRAINED: intervals(standard_errors(spread, held_out), held_out)}
@@ -59,8 +62,15 @@ def compare(spread: SpreadHead, training: Examples, held_out: Examples) -> dict[
 
 
 def comparable(examples: Examples) -> Examples:
-    """The tasks whose values vary, and whose first head has a sampling error."""
-    return examples.select(values_vary(examples) & np.isfinite(examples.sampling_error).all(axis=1))
+    """The tasks whose values vary, and whose first head has a sampling error.
+
+    Raises:
+        ValueError: there is none.
+    """
+    kept_B = values_vary(examples) & np.isfinite(examples.sampling_error).all(axis=1)
+    if not kept_B.any():
+        raise ValueError(f"examples: in none of {len(examples)} tasks the true values spread beyond their noise")
+    return examples.select(kept_B)
 
 
 def disagreement(examples: Examples) -> np.ndarray:

@@ -35,14 +35,14 @@ def _ratio(theirs_B: np.ndarray, ours_B: np.ndarray) -> str:
     value = theirs_B.mean() / ours_B.mean()
     if len(ours_B) < 2:
         return f"{value:.3f}"
-    pairs_B2 = np.stack([theirs_B, ours_B], axis=1)
-    low, high = bootstrap_interval(pairs_B2, _ratio_of_means)
+    low, high = bootstrap_interval(np.stack([theirs_B, ours_B], axis=1), _ratio_of_means)
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _ratio_of_means(pairs: np.ndarray, axis: int) -> np.ndarray:
-    means = np.moveaxis(pairs.mean(axis=axis), 0, 0)
-    return means[..., 0] / means[..., 1]
+def _ratio_of_means(resampled: np.ndarray, axis: int) -> np.ndarray:
+    """The bootstrap hands over (2, ..., tasks), and the last axis to reduce."""
+    theirs, ours = resampled.mean(axis=axis)
+    return theirs / ours
 
 
 def card_table(validation: Mapping[str, Mapping[str, float | None]]) -> str:
