@@ -226,7 +226,14 @@ class PretrainConfig:
     """Shards to stop early by and to report; drawn from another stream."""
     tasks_per_shard: int = 16
     """Most tasks in a shard; contexts above 512 transitions come in smaller shards."""
-    lengths: tuple[tuple[int, float], ...] = ((128, 0.15), (256, 0.35), (512, 0.35), (1024, 0.12), (2048, 0.03))
+    lengths: tuple[tuple[int, float], ...] = (
+        (128, 0.14),
+        (256, 0.32),
+        (512, 0.32),
+        (1024, 0.12),
+        (2048, 0.05),
+        (8192, 0.05),
+    )
     """Transitions of a context, each number followed by its share of the shards."""
     num_queries: int = 64
     """Queries per task."""

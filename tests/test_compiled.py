@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from icrl_gym.evaluator.gate import Gates, consensus
 
 import icrl_gym as icrl
 from icrl_gym.context.prompt import Prompt

@@ -333,7 +333,7 @@ def test_moving_the_level_is_solving_at_it(setting, level):
     solved = compile_prompt(prompt, replace(setting, free_level=level))
     moved = with_free_level(compile_prompt(prompt, setting), level)
     assert moved.setting == solved.setting
-    np.testing.assert_allclose(moved.readout.columns_LCR, solved.readout.columns_LCR[..., :1], rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(moved.at_columns[0], solved.at_columns[0], rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(
         moved.values(moved.attend(queries))[-1], values_of(prompt, solved.setting, queries), rtol=1e-9
     )

@@ -100,9 +100,10 @@ class Kernel:
     @cached_property
     def columns_CK(self) -> Tensor:
         """Attention of all columns, sources and ends, over the keys; kept until `release`."""
-        return torch.cat(
-            [self.attend(self.prompt.source_features), self.attend_ends(np.arange(len(self.prompt.end_features)))]
-        )
+        sources_ND, ends_ED = self.prompt.source_features, self.prompt.end_features
+        if self.prompt.end_mixtures is None:
+            return self.attend(np.concatenate([sources_ND, ends_ED]))
+        return torch.cat([self.attend(sources_ND), self.attend_ends(np.arange(len(ends_ED)))])
 
     def attend_columns(self, columns: np.ndarray) -> Tensor:
         """Attention of some columns, numbered sources first, over the keys; in short contexts all are held."""

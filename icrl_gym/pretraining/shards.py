@@ -16,6 +16,7 @@ import torch
 from icrl_gym.context.features import FeatureMap
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.error_bars import SamplingError
+from icrl_gym.evaluator.heads import at_length
 from icrl_gym.evaluator.kernel import Rows
 from icrl_gym.evaluator.mixing import agreed
 from icrl_gym.evaluator.mixture import at_dials
@@ -172,6 +173,7 @@ def solve_example(
         family: index into `icrl_gym.pretraining.prior.FAMILIES`, -1 for none.
     """
     compiler, rows = Compiler(prompt), Rows(query_QD)
+    heads = tuple(at_length(head, len(prompt)) for head in heads)
     first = compiler.compile(heads[0])
     facts, sampling_error = QueryFacts.of(first, query_QD), SamplingError.of(first)
     answering = at_dials(compiler, heads, first)
