@@ -31,6 +31,7 @@ from icrl_gym.evaluator.compiled import CompiledMixture
 from icrl_gym.evaluator.diagnostics import Diagnostics, possible_values, query_warnings
 from icrl_gym.evaluator.mixture import Construction, Generalist, Network
 from icrl_gym.evaluator.setting import Options
+from icrl_gym.evaluator.streaming import Stream, gone_on
 from icrl_gym.evaluator.target_values import TargetValues
 from icrl_gym.evaluator.world import ImaginedValues, imagine
 from icrl_gym.evaluator.world.tabled import TabledValues
@@ -158,26 +159,49 @@ class InContextEvaluator:
         self.asked_policy_, self._policy_notes = asked_policy(policy, trajectory)
         return self._compile(trajectory, prompt)
 
-    def update(self, trajectory: Trajectory, refit: bool = False, policy: Any = None) -> Self:
+    def update(
+        self,
+        trajectory: Trajectory,
+        refit: bool = False,
+        policy: Any = None,
+        *,
+        window: int | None = None,
+        decay: float = 1.0,
+    ) -> Self:
         """Append transitions to the context; feature statistics stay frozen unless ``refit``.
+
+        Above 1,024 transitions softmax TD's part costs in the new transitions, not in the context (streaming.py); what
+        is read off the whole context is read again each time that half as many transitions have come as it had.
 
         Args:
             trajectory: more transitions of the same environment.
-            refit: whether to fit feature statistics anew.
+            refit: whether to read everything off the whole context anew.
             policy: another policy to be evaluated from now on; None: as before.
+            window: at most so many of the latest transitions are kept; None: all.
+            decay: factor in (0, 1] by which the transitions that were there count less from now on, for a policy that
+                changes.
 
         Raises:
             RuntimeError: called before `fit`.
-            ValueError: the log is of another environment, policy or observation space, or ``policy`` does not fit it.
+            ValueError: the log is of another environment, policy or observation space, ``policy`` does not fit it, or
+                window or decay is out of range.
         """
         self._check_fitted()
+        if window is not None and (isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1):
+            raise ValueError(f"window must be an int of at least 1 or None, got {window!r}")
+        if not 0.0 < decay <= 1.0:
+            raise ValueError(f"decay must be in (0, 1], got {decay!r}")
         joined, feature_map = self.trajectory_.append(trajectory), self.prompt_.feature_map
+        dropped = 0 if window is None else max(0, len(joined) - window)
+        joined = joined[dropped:] if dropped else joined
         if refit:
             feature_map = FeatureMap(joined.observation_space, self.features).fit(joined.observations)
-        prompt = Prompt.from_trajectory(joined, self.prompt_.gamma, feature_map)
+        dropped = min(dropped, len(self.prompt_))
+        prompt = gone_on(self.prompt_, Prompt.from_trajectory(joined, self.prompt_.gamma, feature_map), dropped, decay)
         if policy is not None:
             self.asked_policy_, self._policy_notes = asked_policy(policy, joined)
-        return self._compile(joined, prompt)
+        streams = self._stream is not None and not refit and policy is None
+        return self._compile(joined, prompt, self._stream.extended(prompt, dropped, decay) if streams else None)
 
     def predict(self, observations: Observations) -> ValueEstimates:
         """Values of raw observations (Q,) + shape, as `ValueEstimates` with standard errors, layers and diagnostics.
@@ -269,11 +293,12 @@ class InContextEvaluator:
         features_QD = self.prompt_.queries(observations)
         return self._compiled_at(observations).attention(features_QD)
 
-    def _compile(self, trajectory: Trajectory, prompt: Prompt) -> Self:
+    def _compile(self, trajectory: Trajectory, prompt: Prompt, stream: Stream | None = None) -> Self:
         if self.asked_policy_ is not None:
             prompt = replace(prompt, estimand=replace(prompt.estimand, policy=self.asked_policy_.identity))
         self.trajectory_, self.prompt_ = trajectory, prompt
         self._of_pairs: Self | None = None
+        self._stream: Stream | None = stream
         self.compiled_ = self._run(prompt)
         return self
 
@@ -294,7 +319,9 @@ class InContextEvaluator:
     def _leaf(self, prompt: Prompt, other: AskedPolicy | None) -> CompiledMixture | TargetValues:
         """The context under the network: as states, or as pairs where another policy is asked."""
         if other is None:
-            return self.model.compile(prompt, self.device, self.dtype)
+            if self._stream is None:
+                self._stream = Stream.of(self.model.compile(prompt, self.device, self.dtype))
+            return self._stream.mixture
         log, features = self.trajectory_, prompt.feature_map
         compiled = self.model.compile(target_pair_prompt(log, prompt.gamma, features, other), self.device, self.dtype)
         ask = None

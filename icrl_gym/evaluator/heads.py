@@ -29,7 +29,7 @@ HEADS: tuple[Setting, ...] = (
 )
 
 
-def at_length(head: Setting, num_transitions: int, most_sources: int = MOST_SOURCES) -> Setting:
+def at_length(head: Setting, num_transitions: int, most_sources: int = 0) -> Setting:
     """A head for a context of this length, so that its cost grows no faster than the context.
 
     Above `MOST_SOURCES` transitions the number of landmarks grows with the square root of the length, up to
@@ -38,7 +38,7 @@ def at_length(head: Setting, num_transitions: int, most_sources: int = MOST_SOUR
     Args:
         head: the head for short contexts.
         num_transitions: the length.
-        most_sources: up to this length every source may be a key.
+        most_sources: up to this length every source may be a key, if it is above `MOST_SOURCES`.
     """
     if num_transitions <= MOST_SOURCES or (not head.landmarks and num_transitions <= most_sources):
         return head

@@ -79,8 +79,9 @@ class Kernel:
         prompt: the context.
         setting: kind, width and sink.
         relevance_D: weights of the features.
-        rows_K: the sources that are keys.
+        rows_K: the sources that are keys; -1 for one that the context no longer holds.
         log_weights_K: log weights of the keys.
+        key_features_KD: their features.
     """
 
     prompt: Prompt
@@ -88,6 +89,7 @@ class Kernel:
     relevance_D: np.ndarray
     rows_K: np.ndarray
     log_weights_K: Tensor
+    key_features_KD: np.ndarray
 
     def attend(self, features_BD: np.ndarray) -> Tensor:
         """Attention over the keys, (B, K); a row sums to 1 less the sink's share."""
@@ -137,8 +139,13 @@ class Kernel:
     def over_sources(self, attention_BK: Tensor) -> np.ndarray:
         """Attention over the keys, put back to the N sources that the keys are, (B, N)."""
         attention_BN = np.zeros((len(attention_BK), len(self.prompt)))
-        attention_BN[:, self.rows_K] = _array(attention_BK)
+        held_K = self.rows_K >= 0
+        attention_BN[:, self.rows_K[held_K]] = _array(attention_BK)[:, held_K]
         return attention_BN
+
+    def moved_on(self, prompt: Prompt, dropped: int) -> Kernel:
+        """The same kernel on a context that goes on, without so many of its first transitions."""
+        return replace(self, prompt=prompt, rows_K=np.maximum(self.rows_K - dropped, -1))
 
     def support(self, features_BD: np.ndarray, attention_BK: Tensor) -> np.ndarray:
         """Effective number of sources, (B,): weighted with exp(-distance^2 / 2), for an inner product 1 / sum K^2.
@@ -157,7 +164,7 @@ class Kernel:
 
     @cached_property
     def _keys_KD(self) -> Tensor:
-        return self._scaled(self.prompt.source_features[self.rows_K])
+        return self._scaled(self.key_features_KD)
 
     def _scaled(self, features_BD: np.ndarray) -> Tensor:
         """Features divided by the kernel's width, (B, D)."""
@@ -198,7 +205,8 @@ class Kernels:
             self._relevances[setting.relevance] = RELEVANCES[setting.relevance](self._prompt)
         rows_K, log_weights_K = keys(self._prompt, setting.landmarks, self._log_weights_N)
         weights = torch.as_tensor(log_weights_K, dtype=dtype, device=self._device)
-        return Kernel(self._prompt, setting, self._relevances[setting.relevance], rows_K, weights)
+        relevance_D, features_KD = self._relevances[setting.relevance], self._prompt.source_features[rows_K]
+        return Kernel(self._prompt, setting, relevance_D, rows_K, weights, features_KD)
 
 
 class Rows:
@@ -224,7 +232,7 @@ def lambda_return_errors(prompt: Prompt, trace_decay: float) -> np.ndarray:
 
     They describe the log as it is, so importance ratios do not enter.
     """
-    constant = replace(prompt, importance_ratios=None).constant
+    constant = replace(prompt, importance_ratios=None, log_weights=None).constant
     errors_N = prompt.rewards - (1.0 - prompt.discounts) * constant
     return decayed_sums(errors_N, prompt.discounts * trace_decay * prompt.trace_links)
 

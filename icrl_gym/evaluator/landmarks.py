@@ -18,7 +18,7 @@ Shape legend: N sources, B of them in a block, C of these in a chunk, K landmark
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from icrl_gym.evaluator.kernel import Kernel
 from icrl_gym.evaluator.recursion import Equations, LayerParameters
 
 BLOCK = 2048  # transitions whose attention is held at once
+TRACE_ENDS = 1e-14  # of a trace, below which it has ended
 CHUNK = 64  # of them over which a trace is one product of matrices
 LEAST_DETERMINED = 1e-3  # cancellation in the free level's denominator below which the level stays at c0
 Factors = tuple[Tensor, Tensor]  # LU factors and pivots
@@ -85,10 +86,28 @@ class LandmarkSystem:
         sums = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
         return LandmarkSystem(**(sums | {"trace_1K": other.trace_1K, "level_trace_11": other.level_trace_11}))
 
-    def without_last_reward(self) -> LandmarkSystem:
-        """The sums of all reward functions but the last."""
-        rewards = ("rewards_KR", "level_rewards_1R", "weighted_rewards_1R")
-        return LandmarkSystem(**(vars(self) | {name: getattr(self, name)[:, :-1] for name in rewards}))
+    def without_first(self, equations: Equations, kernel: Kernel, count: int) -> LandmarkSystem:
+        """Without the first transitions and all that their traces reach.
+
+        Args:
+            equations, kernel: those that the sums were taken with.
+            count: how many transitions, fewer than there are.
+        """
+        weights_N1, num_sources = equations.weights_N1, len(equations.weights_N1)
+        gone = LandmarkSystem.empty(len(kernel.rows_K), equations.rewards_NR.shape[-1], weights_N1.device)
+        gone = gone.extended(replace(equations, weights_N1=weights_N1[:count]), kernel, 0)
+        unweighted = replace(equations, weights_N1=torch.zeros_like(weights_N1))
+        while count < num_sources and float(gone.trace_1K.abs().max()) > TRACE_ENDS:
+            stop = min(num_sources, count + BLOCK)
+            gone = gone.extended(replace(unweighted, weights_N1=unweighted.weights_N1[:stop]), kernel, count)
+            count = stop
+        traces = ("trace_1K", "level_trace_11") if count < num_sources else ()
+        left = {field.name: getattr(self, field.name) - getattr(gone, field.name) for field in fields(self)}
+        return LandmarkSystem(**(left | {name: getattr(self, name) for name in traces}))
+
+    def scaled(self, factor: float) -> LandmarkSystem:
+        """With the weights of all transitions multiplied by a factor."""
+        return LandmarkSystem(*(factor * part for part in vars(self).values()))
 
     def solve(self, parameters: LayerParameters) -> tuple[Tensor, Tensor]:
         """Constant (1, R) and memories (K, R)."""

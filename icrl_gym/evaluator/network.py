@@ -39,7 +39,7 @@ class CompiledPrompt:
         kernel: attention of columns and queries over the keys.
         readout: constants and memories per layer.
         fell_back: whether the averager took over.
-        system: the sums that a landmark equilibrium was solved from, else None.
+        system: the sums that a landmark equilibrium is solved from, else None; its last reward is the probe's.
     """
 
     prompt: Prompt
@@ -76,6 +76,21 @@ class CompiledPrompt:
             values_C = readout.columns_LCR[-1, :, 0].double().cpu().numpy()
         return values_C, mass_C
 
+    def solved_again(self) -> CompiledPrompt:
+        """With what its sums say under its setting."""
+        assert self.system is not None
+        constant_1R, memory_KR = self.system.solve(self.setting.parameters)
+        return replace(self, readout=landmark_readout(constant_1R[:, :-1], memory_KR[:, :-1]))
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether a landmark equilibrium's values of the probe exceed every value it can have, at some columns."""
+        assert self.system is not None
+        constant_1R, memory_KR = self.system.solve(self.setting.parameters)
+        columns = evenly(np.arange(len(self.prompt) + len(self.prompt.end_features)), CHECKED_COLUMNS)
+        values_BR = constant_1R + self.kernel.attend_columns(columns) @ memory_KR
+        return _exceeds(values_BR[:, -1], self.prompt.gamma)
+
     @cached_property
     def level_shift(self) -> float:
         """How far the free level lies above an equilibrium's constant; 0 where it has none or is not determined."""
@@ -104,7 +119,8 @@ class Compiler:
 
     Args:
         prompt: the context.
-        log_weights: (N,) log weights of the sources (bootstrap weights, say); -inf drops a source.
+        log_weights: (N,) log weights of the sources (bootstrap weights, say), default the prompt's own; -inf drops a
+            source.
         importance_ratios: (N,) pi / mu of the logged actions, default the prompt's own; they weigh the sources and
             enter the traces.
         device, dtype: torch device and dtype; landmarks are always summed and solved in float64.
@@ -125,6 +141,7 @@ class Compiler:
         given = prompt.importance_ratios if importance_ratios is None else importance_ratios
         self._prompt, self._device, self._dtype = prompt, device, dtype
         self._ratios_N = _check_ratios(given, len(prompt))
+        log_weights = prompt.log_weights if log_weights is None else log_weights
         self._log_weights_N = _check_log_weights(log_weights, self._ratios_N)
         self._kernels = Kernels(prompt, self._log_weights_N, device)
         self._known_equations: dict[tuple[object, ...], Equations] = {}
@@ -145,7 +162,7 @@ class Compiler:
         if setting.landmarks:
             return self._by_landmarks(setting, rewards, fall_back)
         dtype = self._dtype
-        equations, kernel = self._equations(setting, rewards, dtype), self._kernels.of(setting, dtype)
+        equations, kernel = self.equations(setting, rewards, dtype), self._kernels.of(setting, dtype)
         probe_N1 = self._probe(dtype)
         if setting.at_equilibrium:  # one more right-hand side costs nothing
             with_probe_NR = torch.cat([equations.rewards_NR, probe_N1], dim=-1)
@@ -166,20 +183,23 @@ class Compiler:
     def _by_landmarks(self, setting: Setting, rewards: np.ndarray, fall_back: bool) -> CompiledPrompt:
         """The context under a setting with landmarks, in float64, from sums over blocks."""
         dtype = torch.float64
-        equations, kernel = self._equations(setting, rewards, dtype), self._kernels.of(setting, dtype)
+        equations, kernel = self.equations(setting, rewards, dtype), self._kernels.of(setting, dtype)
         if setting.averaging:
             return CompiledPrompt(
                 self._prompt, setting, equations, kernel, landmark_readout(*aggregated(equations, kernel)), False
             )
-        with_probe_NR = torch.cat([equations.rewards_NR, self._probe(dtype)], dim=-1)
-        system = LandmarkSystem.of(replace(equations, rewards_NR=with_probe_NR), kernel)
-        constant_1R, memory_KR = system.solve(setting.parameters)
-        num_columns = len(self._prompt) + len(self._prompt.end_features)
-        checked_BK = kernel.attend_columns(evenly(np.arange(num_columns), CHECKED_COLUMNS))
-        if fall_back and _exceeds((constant_1R + checked_BK @ memory_KR)[:, -1], self._prompt.gamma):
+        solved = CompiledPrompt(
+            self._prompt, setting, equations, kernel, Readout(torch.empty(0), torch.empty(0)), False,
+            LandmarkSystem.of(self.with_probe(equations), kernel),
+        ).solved_again()  # fmt: skip
+        if fall_back and solved.exceeds:
             return replace(self._by_landmarks(setting.fallback(), rewards, False), fell_back=True)
-        readout = landmark_readout(constant_1R[:, :-1], memory_KR[:, :-1])
-        return CompiledPrompt(self._prompt, setting, equations, kernel, readout, False, system.without_last_reward())
+        return solved
+
+    def with_probe(self, equations: Equations) -> Equations:
+        """The equations with `probe_rewards` as one more reward function."""
+        probe_N1 = self._probe(equations.rewards_NR.dtype)
+        return replace(equations, rewards_NR=torch.cat([equations.rewards_NR, probe_N1], dim=-1))
 
     def _probe(self, dtype: torch.dtype) -> Tensor:
         """`probe_rewards`, (N, 1)."""
@@ -189,7 +209,7 @@ class Compiler:
         """Let go of the attention matrices of the context; what was compiled computes them again when asked."""
         self._kernels.release()
 
-    def _equations(self, setting: Setting, rewards: np.ndarray, dtype: torch.dtype) -> Equations:
+    def equations(self, setting: Setting, rewards: np.ndarray, dtype: torch.dtype) -> Equations:
         """The TD equations under a setting; settings of one trace and hazard share all but the rewards."""
         alike = setting.pseudo_terminations, setting.trace_decay, dtype
         if alike not in self._known_equations:
@@ -244,7 +264,7 @@ def with_free_level(compiled: CompiledPrompt, free_level: float) -> CompiledProm
         return compiled
     setting = replace(compiled.setting, free_level=free_level)
     if compiled.system is not None:
-        return replace(compiled, setting=setting, readout=landmark_readout(*compiled.system.solve(setting.parameters)))
+        return replace(compiled, setting=setting).solved_again()
     moved = at_free_level(compiled.equations, compiled.attention_CK, setting.parameters, compiled.readout)
     return replace(compiled, setting=setting, readout=moved)
 
