@@ -39,13 +39,14 @@ validation shard.
 
 ### The pretrained error bars and their untrained rivals
 
-90 % intervals around the same values, the mixture's. `score` is the mean over tasks of the interval score (width, and
-20 times by how much the truth is outside) in standard deviations of the true values: less is better. `over pretrained`
-is the mean score over that of the pretrained network, with a 95 % bootstrap interval over tasks. A factor says what a
-rival was multiplied by; it was fitted by this score to the {training} training tasks, which the network was trained on
-too. Held out: the {held_out} validation tasks whose values vary, by which the training was stopped early. Development:
-{development} contexts of {length} transitions of {environments}, the policy that acts at random and, of CartPole, the
-bundled one too.
+90 % intervals around the same values, the mixture's. `score` is the geometric mean over tasks of the mean interval
+score (width, and 20 times by how much the truth is outside) in standard deviations of the true values: less is better.
+`over pretrained` is the score over that of the first row, with a 95 % bootstrap interval over tasks. A factor says what
+error bars were multiplied by; it was fitted to the {training} training tasks, which the network was trained on too, to
+cover nine tenths of the true values, which is what the network was trained for, or to score, by the same score.
+Held out: the {held_out} validation tasks whose values vary, by which the training was stopped early. Development:
+{development} contexts of {length} transitions of {environments} whose values vary; policies are the one that acts at
+random and, of CartPole, the bundled one too.
 
 {intervals}
 """

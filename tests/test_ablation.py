@@ -1,7 +1,6 @@
 """The worth of the pretraining: scores of intervals by hand, rivals fitted to the score, and the page."""
 
 import importlib.util
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -44,29 +43,38 @@ def test_intervals_count_the_noise_of_the_truth_and_are_in_units_of_its_spread()
 
 
 @pytest.mark.parametrize("unit", [0.2, 1.0, 7.0])
-def test_the_constant_of_a_rival_is_the_one_with_the_least_score(unit):
+def test_the_constant_to_score_is_the_one_with_the_least_score(unit):
     stderr = np.full(TRAINING.truth.shape, unit)
 
     def score(factor):
-        return ablation.intervals(factor * stderr, TRAINING).score_B.mean()
+        return ablation.intervals(factor * stderr, TRAINING).score
 
-    best = ablation.best_factor(stderr, TRAINING)
-    assert best == pytest.approx(ablation.best_factor(np.ones_like(stderr), TRAINING) / unit, rel=0.02)
+    best = ablation.scoring_factor(stderr, TRAINING)
+    assert best == pytest.approx(ablation.scoring_factor(np.ones_like(stderr), TRAINING) / unit, rel=0.02)
     assert all(score(best) <= score(other * best) + 1e-6 for other in (0.5, 0.9, 1.1, 2.0))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_constant_to_cover_covers_nine_tenths(noise):
+    noisy = replace(TRAINING, truth_stderr=np.full_like(TRAINING.truth, noise))
+    stderr = np.random.default_rng(0).uniform(1, 3, size=TRAINING.truth.shape)
+    factor = ablation.covering_factor(stderr, noisy)
+    assert ablation.intervals(factor * stderr, noisy).covered_B.mean() == pytest.approx(0.9, abs=0.01)
 
 
 def test_rivals_are_fitted_to_the_training_tasks_and_measured_on_the_others():
     found = ablation.compare(SpreadHead(4), TRAINING, HELD_OUT)
-    assert next(iter(found)) == ablation.PRETRAINED
-    assert len(found) == 2 + len(ablation.RIVALS) <= 10
-    raw = found["sampling error of the first head"]
-    np.testing.assert_array_equal(raw.score_B, ablation.intervals(HELD_OUT.sampling_error, HELD_OUT).score_B)
-    (scaled,) = (one for name, one in found.items() if name.startswith("disagreement"))
+    assert list(found)[:2] == [ablation.PRETRAINED, ablation.SAMPLING]
+    assert len(found) == 9
+    raw = ablation.intervals(HELD_OUT.sampling_error, HELD_OUT)
+    np.testing.assert_array_equal(found[ablation.SAMPLING].score_B, raw.score_B)
     spread = ablation.disagreement(TRAINING)
     np.testing.assert_allclose(spread, np.exp(TRAINING.query_statistics[..., 0]), rtol=1e-5)
-    assert scaled.factor == ablation.best_factor(spread, TRAINING)
-    expected = ablation.intervals(scaled.factor * ablation.disagreement(HELD_OUT), HELD_OUT)
-    np.testing.assert_array_equal(scaled.score_B, expected.score_B)
+    for aim, factor_of in (("cover", ablation.covering_factor), ("score", ablation.scoring_factor)):
+        factor = factor_of(spread, TRAINING)
+        expected = ablation.intervals(factor * ablation.disagreement(HELD_OUT), HELD_OUT)
+        scaled = found[f"disagreement of the heads, times {factor:.2f} to {aim}"]
+        np.testing.assert_array_equal(scaled.score_B, expected.score_B)
 
 
 def test_only_tasks_whose_values_vary_and_that_every_rival_speaks_of_are_compared():
@@ -85,13 +93,13 @@ def test_tasks_of_one_value_are_refused():
 
 
 def test_the_table_has_coverage_score_and_ratio_of_every_group():
-    ours = Intervals(math.nan, np.array([1.0, 0.8]), np.array([1.0, 3.0]))
-    theirs = Intervals(2.0, np.array([0.5, 0.5]), np.array([2.0, 8.0]))
+    ours = Intervals(np.array([1.0, 0.8]), np.array([1.0, 4.0]))
+    theirs = Intervals(np.array([0.5, 0.5]), np.array([2.0, 18.0]))
     group = {ablation.PRETRAINED: ours, "rival": theirs}
     header, _, first, second = ablation_tables.interval_table({"one": group, "two": group}).strip().splitlines()
     assert header.count("coverage") == header.count("over pretrained") == 2
     assert first == f"| {ablation.PRETRAINED} | 0.900 | 2.00 |  | 0.900 | 2.00 |  |"
-    figures = "0.500 | 5.00 | 2.500 [2.000, 2.667]"  # of two tasks, the bootstrap's ends are one of them twice
+    figures = "0.500 | 6.00 | 3.000 [2.000, 4.500]"  # of two tasks, the bootstrap's ends are one of them twice
     assert second == f"| rival | {figures} | {figures} |"
 
 

@@ -23,11 +23,13 @@ from icrl_gym.evaluator.mixing import FREE_LEVEL, LEAST_SPREAD, PSEUDO_TERMINATI
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.network import compile_prompt, with_free_level
 from icrl_gym.evaluator.setting import THEOREM_1, Setting
-from icrl_gym.evaluator.spread_head import TRUSTED, UNTRUSTED_COLUMN, SpreadHead
+from icrl_gym.evaluator.spread_head import TRUSTED, SpreadHead
 from icrl_gym.evaluator.statistics import QUERY_STATISTICS, STATISTICS, prompt_statistics, value_scale
 from icrl_gym.pretraining.shards import solve_example
 
 GAMMA = 0.95
+
+LENGTH = STATISTICS.index("log_transitions")
 
 
 def make_log(seed=0, num_rows=80, dimension=3, ends=True, reward_scale=1.0, order=None, noise=0.3):
@@ -233,17 +235,17 @@ def test_one_statistic_is_enough_to_doubt_the_error_bars_unless_it_is_the_length
     statistics[1, column] += TRUSTED + 20.0
     inside, outside = spread.trust_in(statistics).tolist()
     assert inside == 1.0
-    assert outside == (1.0 if column == UNTRUSTED_COLUMN else 0.0)
+    assert outside == (1.0 if column == LENGTH else 0.0)
 
 
-@pytest.mark.parametrize("column", [None, STATISTICS.index("log_stretches"), UNTRUSTED_COLUMN])
+@pytest.mark.parametrize("column", [None, STATISTICS.index("log_stretches"), LENGTH])
 def test_far_from_the_prior_the_same_values_come_with_a_warning(column):
     prompt = make_prompt()
     near, far = (with_random_weights(prompt, seed=1) for _ in range(2))
     if column is not None:
         means_of(far.spread)[column] += 100.0
     one, other = compiled(near, prompt), compiled(far, prompt)
-    doubted = column not in (None, UNTRUSTED_COLUMN)
+    doubted = column not in (None, LENGTH)
     assert (one.trust, one.warnings) == (1.0, ())
     assert other.trust == (0.0 if doubted else 1.0)
     assert any("error bars were trained on (trust 0.00)" in warning for warning in other.warnings) == doubted

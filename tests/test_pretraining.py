@@ -169,6 +169,9 @@ def test_training_reads_the_errors_of_the_robust_mean():
     assert set(batch) == {"statistics", "query_statistics", "error", "truth_stderr"}
     torch.testing.assert_close(batch["error"], torch.tensor([[0.5, 2.0]]), rtol=0, atol=1e-3)  # a mean is 333 off
     assert all(tensor.dtype == torch.float32 for tensor in batch.values())
+    tasks = table(0)
+    for name in ("statistics", "query_statistics", "truth_stderr"):
+        np.testing.assert_array_equal(as_tensors(tasks)[name], getattr(tasks, name))
 
 
 class Constant(torch.nn.Module):

@@ -25,24 +25,19 @@ def interval_table(groups: Mapping[str, Mapping[str, Intervals]]) -> str:
         columns += [f"{group}: coverage", "score", "over pretrained"]
         ours = found[PRETRAINED].score_B
         for line, (name, one) in zip(lines, found.items(), strict=True):
-            line += [f"{one.covered_B.mean():.3f}", f"{one.score_B.mean():.2f}"]
+            line += [f"{one.covered_B.mean():.3f}", f"{one.score:.2f}"]
             line.append("" if name == PRETRAINED else _ratio(one.score_B, ours))
     return _markdown(columns, lines)
 
 
 def _ratio(theirs_B: np.ndarray, ours_B: np.ndarray) -> str:
-    """Mean score over mean score, with its 95 % bootstrap interval over tasks."""
-    value = theirs_B.mean() / ours_B.mean()
-    if len(ours_B) < 2:
+    """Geometric mean over tasks of score over score, with its 95 % bootstrap interval over tasks."""
+    logs_B = np.log(theirs_B / ours_B)
+    value = math.exp(logs_B.mean())
+    if len(logs_B) < 2:
         return f"{value:.3f}"
-    low, high = bootstrap_interval(np.stack([theirs_B, ours_B], axis=1), _ratio_of_means)
+    low, high = np.exp(bootstrap_interval(logs_B))
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _ratio_of_means(resampled: np.ndarray, axis: int) -> np.ndarray:
-    """The bootstrap hands over (2, ..., tasks), and the last axis to reduce."""
-    theirs, ours = resampled.mean(axis=axis)
-    return theirs / ours
 
 
 def card_table(validation: Mapping[str, Mapping[str, float | None]]) -> str:
