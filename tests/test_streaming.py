@@ -8,7 +8,9 @@ import pytest
 import icrl_gym as icrl
 from icrl_gym.evaluator import heads, landmarks, streaming
 from icrl_gym.evaluator.landmarks import LandmarkSystem
+from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.network import Compiler
+from icrl_gym.evaluator.spread_head import SpreadHead
 
 GAMMA = 0.95
 
@@ -16,6 +18,7 @@ GAMMA = 0.95
 @pytest.fixture(autouse=True)
 def short_contexts_have_landmarks(monkeypatch):
     monkeypatch.setattr(heads, "MOST_SOURCES", 100)
+    monkeypatch.setattr(heads, "NUM_LANDMARKS", 30)
     monkeypatch.setattr(landmarks, "BLOCK", 128)
 
 
@@ -34,7 +37,9 @@ def make_log(num_rows, seed=0, constant_rewards=False):
 
 
 def evaluator():
-    return icrl.InContextEvaluator.from_pretrained(imagination=False)
+    """A mixture of three heads: with a statistic's head, with landmarks, and with a trace."""
+    chosen = (heads.HEADS[0], replace(heads.HEADS[4], landmarks=60), replace(heads.HEADS[3], landmarks=60))
+    return icrl.InContextEvaluator(model=Generalist(chosen, SpreadHead(4)), imagination=False)
 
 
 def summed_anew(fitted):
