@@ -157,3 +157,89 @@ def equilibrium_system(
     matrix_NN.diagonal(dim1=-2, dim2=-1).add_(1.0 - parameters.keep)  # in place, since nobody else holds it
     loss_N1 = 1.0 - equations.discounts_N1
     return constant_1R, matrix_NN, parameters.step_size * equations.trace(equations.rewards_NR - loss_N1 * constant_1R)
+
+
+def transposed_equilibrium(
+    equations: Equations,
+    attention_CN: Tensor,
+    parameters: LayerParameters,
+    rows_NQ: Tensor,
+    constants_1Q: Tensor,
+    factors: Factors | None = None,
+) -> Tensor:
+    """Weights (N, Q) of the rewards in what queries read from `solve_equilibrium`: its transpose, one solve.
+
+    Args:
+        equations, attention_CN, parameters: those of `solve_equilibrium`; the rewards are not looked at.
+        rows_NQ: attention of the queries, one column each.
+        constants_1Q: what they read of the constant: 1, or other numbers for weighted sums of queries.
+        factors: LU factors of the equilibrium's matrix, where they are still there.
+    """
+    if factors is None:
+        _, matrix_NN, _ = equilibrium_system(equations, attention_CN, parameters)
+        if not parameters.shrinks:
+            source_NN = attention_CN[: len(rows_NQ)]
+            adjoint_NQ = source_NN.mT @ (torch.linalg.pinv(source_NN @ matrix_NN, rtol=1e-12).mT @ rows_NQ)
+            weights_NQ = parameters.step_size * equations.trace.transposed(adjoint_NQ)
+            return _with_constant(equations, weights_NQ, constants_1Q)
+        lu_NN, pivots_N = torch.linalg.lu_factor(matrix_NN)
+    else:
+        lu_NN, pivots_N = factors
+    if parameters.free_level:
+        loss_N1 = 1.0 - equations.discounts_N1
+        level_N1 = torch.linalg.lu_solve(lu_NN, pivots_N, parameters.step_size * equations.trace(loss_N1))
+        shift_1Q = _transposed_shift(parameters, equations.weights_N1 * level_N1, constants_1Q - level_N1.mT @ rows_NQ)
+        rows_NQ = rows_NQ + equations.weights_N1 * shift_1Q
+    adjoint_NQ = torch.linalg.lu_solve(lu_NN, pivots_N, rows_NQ.contiguous(), adjoint=True)
+    return _with_constant(equations, parameters.step_size * equations.trace.transposed(adjoint_NQ), constants_1Q)
+
+
+def transposed_landmarks(
+    equations: Equations,
+    attention_CK: Tensor,
+    parameters: LayerParameters,
+    rows_KQ: Tensor,
+    constants_1Q: Tensor,
+    factors: Factors,
+) -> Tensor:
+    """Weights (N, Q) of the rewards in what queries read from `solve_landmarks`: its transpose, one solve.
+
+    Args:
+        equations, attention_CK, parameters: those of `solve_landmarks`; the rewards are not looked at.
+        rows_KQ: attention of the queries over the landmarks, one column each.
+        constants_1Q: what they read of the constant: 1, or other numbers for weighted sums of queries.
+        factors: LU factors of the landmarks' matrix.
+    """
+    weights_N1, source_NK = equations.weights_N1, attention_CK[: len(equations.weights_N1)]
+    shift_1Q = torch.zeros_like(rows_KQ[:1])
+    if parameters.free_level:
+        loss_N1, weighted_KN = 1.0 - equations.discounts_N1, _projection(equations, attention_CK, parameters)
+        level_K1 = torch.linalg.lu_solve(*factors, weighted_KN @ equations.trace(loss_N1))
+        level_C1 = attention_CK @ level_K1
+        met_N1 = level_C1[: len(loss_N1)] - equations.discounts_N1 * equations.at_successors(level_C1)
+        unmet_N1 = weights_N1 * equations.trace(loss_N1 - met_N1)
+        shift_1Q = _transposed_shift(parameters, unmet_N1, constants_1Q - level_K1.mT @ rows_KQ)
+        whole_N1 = equations.trace.transposed(weights_N1)
+        whole_C1 = -equations.transposed_successors(whole_N1, len(attention_CK))
+        whole_C1[: len(loss_N1)] += whole_N1
+        rows_KQ = rows_KQ - (attention_CK.mT @ whole_C1) * shift_1Q
+    adjoint_KQ = torch.linalg.lu_solve(*factors, rows_KQ.contiguous(), adjoint=True)
+    adjoint_NQ = weights_N1 * (parameters.step_size * (source_NK @ adjoint_KQ) + shift_1Q)
+    return _with_constant(equations, equations.trace.transposed(adjoint_NQ), constants_1Q)
+
+
+def _transposed_shift(parameters: LayerParameters, parts_N1: Tensor, read_1Q: Tensor) -> Tensor:
+    """What queries read of the whole that the free level, given by its parts, makes up, (1, Q).
+
+    Args:
+        parameters: say how much of it is made up.
+        parts_N1: what one unit of the level makes up.
+        read_1Q: what the queries read of one unit of the level.
+    """
+    return parameters.free_level * _determined_share(torch.ones_like(read_1Q), parts_N1) * read_1Q
+
+
+def _with_constant(equations: Equations, weights_NQ: Tensor, constants_1Q: Tensor) -> Tensor:
+    """Weights (N, Q) of the rewards, from those of the rewards less (1 - discount) times the prompt's constant."""
+    loss_N1 = 1.0 - equations.discounts_N1
+    return weights_NQ + equations.shares_N1 * (constants_1Q - (loss_N1 * weights_NQ).sum(dim=-2, keepdim=True))

@@ -16,9 +16,16 @@ import torch
 from torch import Tensor
 
 from icrl_gym.context.prompt import Prompt
-from icrl_gym.evaluator.equilibrium import at_free_level, solve_equilibrium, solve_landmarks
+from icrl_gym.evaluator.blocks import columns_of
+from icrl_gym.evaluator.equilibrium import (
+    at_free_level,
+    solve_equilibrium,
+    solve_landmarks,
+    transposed_equilibrium,
+    transposed_landmarks,
+)
 from icrl_gym.evaluator.kernel import Kernel, Kernels
-from icrl_gym.evaluator.recursion import Equations, Readout, Trace, run_layers
+from icrl_gym.evaluator.recursion import Equations, Readout, Trace, run_layers, transposed_layers
 from icrl_gym.evaluator.setting import Setting
 
 GROWTH_LIMIT = 2.0  # the last layer's change may exceed the first ones' by this factor before the fallback
@@ -63,10 +70,31 @@ class CompiledPrompt:
         """How far the free level lies above an equilibrium's constant; 0 where it has none or is not determined."""
         return float(with_free_level(self, 1.0).readout.constants_LR[-1, 0] - self.readout.constants_LR[-1, 0])
 
-    def attribution(self, attention_QK: Tensor) -> Tensor:
-        """The matrix W (Q, N) with values = W @ rewards: the read-out of N unit reward functions, solved for anew."""
-        unit_NN = torch.eye(len(self.prompt), dtype=attention_QK.dtype, device=attention_QK.device)
-        solved = _run(replace(self.equations, rewards_NR=unit_NN), self.attention_CK, self.setting)
+    def attribution(self, attention_QK: Tensor, constants_Q: Tensor | None = None) -> Tensor:
+        """The matrix W (Q, N) with values = W @ rewards, by the transposed recursion or one transposed solve.
+
+        Whether to fall back is not decided again. Factors that were let go of are computed once more.
+
+        Args:
+            attention_QK: attention of the queries, or weighted sums of such rows.
+            constants_Q: the sums' weights; default 1 each.
+        """
+        equations, kernel, setting = self.equations, self.kernel, self.setting
+        rows_KQ = attention_QK.mT
+        constants_1Q = torch.ones_like(rows_KQ[:1]) if constants_Q is None else constants_Q[None]
+        parameters, factors = setting.parameters, self.readout.factors
+        if setting.landmarks:
+            factors = factors or _run(equations, kernel, replace(setting, free_level=0.0)).factors
+            assert factors is not None
+            return transposed_landmarks(equations, kernel.columns_CK, parameters, rows_KQ, constants_1Q, factors).mT
+        if setting.at_equilibrium:
+            return transposed_equilibrium(equations, kernel.columns_CK, parameters, rows_KQ, constants_1Q, factors).mT
+        depth = int(setting.num_layers), setting.start_at_constant
+        return transposed_layers(equations, columns_of(kernel), parameters, *depth, rows_KQ, constants_1Q).mT
+
+    def values_of_rewards(self, rewards_NR: Tensor, attention_QK: Tensor) -> Tensor:
+        """Values (Q, R) of queries under R other reward functions; whether to fall back is not decided again."""
+        solved = _run(replace(self.equations, rewards_NR=rewards_NR), self.kernel, self.setting)
         return Readout(solved.constants_LR[-1:], solved.memories_LNR[-1:])(attention_QK)[0]
 
     def without_matrices(self) -> CompiledPrompt:
@@ -121,16 +149,16 @@ class Compiler:
         probe_N1 = self._tensor(probe_rewards(self._prompt.source_features), dtype)[:, None]
         if setting.at_equilibrium:  # one more right-hand side costs nothing
             with_probe_NR = torch.cat([equations.rewards_NR, probe_N1], dim=-1)
-            both = _run(replace(equations, rewards_NR=with_probe_NR), kernel.columns_CK, setting)
+            both = _run(replace(equations, rewards_NR=with_probe_NR), kernel, setting)
             readout, fell_back = _without_probe(both), fall_back and _exceeds(both, self._prompt.gamma)
         else:
-            readout = _run(equations, kernel.columns_CK, setting)
+            readout = _run(equations, kernel, setting)
             fell_back = fall_back and _grows(readout)
-            fell_back = fell_back and _grows(_run(replace(equations, rewards_NR=probe_N1), kernel.columns_CK, setting))
+            fell_back = fell_back and _grows(_run(replace(equations, rewards_NR=probe_N1), kernel, setting))
         if fell_back:
             setting = setting.fallback()
             kernel = self._kernels.of(setting, dtype)
-            readout = _run(equations, kernel.columns_CK, setting)
+            readout = _run(equations, kernel, setting)
         return CompiledPrompt(self._prompt, setting, equations, kernel, readout, fell_back)
 
     def release(self) -> None:
@@ -244,10 +272,10 @@ def _change(columns_LCR: Tensor, layer: int) -> Tensor:
     return (columns_LCR[layer] - columns_LCR[layer - 1]).square().mean(dim=0).sqrt()
 
 
-def _run(equations: Equations, attention_CK: Tensor, setting: Setting) -> Readout:
+def _run(equations: Equations, kernel: Kernel, setting: Setting) -> Readout:
     if setting.landmarks:
-        return solve_landmarks(equations, attention_CK, setting.parameters)
+        return solve_landmarks(equations, kernel.columns_CK, setting.parameters)
     if setting.at_equilibrium:
-        return solve_equilibrium(equations, attention_CK, setting.parameters)
-    assert isinstance(setting.num_layers, (int, np.integer))
-    return run_layers(equations, attention_CK, setting.parameters, int(setting.num_layers), setting.start_at_constant)
+        return solve_equilibrium(equations, kernel.columns_CK, setting.parameters)
+    depth = int(setting.num_layers), setting.start_at_constant
+    return run_layers(equations, columns_of(kernel), setting.parameters, *depth)

@@ -38,8 +38,8 @@ LEAST_WEIGHT = 0.01  # mean weight of a horizon that is still walked to
 NO_ERROR = 1e-24  # of the squared scale of values
 
 
-class Leaf(Protocol):
-    """Values without walks; see `CompiledMixture`."""
+class CompiledContext(Protocol):
+    """A context, ready for queries; see `CompiledMixture`."""
 
     @property
     def prompt(self) -> Prompt: ...
@@ -58,6 +58,12 @@ class Leaf(Protocol):
     def attention(self, features_QD: np.ndarray) -> np.ndarray: ...
 
     def attribution(self, features_QD: np.ndarray) -> np.ndarray: ...
+
+
+class Leaf(CompiledContext, Protocol):
+    """Values without walks."""
+
+    def pooled_attribution(self, features_QMD: np.ndarray, weights_QM: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,34 +203,38 @@ class ImaginedValues(OverLeaf):
 
     def attribution(self, features_QD: np.ndarray) -> np.ndarray:
         """The matrix W (Q, N) with values = W @ rewards: rewards on the way, at endings, and of the leaf."""
-        blocks = [
+        if not len(features_QD):
+            return self.leaf.attribution(features_QD)
+        parts = [
             self._attribution(features_QD[start : start + self.queries_at_once])
             for start in range(0, len(features_QD), self.queries_at_once)
         ]
-        return np.concatenate(blocks) if blocks else self.leaf.attribution(features_QD)
+        on_the_way_QN, ends_QMD, shares_QM = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return on_the_way_QN + self.leaf.pooled_attribution(ends_QMD, shares_QM)
 
     @property
     def num_members(self) -> int:
         """K."""
         return len(self.walker.world.rows_KM)
 
-    def _attribution(self, features_QD: np.ndarray) -> np.ndarray:
+    def _attribution(self, features_QD: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weights (Q, N) of the rewards on the way; features (Q, M, D) and shares (Q, M) of the states at which the
+        leaf takes over.
+        """
         num_queries, walker = len(features_QD), self.walker
         weights_HQ = self.weights(expand(self.leaf, walker, features_QD, self.horizons, PARTICLES))
         steps_TH = np.arange(max(self.horizons))[:, None] < np.array(self.horizons)
-        total_QN = walker.reward_weights(features_QD, steps_TH @ weights_HQ, PARTICLES)
-        for index, stop in enumerate(walker.follow(features_QD, self.horizons, PARTICLES)):
-            states_KQPD, discounts_KQP = (
-                _by_query(stop.states_KBD, num_queries),
-                _by_query(stop.discounts_KB, num_queries),
-            )
+        on_the_way_QN = walker.reward_weights(features_QD, steps_TH @ weights_HQ, PARTICLES)
+        ends, shares = [], []
+        for weights_Q, stop in zip(weights_HQ, walker.follow(features_QD, self.horizons, PARTICLES), strict=True):
+            discounts_KQP = _by_query(stop.discounts_KB, num_queries)
             read_KQR = discounts_KQP[:, :, :: PARTICLES // LEAF_PARTICLES]
-            ends_KQRD = states_KQPD[:, :, :: PARTICLES // LEAF_PARTICLES]
+            ends_KQRD = _by_query(stop.states_KBD, num_queries)[:, :, :: PARTICLES // LEAF_PARTICLES]
             share_KQR = read_KQR * _corrected(discounts_KQP, read_KQR)[..., None]
-            share_KQR = share_KQR * weights_HQ[index][None, :, None] / (self.num_members * LEAF_PARTICLES)
-            rows_BN = self.leaf.attribution(ends_KQRD.reshape(-1, ends_KQRD.shape[-1]))
-            total_QN += np.einsum("kqr,kqrn->qn", share_KQR, rows_BN.reshape(*share_KQR.shape, -1))
-        return total_QN
+            share_KQR = share_KQR * weights_Q[:, None] / (self.num_members * LEAF_PARTICLES)
+            ends.append(np.moveaxis(ends_KQRD, 1, 0).reshape(num_queries, -1, features_QD.shape[1]))
+            shares.append(np.moveaxis(share_KQR, 1, 0).reshape(num_queries, -1))
+        return on_the_way_QN, np.concatenate(ends, axis=1), np.concatenate(shares, axis=1)
 
 
 def expand(
