@@ -78,7 +78,7 @@ def check(prompt, setting, tolerance=1e-9, fall_back=True):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@examples(max_examples=12, deadline=None, derandomize=True)
+@examples(max_examples=25, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 1000),
     num_rows=st.sampled_from([1, 2, 13, 40]),
@@ -99,20 +99,26 @@ def test_it_is_that_of_the_least_norm_solution_too(name, seed):
 @pytest.mark.parametrize("name", ["default", "landmarks"])
 def test_a_level_that_was_freed_afterwards_counts(name):
     prompt = make_prompt(3, 40)
-    freed = with_free_level(compile_prompt(prompt, SETTINGS[name]), 0.7)
-    found = freed.without_matrices().attribution(freed.attend(queries())).numpy()
+    solved = compile_prompt(prompt, SETTINGS[name])
+    freed, attention_QK = with_free_level(solved, 0.7), solved.attend(queries())
+    found = freed.without_matrices().attribution(attention_QK).numpy()
     np.testing.assert_allclose(found, solved_for_every_reward(prompt, freed, queries()), rtol=1e-9, atol=1e-9)
-    assert np.abs(found.sum(axis=1) - freed.attribution(freed.attend(queries()) * 0).numpy().sum(axis=1)).max() > 1e-6
+    assert np.abs(found - solved.attribution(attention_QK).numpy()).max() > 1e-4
 
 
-def test_a_prompt_that_falls_back_has_the_averagers():
-    fell = [seed for seed in range(40) if compile_prompt(make_prompt(seed, 13, 4), UNSTABLE).fell_back]
+@pytest.mark.parametrize(
+    "setting",
+    [
+        replace(THEOREM_1, num_layers=200, bandwidth=0.4),
+        replace(LANDMARKS, trace_decay=0.99, forgetting=1e-9, landmarks=20),
+    ],
+)
+def test_a_prompt_that_falls_back_has_the_averagers(setting):
+    prompts = [make_prompt(seed, 30, weighted=bool(setting.landmarks)) for seed in range(15)]
+    fell = [prompt for prompt in prompts if compile_prompt(prompt, setting).fell_back]
     assert fell
-    for seed in fell[:3]:
-        check(make_prompt(seed, 13, 4), UNSTABLE)
-
-
-UNSTABLE = replace(FINITE_DEPTH, average_ends=False, num_layers=30, bandwidth=2.5)
+    for prompt in fell[:3]:
+        check(prompt, setting)
 
 
 @pytest.mark.parametrize("name", ["default", "landmarks at a free level", "finite", "finite with forgetting"])
