@@ -177,15 +177,16 @@ class CompiledMixture:
         """
         if len(features_QD) <= rewards_NR.shape[1]:
             return self.attribution(features_QD) @ rewards_NR
-        rows, total_QR = Rows(features_QD), np.zeros((len(features_QD), rewards_NR.shape[1]))
-        weights_HQ = self._weights(self._by_member(rows)[:, -1])
-        for member, weight_Q in zip(self.members, weights_HQ, strict=True):
-            attention_QK = rows[member.head.kernel]
-            values_QR = member.head.values_of_rewards(torch.as_tensor(rewards_NR).to(attention_QK), attention_QK)
-            total_QR += weight_Q[:, None] * values_QR.double().cpu().numpy()
-        for member in self.members:
-            member.head.kernel.release()
-        return total_QR
+        heads, rewards = [member.head for member in self.members], torch.as_tensor(rewards_NR)
+        readouts = [head.under(rewards.to(head.equations.rewards_NR)) for head in heads]
+        found = []
+        for rows in map(Rows, _blocks(features_QD)):
+            by_head_HQR = [readout(rows[head.kernel])[-1] for head, readout in zip(heads, readouts, strict=True)]
+            by_head_HQR = np.stack([values_QR.double().cpu().numpy() for values_QR in by_head_HQR])
+            found.append(np.einsum("hq,hqr->qr", self._weights(self._by_member(rows)[:, -1]), by_head_HQR))
+        for head in heads:
+            head.kernel.release()
+        return np.concatenate(found)
 
     def _read(self, rows: Rows) -> Reading:
         by_member_HLQ = self._by_member(rows)
@@ -216,6 +217,8 @@ class CompiledMixture:
         return np.einsum("hq,hlq->lq", self._weights(by_member_HLQ[:, -1]), by_member_HLQ)
 
     def _weights(self, by_member_HQ: np.ndarray) -> np.ndarray:
+        if len(self.members) == 1:
+            return np.ones_like(by_member_HQ, dtype=np.float64)
         shares_BH = torch.tensor([[member.share for member in self.members]], dtype=torch.float64)
         return consensus(torch.as_tensor(by_member_HQ)[None], shares_BH)[0].numpy()
 

@@ -175,22 +175,27 @@ def transposed_equilibrium(
         constants_1Q: what they read of the constant: 1, or other numbers for weighted sums of queries.
         factors: LU factors of the equilibrium's matrix, where they are still there.
     """
-    if factors is None:
-        _, matrix_NN, _ = equilibrium_system(equations, attention_CN, parameters)
-        if not parameters.shrinks:
-            source_NN = attention_CN[: len(rows_NQ)]
-            adjoint_NQ = source_NN.mT @ (torch.linalg.pinv(source_NN @ matrix_NN, rtol=1e-12).mT @ rows_NQ)
-            weights_NQ = parameters.step_size * equations.trace.transposed(adjoint_NQ)
-            return _with_constant(equations, weights_NQ, constants_1Q)
-        lu_NN, pivots_N = torch.linalg.lu_factor(matrix_NN)
-    else:
-        lu_NN, pivots_N = factors
+    if factors is not None:
+        return transposed_solve(equations, parameters, factors, rows_NQ, constants_1Q)
+    _, matrix_NN, _ = equilibrium_system(equations, attention_CN, parameters)
+    if parameters.shrinks:
+        return transposed_solve(equations, parameters, torch.linalg.lu_factor(matrix_NN), rows_NQ, constants_1Q)
+    source_NN = attention_CN[: len(rows_NQ)]
+    adjoint_NQ = source_NN.mT @ (torch.linalg.pinv(source_NN @ matrix_NN, rtol=1e-12).mT @ rows_NQ)
+    weights_NQ = parameters.step_size * equations.trace.transposed(adjoint_NQ)
+    return _with_constant(equations, weights_NQ, constants_1Q)
+
+
+def transposed_solve(
+    equations: Equations, parameters: LayerParameters, factors: Factors, rows_NQ: Tensor, constants_1Q: Tensor
+) -> Tensor:
+    """`transposed_equilibrium` from the LU factors of the equilibrium's matrix; batch axes are allowed."""
     if parameters.free_level:
         loss_N1 = 1.0 - equations.discounts_N1
-        level_N1 = torch.linalg.lu_solve(lu_NN, pivots_N, parameters.step_size * equations.trace(loss_N1))
+        level_N1 = torch.linalg.lu_solve(*factors, parameters.step_size * equations.trace(loss_N1))
         shift_1Q = _transposed_shift(parameters, equations.weights_N1 * level_N1, constants_1Q - level_N1.mT @ rows_NQ)
         rows_NQ = rows_NQ + equations.weights_N1 * shift_1Q
-    adjoint_NQ = torch.linalg.lu_solve(lu_NN, pivots_N, rows_NQ.contiguous(), adjoint=True)
+    adjoint_NQ = torch.linalg.lu_solve(*factors, rows_NQ.contiguous(), adjoint=True)
     return _with_constant(equations, parameters.step_size * equations.trace.transposed(adjoint_NQ), constants_1Q)
 
 

@@ -8,8 +8,10 @@ Shape legend: N sources, E end columns, C = N + E columns, K keys, Q queries, D 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,10 +94,10 @@ class CompiledPrompt:
         depth = int(setting.num_layers), setting.start_at_constant
         return transposed_layers(equations, columns_of(kernel), parameters, *depth, rows_KQ, constants_1Q).mT
 
-    def values_of_rewards(self, rewards_NR: Tensor, attention_QK: Tensor) -> Tensor:
-        """Values (Q, R) of queries under R other reward functions; whether to fall back is not decided again."""
+    def under(self, rewards_NR: Tensor) -> Readout:
+        """What queries need under R other reward functions, at the last layer; whether to fall back stays decided."""
         solved = _run(replace(self.equations, rewards_NR=rewards_NR), self.kernel, self.setting)
-        return Readout(solved.constants_LR[-1:], solved.memories_LNR[-1:])(attention_QK)[0]
+        return Readout(solved.constants_LR[-1:], solved.memories_LNR[-1:])
 
     def without_matrices(self) -> CompiledPrompt:
         """The same for queries, without what solving it took: values of the columns, and factors."""
@@ -127,8 +129,8 @@ class Compiler:
     ) -> None:
         given = prompt.importance_ratios if importance_ratios is None else importance_ratios
         self._prompt, self._device, self._dtype = prompt, device, dtype
-        self._ratios_N = _check_ratios(given, len(prompt))
-        self._log_weights_N = _check_log_weights(log_weights, self._ratios_N)
+        self._ratios_N = check_ratios(given, len(prompt))
+        self._log_weights_N = check_log_weights(log_weights, self._ratios_N)
         self._kernels = Kernels(prompt, self._log_weights_N, device)
 
     def compile(self, setting: Setting, fall_back: bool = True, rewards: np.ndarray | None = None) -> CompiledPrompt:
@@ -166,20 +168,48 @@ class Compiler:
         self._kernels.release()
 
     def _equations(self, setting: Setting, rewards: np.ndarray, dtype: torch.dtype) -> Equations:
-        prompt = self._prompt
-        shorter = len(prompt) / (len(prompt) + setting.pseudo_terminations)
-        discounts_N = self._tensor(prompt.discounts, dtype) * shorter
-        links_N = self._tensor(prompt.trace_links * np.append(self._ratios_N[1:], 1.0), dtype)
-        return Equations(
-            rewards_NR=self._tensor(rewards, dtype),
-            discounts_N1=discounts_N.unsqueeze(-1),
-            successors_N=torch.as_tensor(prompt.successors, device=self._device),
-            weights_N1=self._tensor(self._log_weights_N, dtype).exp().unsqueeze(-1),
-            trace=Trace.of(discounts_N * setting.trace_decay * links_N),
-        )
+        return td_equations(
+            setting, [self._prompt], rewards[None], self._log_weights_N[None], self._ratios_N[None], dtype, self._device
+        ).of_prompt(0)
 
     def _tensor(self, array: np.ndarray, dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=self._device)
+
+
+def td_equations(
+    setting: Setting,
+    prompts: Sequence[Prompt],
+    rewards_BNR: np.ndarray,
+    log_weights_BN: np.ndarray,
+    ratios_BN: np.ndarray,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> Equations:
+    """The TD equations of B prompts of N transitions each, under one setting, with a leading batch axis.
+
+    Args:
+        setting: says how traces decay and how discounts are shortened.
+        prompts: the contexts.
+        rewards_BNR: their rewards.
+        log_weights_BN: log weights of the sources.
+        ratios_BN: importance ratios, which enter the traces.
+        dtype, device: of the tensors.
+    """
+
+    def tensor(arrays: Any) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(arrays), dtype=dtype, device=device)
+
+    shorter = len(prompts[0]) / (len(prompts[0]) + setting.pseudo_terminations)
+    discounts_BN = tensor([prompt.discounts for prompt in prompts]) * shorter
+    following_BN = np.concatenate([ratios_BN[:, 1:], np.ones_like(ratios_BN[:, :1])], axis=1)
+    links_BN = tensor(np.array([prompt.trace_links for prompt in prompts]) * following_BN)
+    return Equations(
+        rewards_NR=tensor(rewards_BNR),
+        discounts_N1=discounts_BN.unsqueeze(-1),
+        successors_N=torch.as_tensor(np.array([prompt.successors for prompt in prompts]), device=device),
+        weights_N1=tensor(log_weights_BN).exp().unsqueeze(-1),
+        trace=Trace.of(discounts_BN * setting.trace_decay * links_BN),
+    )
 
 
 def compile_prompt(
@@ -218,7 +248,8 @@ def with_free_level(compiled: CompiledPrompt, free_level: float) -> CompiledProm
     return replace(compiled, setting=setting, readout=moved)
 
 
-def _check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:
+def check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:
+    """Importance ratios (N,), default 1, or ValueError."""
     if ratios is None:
         return np.ones(num_sources)
     ratios = np.asarray(ratios, dtype=np.float64)
@@ -227,7 +258,8 @@ def _check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:
     return ratios
 
 
-def _check_log_weights(log_weights: np.ndarray | None, ratios: np.ndarray) -> np.ndarray:
+def check_log_weights(log_weights: np.ndarray | None, ratios: np.ndarray) -> np.ndarray:
+    """Log weights (N,) of the sources, default 0, with the ratios, or ValueError."""
     log_weights = np.zeros(len(ratios)) if log_weights is None else np.asarray(log_weights, dtype=np.float64)
     if log_weights.shape != ratios.shape or np.isnan(log_weights).any() or (log_weights == np.inf).any():
         raise ValueError(f"log_weights must be {len(ratios)} numbers below infinity, got shape {log_weights.shape}")
@@ -258,9 +290,12 @@ def _exceeds(readout: Readout, gamma: float) -> bool:
 
 
 def _grows(readout: Readout) -> bool:
-    """Whether the change per layer grows from the first layers to the last, in any channel."""
     assert readout.columns_LCR is not None
-    columns_LCR = readout.columns_LCR
+    return grows(readout.columns_LCR)
+
+
+def grows(columns_LCR: Tensor) -> bool:
+    """Whether the change per layer grows from the first layers to the last, in any channel."""
     if not bool(torch.isfinite(columns_LCR).all()):
         return True
     first_R = torch.maximum(_change(columns_LCR, 1), _change(columns_LCR, min(2, len(columns_LCR) - 1)))

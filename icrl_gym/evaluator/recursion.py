@@ -79,6 +79,12 @@ class Equations:
     weights_N1: Tensor
     trace: Trace
 
+    def of_prompt(self, index: int) -> Equations:
+        """Those of one prompt of a batch."""
+        decays = tuple(decay_BN1[index] for decay_BN1 in self.trace.decays)
+        parts = (self.rewards_NR, self.discounts_N1, self.successors_N, self.weights_N1)
+        return Equations(*(part[index] for part in parts), trace=Trace(decays))
+
     def constant(self, delta_NR: Tensor) -> Tensor:
         """c = sum_k w_k delta_k / sum_k w_k (1 - discount_k), (..., 1, R)."""
         loss_N1 = self.weights_N1 * (1.0 - self.discounts_N1)
@@ -93,8 +99,11 @@ class Equations:
         """u[successors], (..., N, R)."""
         if self.successors_N.ndim == 1:
             return u_CR.index_select(-2, self.successors_N)
-        index = self.successors_N.unsqueeze(-1).expand(*self.successors_N.shape, u_CR.shape[-1])
-        return torch.take_along_dim(u_CR, index, dim=-2)
+        *batch, num_columns, num_functions = u_CR.shape
+        rows = self.successors_N.expand(*batch, -1).reshape(-1, self.successors_N.shape[-1])
+        rows = rows + num_columns * torch.arange(len(rows), device=rows.device).unsqueeze(-1)
+        found = u_CR.reshape(-1, num_functions).index_select(0, rows.reshape(-1))
+        return found.reshape(*batch, -1, num_functions)
 
     def transposed_successors(self, g_NR: Tensor, num_columns: int) -> Tensor:
         """The transpose of discounts * `at_successors`, (C, R); without batch axes."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.compiled import Member, Reading
 from icrl_gym.evaluator.world.checks import Check
-from icrl_gym.evaluator.world.walks import Walker
+from icrl_gym.evaluator.world.walks import Stop, Walker
 
 HORIZONS = (1, 2, 3, 6, 12, 25, 50, 100, 200)
 PARTICLES = 16  # of each member
@@ -222,11 +222,12 @@ class ImaginedValues(OverLeaf):
         leaf takes over.
         """
         num_queries, walker = len(features_QD), self.walker
-        weights_HQ = self.weights(expand(self.leaf, walker, features_QD, self.horizons, PARTICLES))
+        stops = walker.follow(features_QD, self.horizons, PARTICLES)
+        weights_HQ = self.weights(_expansion(self.leaf, features_QD, stops, PARTICLES))
         steps_TH = np.arange(max(self.horizons))[:, None] < np.array(self.horizons)
         on_the_way_QN = walker.reward_weights(features_QD, steps_TH @ weights_HQ, PARTICLES)
         ends, shares = [], []
-        for weights_Q, stop in zip(weights_HQ, walker.follow(features_QD, self.horizons, PARTICLES), strict=True):
+        for weights_Q, stop in zip(weights_HQ, stops, strict=True):
             discounts_KQP = _by_query(stop.discounts_KB, num_queries)
             read_KQR = discounts_KQP[:, :, :: PARTICLES // LEAF_PARTICLES]
             ends_KQRD = _by_query(stop.states_KBD, num_queries)[:, :, :: PARTICLES // LEAF_PARTICLES]
@@ -241,8 +242,12 @@ def expand(
     leaf: Leaf, walker: Walker, features_QD: np.ndarray, horizons: tuple[int, ...], num_particles: int
 ) -> Expansion:
     """Walk from queries and read the leaf where the walks are after each horizon."""
+    return _expansion(leaf, features_QD, walker.follow(features_QD, horizons, num_particles), num_particles)
+
+
+def _expansion(leaf: Leaf, features_QD: np.ndarray, stops: list[Stop], num_particles: int) -> Expansion:
+    """Read the leaf where the walks from queries are."""
     num_queries, step = len(features_QD), max(1, num_particles // LEAF_PARTICLES)
-    stops = walker.follow(features_QD, horizons, num_particles)
     discounts_HKQP = np.stack([_by_query(stop.discounts_KB, num_queries) for stop in stops])
     earned_HKQ = np.stack([_by_query(stop.earned_KB, num_queries).mean(axis=-1) for stop in stops])
     ends_HKQRD = np.stack([_by_query(stop.states_KBD, num_queries)[:, :, ::step] for stop in stops[1:]])
@@ -254,7 +259,7 @@ def expand(
     leaves_LHKQ = (read_HKQR * ends_LHKQR).mean(axis=-1) * _corrected(discounts_HKQP[1:], read_HKQR)
     direct_LKQ = np.repeat(read.by_layer_LQ[:, None, :num_queries], len(discounts_HKQP[0]), axis=1)
     by_member_HKLQ = np.concatenate([direct_LKQ[:, None], earned_HKQ[1:] + leaves_LHKQ], axis=1).transpose(1, 2, 0, 3)
-    variance_HQ = np.zeros((len(horizons), num_queries))
+    variance_HQ = np.zeros((len(stops), num_queries))
     if read.stderr_Q is not None:
         variance_HQ[0] = np.square(read.stderr_Q[:num_queries])
         stderr_HKQR = read.stderr_Q[num_queries:].reshape(shape)
