@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from random_prompts import make_prompt
 
-import icrl_gym as icrl
-from icrl_gym.context.prompt import EndMixtures, Prompt
+from icrl_gym.context.prompt import EndMixtures
 from icrl_gym.evaluator.mixture import Construction
 from icrl_gym.evaluator.network import compile_prompt, with_free_level
 from icrl_gym.evaluator.setting import FINITE_DEPTH, THEOREM_1, Setting
@@ -38,20 +38,6 @@ LEAST_NORM = {
     "no forgetting": Setting(forgetting=0.0, bandwidth=0.3),
     "no forgetting, no sink": Setting(forgetting=0.0, sink=0.0, bandwidth=0.3, trace_decay=0.5, average_ends=False),
 }
-
-
-def make_prompt(seed, num_rows, num_states=None, scale=1.0, weighted=False):
-    """Random states in a plane, or some of a few; episodes terminate, or are cut."""
-    rng = np.random.default_rng(seed)
-    table = rng.normal(size=(num_states or num_rows + 1, 2))
-    states = table[rng.integers(num_states, size=num_rows + 1) if num_states else np.arange(num_rows + 1)]
-    terminated, truncated = rng.random(num_rows) < 0.1, rng.random(num_rows) < 0.1
-    following = np.where(truncated[:, None], states[1:] + 0.5, states[1:])
-    rewards = scale * (1.0 + states[:-1, 0] + rng.normal(size=num_rows))
-    log = icrl.Trajectory(states[:-1], np.zeros(num_rows), rewards, following, terminated, truncated)
-    prompt = Prompt.from_trajectory(log, 0.9)
-    ratios = rng.exponential(size=num_rows) * (rng.random(num_rows) > 0.2) + 1e-3 * (np.arange(num_rows) == 0)
-    return replace(prompt, importance_ratios=ratios) if weighted else prompt
 
 
 def queries(seed=5):

@@ -20,7 +20,7 @@ from icrl_gym.evaluator.kernel import Kernel
 from icrl_gym.evaluator.recursion import Columns
 
 LARGEST_STORED = 2**31  # bytes of a matrix of attention that is held; larger ones are computed in blocks
-BLOCK_BYTES = 2**26  # of the rows that are held at once then
+BLOCK_BYTES = 2**24  # of the rows that are held at once then
 
 
 def is_stored(kernel: Kernel) -> bool:
@@ -60,8 +60,10 @@ class ComputedRows:
 
     def __matmul__(self, x_NR: Tensor, /) -> Tensor:
         """(B, R)."""
-        products = [attention_BN @ x_NR for _, attention_BN in self.blocks()]
-        return torch.cat(products) if products else x_NR[:0]
+        found_BR = x_NR.new_empty(len(self.features_BD), x_NR.shape[-1])
+        for block, attention_BN in self.blocks():
+            torch.mm(attention_BN, x_NR, out=found_BR[block])
+        return found_BR
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Which rows, and their attention."""
