@@ -13,8 +13,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.blocks import is_stored
 from icrl_gym.evaluator.certificates import Certificates, certificates
 from icrl_gym.evaluator.error_bars import ErrorBars
 from icrl_gym.evaluator.kernel import Kernel, Rows
@@ -50,8 +52,10 @@ class Member:
 
     @cached_property
     def certificates(self) -> Certificates | None:
-        """Computed when first asked for, in O(N^2) time per power iteration; None for landmarks, which have none."""
-        if self.setting.landmarks:
+        """Computed when first asked for, in O(N^2) time per power iteration; None for landmarks, which have none, and
+        for contexts whose attention is too large to be held.
+        """
+        if self.setting.landmarks or not is_stored(self.head.kernel):
             return None
         found = certificates(self.head)
         self.head.kernel.release()
@@ -133,15 +137,56 @@ class CompiledMixture:
         return np.sum([share * k.over_sources(rows[k]) for k, share in self._kernel_shares.items()], axis=0)
 
     def attribution(self, features_QD: np.ndarray) -> np.ndarray:
-        """The matrix W (Q, N) with values = W @ rewards; every member is solved again for N unit reward functions."""
-        rows, total_QN = Rows(features_QD), np.zeros((len(features_QD), len(self.prompt)))
-        weights_HQ = self._weights(self._by_member(rows)[:, -1])
-        for member, weight_Q in zip(self.members, weights_HQ, strict=True):
-            kernel = member.head.kernel
-            total_QN += weight_Q[:, None] * member.head.attribution(rows[kernel]).double().cpu().numpy()
-        for member in self.members:
-            member.head.kernel.release()
+        """The matrix W (Q, N) with values = W @ rewards: one transposed solve of every member."""
+        return self.pooled_attribution(features_QD[:, None], np.ones((len(features_QD), 1)))
+
+    def pooled_attribution(self, features_QMD: np.ndarray, weights_QM: np.ndarray) -> np.ndarray:
+        """The matrix W (Q, N) with weighted sums of values = W @ rewards: as dear as the attribution of Q queries.
+
+        Args:
+            features_QMD: M points for each query.
+            weights_QM: their weights in its sum.
+        """
+        heads, total_QN = [member.head for member in self.members], np.zeros((len(features_QMD), len(self.prompt)))
+        for head, (constants_Q, pooled_QK) in zip(heads, self._pooled(features_QMD, weights_QM), strict=True):
+            if bool(constants_Q.any()):
+                total_QN += head.attribution(pooled_QK, constants_Q).double().cpu().numpy()
+        for head in heads:
+            head.kernel.release()
         return total_QN
+
+    def _pooled(self, features_QMD: np.ndarray, weights_QM: np.ndarray) -> list[tuple[Tensor, Tensor]]:
+        """What the weighted sums read of every member: of its constant (Q,), and of its memories (Q, K)."""
+        num_queries, num_points, num_features = features_QMD.shape
+        step = max(1, QUERY_BLOCK // max(1, num_points))
+        pooled: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.members]
+        for start in range(0, max(1, num_queries), step):
+            rows = Rows(features_QMD[start : start + step].reshape(-1, num_features))
+            weights_HP = self._weights(self._by_member(rows)[:, -1]) * weights_QM[start : start + step].reshape(-1)
+            for member, weights_P, parts in zip(self.members, weights_HP, pooled, strict=True):
+                attention_PK = rows[member.head.kernel]
+                weights_Q1M = torch.as_tensor(weights_P).to(attention_PK).reshape(-1, 1, num_points)
+                attention_QMK = attention_PK.reshape(-1, num_points, attention_PK.shape[-1])
+                parts.append((weights_Q1M.sum(dim=(1, 2)), (weights_Q1M @ attention_QMK)[:, 0]))
+        return [(torch.cat(constants), torch.cat(rows)) for constants, rows in (zip(*p, strict=True) for p in pooled)]
+
+    def values_of_rewards(self, features_QD: np.ndarray, rewards_NR: np.ndarray) -> np.ndarray:
+        """Values (Q, R) of queries under R other reward functions; the members' weights are those of the context's own.
+
+        Solved for the queries or for the reward functions, whichever are fewer.
+        """
+        if len(features_QD) <= rewards_NR.shape[1]:
+            return self.attribution(features_QD) @ rewards_NR
+        heads, rewards = [member.head for member in self.members], torch.as_tensor(rewards_NR)
+        readouts = [head.under(rewards.to(head.equations.rewards_NR)) for head in heads]
+        found = []
+        for rows in map(Rows, _blocks(features_QD)):
+            by_head_HQR = [readout(rows[head.kernel])[-1] for head, readout in zip(heads, readouts, strict=True)]
+            by_head_HQR = np.stack([values_QR.double().cpu().numpy() for values_QR in by_head_HQR])
+            found.append(np.einsum("hq,hqr->qr", self._weights(self._by_member(rows)[:, -1]), by_head_HQR))
+        for head in heads:
+            head.kernel.release()
+        return np.concatenate(found)
 
     def _read(self, rows: Rows) -> Reading:
         by_member_HLQ = self._by_member(rows)
@@ -171,6 +216,8 @@ class CompiledMixture:
         return np.einsum("hq,hlq->lq", self._weights(by_member_HLQ[:, -1]), by_member_HLQ)
 
     def _weights(self, by_member_HQ: np.ndarray) -> np.ndarray:
+        if len(self.members) == 1:
+            return np.ones_like(by_member_HQ, dtype=np.float64)
         shares_BH = torch.tensor([[member.share for member in self.members]], dtype=torch.float64)
         return consensus(torch.as_tensor(by_member_HQ)[None], shares_BH)[0].numpy()
 

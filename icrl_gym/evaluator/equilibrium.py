@@ -94,3 +94,54 @@ def equilibrium_system(
     matrix_NN.diagonal(dim1=-2, dim2=-1).add_(1.0 - parameters.keep)  # in place, since nobody else holds it
     loss_N1 = 1.0 - equations.discounts_N1
     return constant_1R, matrix_NN, parameters.step_size * equations.trace(equations.rewards_NR - loss_N1 * constant_1R)
+
+
+def transposed_equilibrium(
+    equations: Equations,
+    attention_CN: Tensor,
+    parameters: LayerParameters,
+    rows_NQ: Tensor,
+    constants_1Q: Tensor,
+    factors: Factors | None = None,
+) -> Tensor:
+    """Weights (N, Q) of the rewards in what queries read from `solve_equilibrium`: its transpose, one solve.
+
+    Args:
+        equations, attention_CN, parameters: those of `solve_equilibrium`; the rewards are not looked at.
+        rows_NQ: attention of the queries, one column each.
+        constants_1Q: what they read of the constant: 1, or other numbers for weighted sums of queries.
+        factors: LU factors of the equilibrium's matrix, where they are still there.
+    """
+    if factors is not None:
+        return transposed_solve(equations, parameters, factors, rows_NQ, constants_1Q)
+    _, matrix_NN, _ = equilibrium_system(equations, attention_CN, parameters)
+    if parameters.shrinks:
+        return transposed_solve(equations, parameters, torch.linalg.lu_factor(matrix_NN), rows_NQ, constants_1Q)
+    source_NN = attention_CN[: len(rows_NQ)]
+    adjoint_NQ = source_NN.mT @ (torch.linalg.pinv(source_NN @ matrix_NN, rtol=1e-12).mT @ rows_NQ)
+    weights_NQ = parameters.step_size * equations.trace.transposed(adjoint_NQ)
+    return equations.with_constant(weights_NQ, constants_1Q)
+
+
+def transposed_solve(
+    equations: Equations, parameters: LayerParameters, factors: Factors, rows_NQ: Tensor, constants_1Q: Tensor
+) -> Tensor:
+    """`transposed_equilibrium` from the LU factors of the equilibrium's matrix; batch axes are allowed."""
+    if parameters.free_level:
+        loss_N1 = 1.0 - equations.discounts_N1
+        level_N1 = torch.linalg.lu_solve(*factors, parameters.step_size * equations.trace(loss_N1))
+        shift_1Q = _transposed_shift(parameters, equations.weights_N1 * level_N1, constants_1Q - level_N1.mT @ rows_NQ)
+        rows_NQ = rows_NQ + equations.weights_N1 * shift_1Q
+    adjoint_NQ = torch.linalg.lu_solve(*factors, rows_NQ.contiguous(), adjoint=True)
+    return equations.with_constant(parameters.step_size * equations.trace.transposed(adjoint_NQ), constants_1Q)
+
+
+def _transposed_shift(parameters: LayerParameters, parts_N1: Tensor, read_1Q: Tensor) -> Tensor:
+    """What queries read of the whole that the free level, given by its parts, makes up, (1, Q).
+
+    Args:
+        parameters: say how much of it is made up.
+        parts_N1: what one unit of the level makes up.
+        read_1Q: what the queries read of one unit of the level.
+    """
+    return parameters.free_level * _determined_share(torch.ones_like(read_1Q), parts_N1) * read_1Q

@@ -26,10 +26,11 @@ from icrl_gym.context.pairs import (
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.target_pairs import ActionLikeness, WeightedActions, expected_actions, target_pair_prompt
 from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.evaluator.answer import estimates_of
 from icrl_gym.evaluator.checkpoint import available_checkpoints, bundled_checkpoint, load_checkpoint
 from icrl_gym.evaluator.compiled import CompiledMixture
-from icrl_gym.evaluator.diagnostics import Diagnostics, possible_values, query_warnings
 from icrl_gym.evaluator.mixture import Construction, Generalist, Network
+from icrl_gym.evaluator.rewards import RewardValues
 from icrl_gym.evaluator.setting import Options
 from icrl_gym.evaluator.streaming import Stream, gone_on
 from icrl_gym.evaluator.target_values import TargetValues
@@ -200,8 +201,8 @@ class InContextEvaluator:
         prompt = gone_on(self.prompt_, Prompt.from_trajectory(joined, self.prompt_.gamma, feature_map), dropped, decay)
         if policy is not None:
             self.asked_policy_, self._policy_notes = asked_policy(policy, joined)
-        streams = self._stream is not None and not refit and policy is None
-        return self._compile(joined, prompt, self._stream.extended(prompt, dropped, decay) if streams else None)
+        stream = None if refit or policy is not None else self._stream
+        return self._compile(joined, prompt, stream and stream.extended(prompt, dropped, decay))
 
     def predict(self, observations: Observations) -> ValueEstimates:
         """Values of raw observations (Q,) + shape, as `ValueEstimates` with standard errors, layers and diagnostics.
@@ -216,23 +217,34 @@ class InContextEvaluator:
 
     def _answer(self, observations: Observations, compiled: Compiled) -> ValueEstimates:
         """The estimates of the compiled context at checked observations."""
-        prompt = self.prompt_
-        features_QD = prompt.queries(observations)
-        found = compiled.read(features_QD)
-        values_Q = found.by_layer_LQ[-1]
+        features_QD = self.prompt_.queries(observations)
         of_another = isinstance(getattr(compiled, "leaf", compiled), TargetValues)
-        about_queries = query_warnings(prompt, self.trajectory_, observations, values_Q, found.support_Q, of_another)
-        warnings = (*self._policy_notes, *compiled.warnings, *prompt.feature_map.notes, *about_queries)
-        return ValueEstimates(
-            values=values_Q,
-            observations=observations,
-            estimand=prompt.estimand,
-            stderr=found.stderr_Q,
-            by_layer=found.by_layer_LQ,
-            diagnostics=Diagnostics(found.support_Q, warnings, compiled),
-            bounds=possible_values(prompt),
-            attribute=lambda: compiled.attribution(features_QD),
+        found, notes = compiled.read(features_QD), self._policy_notes
+        answer = estimates_of(
+            compiled, self.trajectory_, observations, features_QD, found, notes=notes, of_another=of_another
         )
+        return replace(answer, estimand=self.prompt_.estimand)
+
+    def predict_rewards(self, rewards: np.ndarray, observations: Observations) -> RewardValues:
+        """What the values would be if the rewards were others: values (Q, R) of R reward functions on this context.
+
+        They are those of a fit to the same transitions with these rewards, exactly, provided that everything that is
+        chosen stays as the context's own rewards have it: relevance of features, weights of the heads and of walks of
+        each length, the world's choices, and whether the averager takes over. The constructed evaluator chooses
+        nothing by rewards but the last, and that by the context.
+
+        Args:
+            rewards: (N, R), a column for each reward function, in the order of the context's transitions.
+            observations: (Q,) + shape.
+
+        Raises:
+            RuntimeError: called before `fit`.
+            TypeError, ValueError: the observations do not fit the observation space, or the rewards are not N rows of
+                finite numbers.
+        """
+        self._check_fitted()
+        observations = as_batch(observations, self.trajectory_.observation_space, "observations")
+        return RewardValues.of(self._compiled_at(observations), rewards, observations)
 
     def predict_q(self, observations: Observations, actions: Any) -> ValueEstimates:
         """Action values Q^pi of the policy to be evaluated, from the same context as columns of state-action pairs.

@@ -116,12 +116,35 @@ class LandmarkSystem:
         if not parameters.free_level:
             return constant_1R, memory_KR
         unmet_1R = self.level_rewards_1R - self.level_loss_11 * constant_1R - self.level_1K @ memory_KR
+        shift_1R = parameters.free_level * self._share(level_K1) * unmet_1R
+        return constant_1R + shift_1R, memory_KR - level_K1 * shift_1R
+
+    def transposed(
+        self, equations: Equations, kernel: Kernel, parameters: LayerParameters, rows_KQ: Tensor, constants_1Q: Tensor
+    ) -> Tensor:
+        """Weights (N, Q) of the rewards in what queries read from `solve`: its transpose, one solve and one pass.
+
+        Args:
+            equations, kernel: those that the sums were taken with; the rewards are not looked at.
+            parameters: those of `solve`.
+            rows_KQ: attention of the queries, one column each.
+            constants_1Q: what they read of the constant: 1, or other numbers for weighted sums of queries.
+        """
+        factors, level_1Q = self.factors(parameters), torch.zeros_like(constants_1Q)
+        if parameters.free_level:
+            level_K1 = torch.linalg.lu_solve(*factors, parameters.step_size * self.losses_K1)
+            level_1Q = parameters.free_level * self._share(level_K1) * (constants_1Q - level_K1.mT @ rows_KQ)
+        rows_KQ = (rows_KQ - self.level_1K.mT * level_1Q).contiguous()
+        adjoint_KQ = parameters.step_size * torch.linalg.lu_solve(*factors, rows_KQ, adjoint=True)
+        weights_NQ = equations.weights_N1 * (read_by_sources(kernel, adjoint_KQ) + level_1Q)
+        return equations.with_constant(equations.trace.transposed(weights_NQ), constants_1Q)
+
+    def _share(self, level_K1: Tensor) -> Tensor:
+        """How far the level moves for each unit that is unmet, (1, 1); 0 where the context does not determine it."""
         made_11 = self.level_1K @ level_K1
         total_11, size_11 = self.level_loss_11 - made_11, self.level_loss_11.abs() + made_11.abs()
         determined = total_11.abs() > LEAST_DETERMINED * size_11
-        share_1R = torch.where(determined, unmet_1R / torch.where(determined, total_11, 1.0), 0.0)
-        shift_1R = parameters.free_level * share_1R
-        return constant_1R + shift_1R, memory_KR - level_K1 * shift_1R
+        return torch.where(determined, 1.0 / torch.where(determined, total_11, 1.0), 0.0)
 
     def factors(self, parameters: LayerParameters) -> Factors:
         """LU factors and pivots of the system's matrix."""
@@ -159,8 +182,21 @@ def aggregated(equations: Equations, kernel: Kernel) -> tuple[Tensor, Tensor]:
     Every landmark's value is the mean of what the sources that attend to it earn and reach (soft state aggregation,
     Singh et al. 1995), u_m = sum_k w_k s_km (R_k - (1 - discount_k) c + discount_k s'_k u) / sum_k w_k s_km.
     """
-    num_sources, num_keys = len(equations.weights_N1), len(kernel.rows_K)
     constant_1R = equations.constant(equations.rewards_NR)
+    matrix_KK, right_KR = _aggregation(equations, kernel, constant_1R)
+    return constant_1R, torch.linalg.solve(matrix_KK, right_KR)
+
+
+def transposed_aggregated(equations: Equations, kernel: Kernel, rows_KQ: Tensor, constants_1Q: Tensor) -> Tensor:
+    """Weights (N, Q) of the rewards in what queries read from `aggregated`; arguments as of `transposed`."""
+    matrix_KK, _ = _aggregation(equations, kernel, equations.constant(equations.rewards_NR))
+    adjoint_KQ = torch.linalg.solve(matrix_KK.mT, rows_KQ)
+    return equations.with_constant(equations.weights_N1 * read_by_sources(kernel, adjoint_KQ), constants_1Q)
+
+
+def _aggregation(equations: Equations, kernel: Kernel, constant_1R: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrix (K, K) and right-hand side (K, R) of the averager's system."""
+    num_sources, num_keys = len(equations.weights_N1), len(kernel.rows_K)
     matrix_KK = constant_1R.new_zeros(num_keys, num_keys)
     right_KR = constant_1R.new_zeros(num_keys, constant_1R.shape[-1])
     for start in range(0, num_sources, BLOCK):
@@ -170,7 +206,14 @@ def aggregated(equations: Equations, kernel: Kernel) -> tuple[Tensor, Tensor]:
         matrix_KK.addmm_(weighted_KB, block.discounts_B1 * block.next_BK, alpha=-1.0)
         right_KR.addmm_(weighted_KB, block.rewards_BR - (1.0 - block.discounts_B1) * constant_1R)
     matrix_KK.diagonal().clamp_(min=torch.finfo(matrix_KK.dtype).tiny)
-    return constant_1R, torch.linalg.solve(matrix_KK, right_KR)
+    return matrix_KK, right_KR
+
+
+def read_by_sources(kernel: Kernel, x_KQ: Tensor) -> Tensor:
+    """Attention of the sources times a matrix, (N, Q), block by block."""
+    num_sources = len(kernel.prompt)
+    blocks = [np.arange(start, min(num_sources, start + BLOCK)) for start in range(0, num_sources, BLOCK)]
+    return torch.cat([kernel.attend_columns(block) @ x_KQ for block in blocks])
 
 
 def traced(x_BK: Tensor, decays_B: Tensor, before_1K: Tensor) -> Tensor:
@@ -231,10 +274,13 @@ class _Block:
         next_BK[inside_B] = source_BK[successors_B[inside_B] - start]
         if not bool(inside_B.all()):
             next_BK[~inside_B] = kernel.attend_columns(successors_B[~inside_B].cpu().numpy())
-        decays_N1 = equations.decays_N1
+        rows, decays_N1 = slice(start, stop), equations.decays_N1
         return cls(
-            source_BK, next_BK, *(part[start:stop] for part in (
-                equations.rewards_NR, equations.discounts_N1, equations.weights_N1, decays_N1[:, 0],
-            )),
+            source_BK,
+            next_BK,
+            equations.rewards_NR[rows],
+            equations.discounts_N1[rows],
+            equations.weights_N1[rows],
+            decays_N1[rows, 0],
             float(decays_N1[start - 1]) if start else 0.0,
-        )  # fmt: skip
+        )

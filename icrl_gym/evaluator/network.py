@@ -8,19 +8,22 @@ Shape legend: N sources, E end columns, C = N + E columns, K keys, Q queries, D 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from icrl_gym.context.prompt import Prompt
-from icrl_gym.evaluator.equilibrium import at_free_level, solve_equilibrium
+from icrl_gym.evaluator.blocks import columns_of
+from icrl_gym.evaluator.equilibrium import at_free_level, solve_equilibrium, transposed_equilibrium
 from icrl_gym.evaluator.kernel import Kernel, Kernels
 from icrl_gym.evaluator.keys import evenly
-from icrl_gym.evaluator.landmarks import BLOCK, LandmarkSystem, aggregated
-from icrl_gym.evaluator.recursion import Equations, Readout, Trace, run_layers
+from icrl_gym.evaluator.landmarks import BLOCK, LandmarkSystem, aggregated, transposed_aggregated
+from icrl_gym.evaluator.recursion import Equations, Readout, Trace, run_layers, transposed_layers
 from icrl_gym.evaluator.setting import Setting
 
 GROWTH_LIMIT = 2.0  # the last layer's change may exceed the first ones' by this factor before the fallback
@@ -96,18 +99,40 @@ class CompiledPrompt:
         """How far the free level lies above an equilibrium's constant; 0 where it has none or is not determined."""
         return float(with_free_level(self, 1.0).readout.constants_LR[-1, 0] - self.readout.constants_LR[-1, 0])
 
-    def attribution(self, attention_QK: Tensor) -> Tensor:
-        """The matrix W (Q, N) with values = W @ rewards: the read-out of N unit reward functions, solved for anew."""
-        unit_NN = torch.eye(len(self.prompt), dtype=attention_QK.dtype, device=attention_QK.device)
-        equations = replace(self.equations, rewards_NR=unit_NN)
+    def attribution(self, attention_QK: Tensor, constants_Q: Tensor | None = None) -> Tensor:
+        """The matrix W (Q, N) with values = W @ rewards, by the transposed recursion or one transposed solve.
+
+        Whether to fall back is not decided again. Factors that were let go of are computed once more.
+
+        Args:
+            attention_QK: attention of the queries, or weighted sums of such rows.
+            constants_Q: the sums' weights; default 1 each.
+        """
+        equations, kernel, setting = self.equations, self.kernel, self.setting
+        rows_KQ = attention_QK.mT
+        constants_1Q = torch.ones_like(rows_KQ[:1]) if constants_Q is None else constants_Q[None]
+        if self.system is not None:
+            return self.system.transposed(equations, kernel, setting.parameters, rows_KQ, constants_1Q).mT
+        if setting.landmarks:
+            return transposed_aggregated(equations, kernel, rows_KQ, constants_1Q).mT
+        if setting.at_equilibrium:
+            factors = self.readout.factors
+            return transposed_equilibrium(
+                equations, kernel.columns_CK, setting.parameters, rows_KQ, constants_1Q, factors
+            ).mT
+        depth = int(setting.num_layers), setting.start_at_constant
+        return transposed_layers(equations, columns_of(kernel), setting.parameters, *depth, rows_KQ, constants_1Q).mT
+
+    def under(self, rewards_NR: Tensor) -> Readout:
+        """What queries need under R other reward functions, at the last layer; whether to fall back stays decided."""
+        equations = replace(self.equations, rewards_NR=rewards_NR)
         if self.setting.landmarks:
-            if self.setting.averaging:
-                solved = landmark_readout(*aggregated(equations, self.kernel))
-            else:
-                solved = landmark_readout(*LandmarkSystem.of(equations, self.kernel).solve(self.setting.parameters))
-        else:
-            solved = _run(equations, self.attention_CK, self.setting)
-        return Readout(solved.constants_LR[-1:], solved.memories_LNR[-1:])(attention_QK)[0]
+            summed = self.system is not None
+            solve = LandmarkSystem.of(equations, self.kernel).solve if summed else None
+            found = aggregated(equations, self.kernel) if solve is None else solve(self.setting.parameters)
+            return landmark_readout(*found)
+        solved = _run(equations, self.kernel, self.setting)
+        return Readout(solved.constants_LR[-1:], solved.memories_LNR[-1:])
 
     def without_matrices(self) -> CompiledPrompt:
         """The same for queries, without what solving it took: values of the columns, and factors."""
@@ -140,9 +165,9 @@ class Compiler:
     ) -> None:
         given = prompt.importance_ratios if importance_ratios is None else importance_ratios
         self._prompt, self._device, self._dtype = prompt, device, dtype
-        self._ratios_N = _check_ratios(given, len(prompt))
+        self._ratios_N = check_ratios(given, len(prompt))
         log_weights = prompt.log_weights if log_weights is None else log_weights
-        self._log_weights_N = _check_log_weights(log_weights, self._ratios_N)
+        self._log_weights_N = check_log_weights(log_weights, self._ratios_N)
         self._kernels = Kernels(prompt, self._log_weights_N, device)
         self._known_equations: dict[tuple[object, ...], Equations] = {}
 
@@ -166,18 +191,18 @@ class Compiler:
         probe_N1 = self._probe(dtype)
         if setting.at_equilibrium:  # one more right-hand side costs nothing
             with_probe_NR = torch.cat([equations.rewards_NR, probe_N1], dim=-1)
-            both = _run(replace(equations, rewards_NR=with_probe_NR), kernel.columns_CK, setting)
+            both = _run(replace(equations, rewards_NR=with_probe_NR), kernel, setting)
             assert both.columns_LCR is not None
             fell_back = fall_back and _exceeds(both.columns_LCR[-1, :, -1], self._prompt.gamma)
             readout = _without_probe(both)
         else:
-            readout = _run(equations, kernel.columns_CK, setting)
+            readout = _run(equations, kernel, setting)
             fell_back = fall_back and _grows(readout)
-            fell_back = fell_back and _grows(_run(replace(equations, rewards_NR=probe_N1), kernel.columns_CK, setting))
+            fell_back = fell_back and _grows(_run(replace(equations, rewards_NR=probe_N1), kernel, setting))
         if fell_back:
             setting = setting.fallback()
             kernel = self._kernels.of(setting, dtype)
-            readout = _run(equations, kernel.columns_CK, setting)
+            readout = _run(equations, kernel, setting)
         return CompiledPrompt(self._prompt, setting, equations, kernel, readout, fell_back)
 
     def _by_landmarks(self, setting: Setting, rewards: np.ndarray, fall_back: bool) -> CompiledPrompt:
@@ -217,20 +242,47 @@ class Compiler:
         return replace(self._known_equations[alike], rewards_NR=self._tensor(rewards, dtype))
 
     def _new_equations(self, setting: Setting, dtype: torch.dtype) -> Equations:
-        prompt = self._prompt
-        shorter = len(prompt) / (len(prompt) + setting.pseudo_terminations)
-        discounts_N = self._tensor(prompt.discounts, dtype) * shorter
-        links_N = self._tensor(prompt.trace_links * np.append(self._ratios_N[1:], 1.0), dtype)
-        return Equations(
-            rewards_NR=self._tensor(prompt.rewards[:, None], dtype),
-            discounts_N1=discounts_N.unsqueeze(-1),
-            successors_N=torch.as_tensor(prompt.successors, device=self._device),
-            weights_N1=self._tensor(self._log_weights_N, dtype).exp().unsqueeze(-1),
-            trace=Trace.of(discounts_N * setting.trace_decay * links_N),
-        )
+        parts = (self._prompt.rewards[None, :, None], self._log_weights_N[None], self._ratios_N[None])
+        return td_equations(setting, [self._prompt], *parts, dtype, self._device).of_prompt(0)
 
     def _tensor(self, array: np.ndarray, dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=self._device)
+
+
+def td_equations(
+    setting: Setting,
+    prompts: Sequence[Prompt],
+    rewards_BNR: np.ndarray,
+    log_weights_BN: np.ndarray,
+    ratios_BN: np.ndarray,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> Equations:
+    """The TD equations of B prompts of N transitions each, under one setting, with a leading batch axis.
+
+    Args:
+        setting: says how traces decay and how discounts are shortened.
+        prompts: the contexts.
+        rewards_BNR: their rewards.
+        log_weights_BN: log weights of the sources.
+        ratios_BN: importance ratios, which enter the traces.
+        dtype, device: of the tensors.
+    """
+
+    def tensor(arrays: Any) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(arrays), dtype=dtype, device=device)
+
+    shorter = len(prompts[0]) / (len(prompts[0]) + setting.pseudo_terminations)
+    discounts_BN = tensor([prompt.discounts for prompt in prompts]) * shorter
+    following_BN = np.concatenate([ratios_BN[:, 1:], np.ones_like(ratios_BN[:, :1])], axis=1)
+    links_BN = tensor(np.array([prompt.trace_links for prompt in prompts]) * following_BN)
+    return Equations(
+        rewards_NR=tensor(rewards_BNR),
+        discounts_N1=discounts_BN.unsqueeze(-1),
+        successors_N=torch.as_tensor(np.array([prompt.successors for prompt in prompts]), device=device),
+        weights_N1=tensor(log_weights_BN).exp().unsqueeze(-1),
+        trace=Trace.of(discounts_BN * setting.trace_decay * links_BN),
+    )
 
 
 def compile_prompt(
@@ -274,7 +326,8 @@ def landmark_readout(constant_1R: Tensor, memory_KR: Tensor) -> Readout:
     return Readout(constant_1R, memory_KR[None])
 
 
-def _check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:
+def check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:
+    """Importance ratios (N,), default 1, or ValueError."""
     if ratios is None:
         return np.ones(num_sources)
     ratios = np.asarray(ratios, dtype=np.float64)
@@ -283,7 +336,8 @@ def _check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:
     return ratios
 
 
-def _check_log_weights(log_weights: np.ndarray | None, ratios: np.ndarray) -> np.ndarray:
+def check_log_weights(log_weights: np.ndarray | None, ratios: np.ndarray) -> np.ndarray:
+    """Log weights (N,) of the sources, default 0, with the ratios, or ValueError."""
     log_weights = np.zeros(len(ratios)) if log_weights is None else np.asarray(log_weights, dtype=np.float64)
     if log_weights.shape != ratios.shape or np.isnan(log_weights).any() or (log_weights == np.inf).any():
         raise ValueError(f"log_weights must be {len(ratios)} numbers below infinity, got shape {log_weights.shape}")
@@ -312,9 +366,12 @@ def _exceeds(values_C: Tensor, gamma: float) -> bool:
 
 
 def _grows(readout: Readout) -> bool:
-    """Whether the change per layer grows from the first layers to the last, in any channel."""
     assert readout.columns_LCR is not None
-    columns_LCR = readout.columns_LCR
+    return grows(readout.columns_LCR)
+
+
+def grows(columns_LCR: Tensor) -> bool:
+    """Whether the change per layer grows from the first layers to the last, in any channel."""
     if not bool(torch.isfinite(columns_LCR).all()):
         return True
     first_R = torch.maximum(_change(columns_LCR, 1), _change(columns_LCR, min(2, len(columns_LCR) - 1)))
@@ -326,8 +383,8 @@ def _change(columns_LCR: Tensor, layer: int) -> Tensor:
     return (columns_LCR[layer] - columns_LCR[layer - 1]).square().mean(dim=0).sqrt()
 
 
-def _run(equations: Equations, attention_CK: Tensor, setting: Setting) -> Readout:
+def _run(equations: Equations, kernel: Kernel, setting: Setting) -> Readout:
     if setting.at_equilibrium:
-        return solve_equilibrium(equations, attention_CK, setting.parameters)
-    assert isinstance(setting.num_layers, (int, np.integer))
-    return run_layers(equations, attention_CK, setting.parameters, int(setting.num_layers), setting.start_at_constant)
+        return solve_equilibrium(equations, kernel.columns_CK, setting.parameters)
+    depth = int(setting.num_layers), setting.start_at_constant
+    return run_layers(equations, columns_of(kernel), setting.parameters, *depth)
