@@ -157,7 +157,7 @@ def describe(
         "known_limits": [
             "An error bar stands for what the prior held; on an environment unlike it, coverage is not assured.",
             "With no or one termination in the context the level of the values is a guess.",
-            "Contexts above 2,048 transitions were never trained on.",
+            "Contexts above 8,192 transitions were never trained on.",
         ],
     }
 
