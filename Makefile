@@ -29,6 +29,7 @@ check: $(STAMP)  ## style and types
 
 bench: $(STAMP)  ## speed and memory, as ratios within one run
 	$(BIN)/python scripts/benchmark_evaluator.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_many.py
 	$(BIN)/python scripts/benchmark_truth.py
 	$(BIN)/python scripts/benchmark_prior.py
 	$(BIN)/python scripts/benchmark_audit.py

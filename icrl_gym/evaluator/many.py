@@ -66,7 +66,7 @@ def evaluate_many(
         observations: the queries: one batch for all, or a list with a batch for each trajectory; default each
             trajectory's first state.
         evaluator: an evaluator, whose own context is left alone, or a name that `from_pretrained` takes.
-        standard_errors: False leaves them out (``stderr`` is None), which saves most of the time in batches.
+        standard_errors: False leaves them out (``stderr`` is None), which saves a third of the time in batches.
         **options: of `from_pretrained`, where a name is given.
 
     Raises:

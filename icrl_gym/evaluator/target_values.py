@@ -98,7 +98,9 @@ class TargetValues:
         features_PD, _, actions_PA = self._pairs_of(features_QMD.reshape(-1, num_features))
         num_pairs = num_points * actions_PA.shape[1]
         weights_QP = (weights_QM.reshape(-1, 1) * actions_PA).reshape(num_queries, num_pairs)
-        return self.pairs.pooled_attribution(features_PD.reshape(num_queries, num_pairs, -1), weights_QP)
+        return self.pairs.pooled_attribution(
+            features_PD.reshape(num_queries, num_pairs, features_PD.shape[1]), weights_QP
+        )
 
     def _share_alike(self, features_PD: np.ndarray, actions_P: np.ndarray) -> np.ndarray:
         """Share of the attention of pairs that falls on sources with actions like theirs, (P,)."""
