@@ -1,0 +1,67 @@
+"""One call in a process of its own: nothing that an earlier call left behind is in its time or its memory.
+
+A call that takes too long, or that the system kills for its memory, becomes a reason and not the end of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+LONGEST_REASON = 200  # characters
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a call.
+
+    Attributes:
+        result: what it returned, None where it did not.
+        reason: why it did not return, in one line; "" where it did.
+    """
+
+    result: Any
+    reason: str = ""
+
+
+def isolated(call: Callable[..., Any], *arguments: Any, seconds: float) -> Outcome:
+    """Call a function of a module in a fresh process, for at most ``seconds``.
+
+    Args:
+        call: a function that can be imported.
+        *arguments: what it is called with; these and the result go through pickle.
+        seconds: after which the process is ended.
+    """
+    context = get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(there, call, arguments), daemon=True)
+    process.start()
+    there.close()
+    try:
+        if not here.poll(seconds):
+            return Outcome(None, f"over the limit of {seconds:g} seconds")
+        return here.recv()
+    except EOFError:
+        process.join()
+        return Outcome(None, f"the process ended with exit code {process.exitcode} and without an answer")
+    finally:
+        process.kill()
+        process.join()
+        here.close()
+
+
+def _answer(pipe: Connection, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        outcome = Outcome(call(*arguments))
+    except Exception as error:  # whatever went wrong in there is what the caller wants to read
+        outcome = Outcome(None, reason_of(error))
+    pipe.send(outcome)
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception in one line of bounded length."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:LONGEST_REASON].rstrip(": ")
