@@ -37,7 +37,7 @@ def isolated(call: Callable[..., Any], *arguments: Any, seconds: float) -> Outco
     """
     context = get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(there, call, arguments), daemon=True)
+    process = context.Process(target=answer, args=(there, call, arguments), daemon=True)
     process.start()
     there.close()
     try:
@@ -53,7 +53,8 @@ def isolated(call: Callable[..., Any], *arguments: Any, seconds: float) -> Outco
         here.close()
 
 
-def _answer(pipe: Connection, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def answer(pipe: Connection, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Send the outcome of a call; runs in the process of its own."""
     try:
         outcome = Outcome(call(*arguments))
     except Exception as error:  # whatever went wrong in there is what the caller wants to read

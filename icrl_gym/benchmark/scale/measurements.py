@@ -224,8 +224,5 @@ def measured_row(measurement: Measurement, rivals: Path, num_threads: int) -> Ro
         num_threads: threads of torch.
     """
     torch.set_num_threads(num_threads)
-    if measurement.topic == "rivals":
-        row = rival_row(measurement, rivals)
-    else:
-        row = TOPICS[measurement.topic](measurement)
+    row = rival_row(measurement, rivals) if measurement.topic == "rivals" else TOPICS[measurement.topic](measurement)
     return replace(row, commit=source_commit(Path(icrl.__file__).parent))

@@ -89,19 +89,27 @@ def write_page(page: Path, machine: Machine, rows: Sequence[Row], before: Sequen
         rows: finished measurements.
         before: those of an earlier version on the same machine, or none.
     """
-    picture = Picture(
+    folder = page.parent / page.stem
+    picture = cost_picture(rows)
+    if picture is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / f"{picture.name}.png") as unfinished:
+            picture.figure.savefig(unfinished, format="png", dpi=110, metadata={"Software": None})
+    body = markdown(sections(machine, rows, before, picture), pictures=f"{folder.name}/")
+    write_text(page, introduction(rows) + body + "\n")
+
+
+def cost_picture(rows: Sequence[Row]) -> Picture | None:
+    """The figure with its caption, None without rows of cost."""
+    if not of_topic(rows, "cost"):
+        return None
+    return Picture(
         "cost_by_length",
         "Seconds of `fit` and 64 queries against transitions, both logarithmic. The band is the time that the matrix "
         "products of the generalist that is told the policy would take alone, from float64 (upper edge) to float32; "
         "the dotted line grows as the number of transitions.",
         figure(rows),
     )
-    folder = page.parent / page.stem
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / f"{picture.name}.png") as unfinished:
-        picture.figure.savefig(unfinished, format="png", dpi=110, metadata={"Software": None})
-    body = markdown(sections(machine, rows, before, picture), pictures=f"{folder.name}/")
-    write_text(page, introduction(rows) + body + "\n")
 
 
 def introduction(rows: Sequence[Row]) -> str:
@@ -113,10 +121,12 @@ def introduction(rows: Sequence[Row]) -> str:
     )
 
 
-def sections(machine: Machine, rows: Sequence[Row], before: Sequence[Row], picture: Picture) -> tuple[Section, ...]:
+def sections(
+    machine: Machine, rows: Sequence[Row], before: Sequence[Row], picture: Picture | None
+) -> tuple[Section, ...]:
     """The body of the page; topics without rows are left out."""
     parts: list[Section] = [Section("The machine", (machine_table(machine),))]
-    if of_topic(rows, "cost"):
+    if picture is not None:
         tables = (cost_table(rows, before, log) for log in LOGS)
         parts.append(Section("Context length", (picture, COST_NOTE, *(table for table in tables if table.rows))))
     small = tuple(topic_table(rows, name) for name in TOPICS if of_topic(rows, name))
@@ -210,10 +220,10 @@ def _memory(row: Row) -> Field:
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """Cost against n, one panel for each log that has rows."""
+    """Cost against n, one panel for each log that has rows; there must be one."""
     logs = [log for log in LOGS if any(row.measurement.log == log for row in of_topic(rows, "cost"))]
-    drawn = Figure(figsize=(4.6 * max(1, len(logs)), 3.6), layout="constrained")
-    panels = drawn.subplots(1, max(1, len(logs)), squeeze=False, sharey=True)[0]
+    drawn = Figure(figsize=(4.6 * len(logs), 3.6), layout="constrained")
+    panels = drawn.subplots(1, len(logs), squeeze=False, sharey=True)[0]
     for axes, log in zip(panels, logs, strict=False):
         _draw(axes, [row for row in of_topic(rows, "cost") if row.measurement.log == log])
         axes.set_title(LOGS[log], fontsize=10)

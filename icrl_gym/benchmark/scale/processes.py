@@ -92,6 +92,7 @@ class Pole:
 
     name = identity = "pole"
     gain = np.array([0.3, 0.6, 8.0, 2.0])
+    shock = 0.15  # standard deviation of what is added to the angular speed
 
     def __init__(self) -> None:
         self.action_space: spaces.Space = spaces.Discrete(2)
@@ -117,7 +118,7 @@ class Pole:
         turn = (9.8 * np.sin(angle) - np.cos(angle) * common) / (0.5 * (4 / 3 - 0.1 * np.cos(angle) ** 2 / 1.1))
         push = common - 0.05 * turn * np.cos(angle) / 1.1
         moved = np.stack([x + 0.02 * speed, speed + 0.02 * push, angle + 0.02 * spin, spin + 0.02 * turn], axis=1)
-        moved[:, 3] += 0.15 * rng.standard_normal(len(states))
+        moved[:, 3] += self.shock * rng.standard_normal(len(states))
         ended = (np.abs(moved[:, 0]) > 2.4) | (np.abs(moved[:, 2]) > 0.2095)
         return Steps(np.ones(len(states)), moved, ended)
 
