@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,6 +87,12 @@ def chosen(config: Config) -> list[Measurement]:
     return [each for each in measurements if not config.topics or each.topic in config.topics]
 
 
+def shown_command() -> str:
+    """The command as the page shows it: without the flags that change no figure."""
+    flags = [flag for flag in sys.argv[1:] if flag not in ("--report-only", "--retry")]
+    return shlex.join(["python", "scripts/benchmark_scale.py", *flags])
+
+
 def say(line: str) -> None:
     """One line of progress."""
     sys.stderr.write(f"{line}\n")
@@ -132,7 +139,7 @@ def main(config: Config) -> None:
     earlier = (
         [] if config.before is None else [read_row(path) for path in sorted((config.before / "rows").glob("*.json"))]
     )
-    write_page(config.page, machine, rows, earlier)
+    write_page(config.page, machine, rows, earlier, shown_command())
 
 
 if __name__ == "__main__":

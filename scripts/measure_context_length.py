@@ -13,6 +13,7 @@ to it. The page, docs/context_length.md, is written from all cells that the flag
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,12 @@ def check(config: Config) -> tuple[Subject, ...]:
     return subjects(config.development, config.envs, config.num_queries, config.num_rollouts)
 
 
+def shown_command() -> str:
+    """The command as the page shows it: without the flags that change no figure."""
+    flags = [flag for flag in sys.argv[1:] if flag not in ("--report-only", "--retry")]
+    return shlex.join(["python", "scripts/measure_context_length.py", *flags])
+
+
 def say(line: str) -> None:
     """One line of progress."""
     sys.stderr.write(f"{line}\n")
@@ -103,9 +110,8 @@ def prepare(place: Place, cells: list[Cell]) -> None:
 
 def measure(config: Config, place: Place, chosen: tuple[Subject, ...]) -> None:
     """Run what is missing, one subject after the other."""
-    command = " ".join(["python", "scripts/measure_context_length.py", *sys.argv[1:]])
     for subject in chosen:
-        trained(place, subject, command)
+        trained(place, subject, shown_command())
         cells = cells_of(place, subject, sorted(config.lengths), config.seeds)
         if config.prepare_only:
             prepare(place, cells)
@@ -140,7 +146,7 @@ def main(config: Config) -> None:
     if not config.report_only:
         measure(config, place, chosen)
     if not config.prepare_only:
-        write_page(config.page, finished(config, place, chosen), config.development)
+        write_page(config.page, finished(config, place, chosen), shown_command())
 
 
 if __name__ == "__main__":

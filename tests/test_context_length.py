@@ -77,7 +77,7 @@ def test_cells_without_a_score_are_said_and_not_averaged(tmp_path):
     curves = Curves.of([*made_up(), failed, record("Made-up-v0", TOLD, 512, None, seed=8)])
     assert len(curves.failed) == 2
     assert curves.ratio(TOLD, 32_768) == Curves.of(made_up()).ratio(TOLD, 32_768)
-    write_page(tmp_path / "page.md", [*made_up(), failed], development=False)
+    write_page(tmp_path / "page.md", [*made_up(), failed], "python made_up.py")
     written = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "seed 7: over the limit of 3 seconds" in written
 
@@ -91,14 +91,14 @@ def test_the_page_has_the_wanted_figures_at_their_lengths(tmp_path):
     assert said in summary(curves)
     assert [row[0].text for row in ratio_table(curves).rows] == ["512", "32,768", "65,536"]
     assert [axes.get_title() for axes in figure(curves).axes if axes.get_title()] == ["Made-up-v0", "Made-up-v1"]
-    write_page(tmp_path / "page.md", made_up(), development=True)
+    write_page(tmp_path / "page.md", made_up(), "python made_up.py")
     assert (tmp_path / "page" / "error_by_length.png").stat().st_size > 1000
-    assert "--development" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "`python made_up.py`" in (tmp_path / "page.md").read_text(encoding="utf-8")
 
 
 def test_a_page_without_scores_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no environment with scores of both"):
-        write_page(tmp_path / "page.md", [record("Made-up-v0", CRITIC, 60_000, 1.0)], development=False)
+        write_page(tmp_path / "page.md", [record("Made-up-v0", CRITIC, 60_000, 1.0)], "python made_up.py")
 
 
 def test_a_finished_cell_is_never_run_again(tmp_path, monkeypatch):

@@ -219,9 +219,16 @@ def test_queries_are_spread_over_the_log():
 
 def test_the_page_says_what_is_wanted_what_is_missing_and_what_was_before(tmp_path):
     rows = made_up()
-    write_page(tmp_path / "performance.md", MACHINE, rows, [])
+    write_page(tmp_path / "performance.md", MACHINE, rows, [], "python made_up.py")
     written = (tmp_path / "performance.md").read_text(encoding="utf-8")
-    for words in ("10 s, 1,536 MiB", "480 s, 4,096 MiB", "not available", "60.0 GFLOP/s", "`cccccccccccc`"):
+    for words in (
+        "10 s, 1,536 MiB",
+        "480 s, 4,096 MiB",
+        "not available",
+        "60.0 GFLOP/s",
+        "`cccccccccccc`",
+        "`python made_up.py`",
+    ):
         assert words in written
     assert (tmp_path / "performance" / "cost_by_length.png").stat().st_size > 1000
     assert [axes.get_title() for axes in figure(rows).axes] == [
@@ -235,7 +242,13 @@ def test_the_page_says_what_is_wanted_what_is_missing_and_what_was_before(tmp_pa
 
 
 def test_a_page_of_part_of_the_rows_leaves_the_rest_out(tmp_path):
-    write_page(tmp_path / "page.md", MACHINE, [row for row in made_up() if row.measurement.topic == "depth"], [])
+    write_page(
+        tmp_path / "page.md",
+        MACHINE,
+        [row for row in made_up() if row.measurement.topic == "depth"],
+        [],
+        "python made_up.py",
+    )
     written = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "Finite depth" in written
     assert "1,000 prompts" not in written
