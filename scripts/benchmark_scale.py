@@ -132,9 +132,8 @@ def main(config: Config) -> None:
     if config.report_only:
         rows = [row for each in measurements if (row := finished_row(config.out / "rows", each)) is not None]
     else:
-        rivals = [each.size for each in measurements if each.topic == "rivals"]
-        if rivals:
-            make_shared(config.out / "rivals", max(rivals), config.num_queries, config.num_rollouts)
+        for size in sorted({each.size for each in measurements if each.topic == "rivals"}):
+            make_shared(config.out / "rivals", size, config.num_queries, config.num_rollouts)
         rows = [row_of(config, each) for each in measurements]
     earlier = (
         [] if config.before is None else [read_row(path) for path in sorted((config.before / "rows").glob("*.json"))]

@@ -2,11 +2,13 @@
 
 import math
 import os
+import sys
 import time
 from multiprocessing import Pipe
 
 import pytest
 
+from icrl_gym.benchmark import isolation
 from icrl_gym.benchmark.isolation import LONGEST_REASON, Outcome, answer, isolated, reason_of
 
 
@@ -14,7 +16,8 @@ def test_a_result_comes_back():
     assert isolated(math.sqrt, 9.0, seconds=60) == Outcome(3.0)
 
 
-def test_a_failure_is_sent_as_a_reason():
+def test_a_failure_is_sent_as_a_reason(monkeypatch):
+    monkeypatch.setattr(isolation, "_limit_memory", lambda: None)  # of this very process
     here, there = Pipe(duplex=False)
     answer(there, math.sqrt, (-1.0,))
     failed = here.recv()
@@ -28,6 +31,12 @@ def test_what_hangs_is_a_reason_and_not_the_end():
     start = time.perf_counter()
     assert isolated(time.sleep, 60.0, seconds=0.2).reason == "over the limit of 0.2 seconds"
     assert time.perf_counter() - start < 30
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+def test_more_memory_than_the_machine_has_is_a_reason():
+    assert "MemoryError" in isolated(bytearray, 2**42, seconds=120).reason
 
 
 @pytest.mark.slow

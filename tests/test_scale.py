@@ -16,7 +16,7 @@ import icrl_gym as icrl
 from icrl_gym.benchmark.scale import measurements
 from icrl_gym.benchmark.scale.machine import Machine, measured_machine
 from icrl_gym.benchmark.scale.measurements import Subject, attribution, difference, in_turn
-from icrl_gym.benchmark.scale.page import TOPICS, cost_table, figure, topic_table, write_page
+from icrl_gym.benchmark.scale.page import TOPICS, cost_table, figure, machine_table, topic_table, write_page
 from icrl_gym.benchmark.scale.processes import PROCESSES, Pole, Walker, log_of
 from icrl_gym.benchmark.scale.rivals import FIRST_STEPS, MOST_STEPS, Trained, finished_returns, longer_and_longer
 from icrl_gym.benchmark.scale.rows import (
@@ -33,7 +33,7 @@ from icrl_gym.benchmark.scale.rows import (
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "benchmark_scale.py"
-MACHINE = Machine(2, 2**34, 2, 60.0, 30.0, 2e10, "made up", "0")
+MACHINE = Machine(2, 2**34, 2, 0.1, 60.0, 30.0, 2e10, "made up", "0")
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +188,11 @@ def test_two_calls_take_turns():
     assert calls == ["a", "b"] * 3
 
 
+def test_a_rival_that_solves_large_systems_is_tried_with_less_too():
+    sizes = {each.size for each in plan((512,), 8_192, largest=False, quick=False) if each.topic == "rivals"}
+    assert sizes == {2_048, 8_192}
+
+
 def test_the_machines_speeds_are_positive():
     machine = measured_machine(1, product_size=32, copy_bytes=2**12)
     assert min(machine.gflops_float32, machine.gflops_float64, machine.bandwidth, machine.cores) > 0
@@ -239,6 +244,11 @@ def test_the_page_says_what_is_wanted_what_is_missing_and_what_was_before(tmp_pa
     assert with_before.rows[0][-1] == with_before.rows[0][2]
     assert topic_table(rows, "depth").rows[0][4].text == "1.638"  # 8192 / 1e4 over .5
     assert set(TOPICS) | {"cost", "rivals"} == {row.measurement.topic for row in rows}
+
+
+def test_a_busy_machine_is_said():
+    assert "only ratios" in machine_table(replace(MACHINE, load=3.0)).note
+    assert machine_table(MACHINE).note == ""
 
 
 def test_a_page_of_part_of_the_rows_leaves_the_rest_out(tmp_path):

@@ -5,13 +5,16 @@ A call that takes too long, or that the system kills for its memory, becomes a r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
 LONGEST_REASON = 200  # characters
+SHARE_OF_MEMORY = 0.8  # of the machine's, that a call may allocate
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,22 @@ def isolated(call: Callable[..., Any], *arguments: Any, seconds: float) -> Outco
 
 def answer(pipe: Connection, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Send the outcome of a call; runs in the process of its own."""
+    _limit_memory()
     try:
         outcome = Outcome(call(*arguments))
     except Exception as error:  # whatever went wrong in there is what the caller wants to read
         outcome = Outcome(None, reason_of(error))
     pipe.send(outcome)
+
+
+def _limit_memory() -> None:
+    """Let an allocation beyond the machine's memory fail, before the system kills this process or another (Linux)."""
+    with suppress(ImportError, AttributeError, ValueError, OSError):
+        import resource
+
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (int(SHARE_OF_MEMORY * memory), most))
 
 
 def reason_of(error: BaseException) -> str:

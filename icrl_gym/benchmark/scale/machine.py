@@ -26,6 +26,7 @@ class Machine:
         cores: that this process may use.
         memory: bytes in all, None where the system does not say.
         threads: of torch.
+        load: processes that wanted to run during the minute before (load average), None where the system does not say.
         gflops_float32, gflops_float64: billions of operations per second in a product of square matrices.
         bandwidth: bytes per second of a copy, read and write counted.
         platform: system and processor.
@@ -35,6 +36,7 @@ class Machine:
     cores: int
     memory: int | None
     threads: int
+    load: float | None
     gflops_float32: float
     gflops_float64: float
     bandwidth: float
@@ -49,6 +51,7 @@ def measured_machine(threads: int, product_size: int = PRODUCT_SIZE, copy_bytes:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         _memory(),
         threads,
+        os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         _gflops(product_size, torch.float32),
         _gflops(product_size, torch.float64),
         _bandwidth(copy_bytes),

@@ -17,6 +17,7 @@ from icrl_gym.scoring.document import MISSING, Field, Picture, Section, Table, m
 from icrl_gym.scoring.figures import COLOURS, GREY, MARKERS
 
 MEGABYTE, GIGABYTE = 2**20, 2**30
+MOST_LOAD = 0.7  # load average of a machine that counts as doing nothing else
 # What the issue that this page answers wants of the generalist's fit and 64 queries: seconds and bytes, at most.
 WANTED_COST = {32_768: (10.0, 1.5 * GIGABYTE), 100_000: (30.0, 2 * GIGABYTE), 1_000_000: (480.0, 4 * GIGABYTE)}
 LOGS = {"walker": "walker: 17 features, 6 actions", "pole": "pole: 4 features, endings"}
@@ -148,12 +149,15 @@ def machine_table(machine: Machine) -> Table:
     memory = "-" if machine.memory is None else f"{machine.memory / GIGABYTE:.1f} GiB"
     entries = (
         ("cores", str(machine.cores)), ("memory", memory), ("threads of torch", str(machine.threads)),
+        ("load before", "-" if machine.load is None else f"{machine.load:.1f}"),
         ("matrix products, float32", f"{machine.gflops_float32:.1f} GFLOP/s"),
         ("matrix products, float64", f"{machine.gflops_float64:.1f} GFLOP/s"),
         ("copies in memory", f"{machine.bandwidth / GIGA:.1f} GB/s"),
         ("system, torch", f"{machine.platform}, {machine.torch}"),
     )  # fmt: skip
-    return Table("As measured", ("what", "figure"), tuple((text(name), text(value)) for name, value in entries))
+    busy = machine.load is not None and machine.load > MOST_LOAD
+    note = "The machine did other work at the same time: only ratios say something." if busy else ""
+    return Table("As measured", ("what", "figure"), tuple((text(name), text(value)) for name, value in entries), note)
 
 
 def cost_table(rows: Sequence[Row], before: Sequence[Row], log: str) -> Table:
