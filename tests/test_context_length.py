@@ -133,9 +133,10 @@ def test_records_of_other_flags_stay_off_the_page(script, tmp_path):
     assert [found.cell for found in script.finished(config, place, chosen)] == mine[:3]
 
 
-def test_large_bodies_get_fewer_states():
+def test_large_bodies_get_fewer_states_and_a_noisy_truth_more_rollouts():
     found = {one.env: (one.num_queries, one.num_rollouts) for one in subjects(False, (), 48, 12)}
     assert found["Hopper-v5"] == (48, 12)
+    assert found["HalfCheetah-v5"] == (48, 48)
     assert found["Ant-v5"] == found["Humanoid-v5"] == (32, 6)
     assert all(recipe.snapshots == (60_000,) for recipe in TEST)
 
