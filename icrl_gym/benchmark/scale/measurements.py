@@ -150,11 +150,10 @@ def rewards(measurement: Measurement) -> Row:
     fitted: Any = evaluator(method)
     if not hasattr(fitted, "predict_rewards"):
         return Row(measurement, reason="not available")
-    drawn = np.random.default_rng(0).standard_normal((NUM_REWARDS, len(subject.log)))
-    drawn[0] = subject.log.rewards
+    drawn_NR = np.random.default_rng(0).standard_normal((len(subject.log), NUM_REWARDS))
     fit_and_predict(subject.first(WARM_UP), method)
     seconds, reference = in_turn(
-        lambda: fitted.fit(subject.log, GAMMA, policy=told).predict_rewards(drawn, states),
+        lambda: fitted.fit(subject.log, GAMMA, policy=told).predict_rewards(drawn_NR, states),
         lambda: fit_and_predict(subject, method),
         repeats=2,
     )
@@ -187,9 +186,11 @@ def prompts(measurement: Measurement) -> Row:
             fitted = evaluator(measurement.method, **options).fit(each, GAMMA)
             fitted.predict(np.asarray(each.observations)[:1])
 
-    given = [icrl.Prompt.from_trajectory(each, GAMMA) for each in logs]
-    many(given[:2])
-    seconds, reference = in_turn(lambda: many(given), one_by_one, repeats=2)
+    def at_once() -> None:
+        many(logs, GAMMA, evaluator=evaluator(measurement.method, **options))
+
+    many(logs[:2], GAMMA, evaluator=evaluator(measurement.method, **options))
+    seconds, reference = in_turn(at_once, one_by_one, repeats=2)
     return Row(measurement, seconds, reference_seconds=reference * NUM_PROMPTS / PROMPTS_ONE_BY_ONE)
 
 
