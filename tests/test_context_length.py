@@ -15,7 +15,7 @@ from icrl_gym.benchmark.cells import CRITIC, Cell, Conditions, Task, Variant
 from icrl_gym.benchmark.context_length import measurements
 from icrl_gym.benchmark.context_length.curves import Curves, error_of
 from icrl_gym.benchmark.context_length.measurements import FROM_LOG, TOLD, Place, run_missing
-from icrl_gym.benchmark.context_length.page import figure, ratio_table, summary, wanted, write_page
+from icrl_gym.benchmark.context_length.page import figure, origin, ratio_table, summary, wanted, write_page
 from icrl_gym.benchmark.context_length.subjects import TEST, subjects
 from icrl_gym.benchmark.isolation import Outcome
 from icrl_gym.benchmark.records import Record, load_record, record_path, write_record
@@ -94,6 +94,12 @@ def test_the_page_has_the_wanted_figures_at_their_lengths(tmp_path):
     write_page(tmp_path / "page.md", made_up(), "python made_up.py")
     assert (tmp_path / "page" / "error_by_length.png").stat().st_size > 1000
     assert "`python made_up.py`" in (tmp_path / "page.md").read_text(encoding="utf-8")
+
+
+def test_the_page_says_where_the_design_was_chosen():
+    assert origin(Curves.of(made_up())).startswith("None of these environments")
+    known = [record("CartPole-v1", CRITIC, 60_000, 1.0), record("CartPole-v1", TOLD, 512, 0.5)]
+    assert "chosen on CartPole-v1" in origin(Curves.of([*made_up(), *known]))
 
 
 def test_a_page_without_scores_is_refused(tmp_path):

@@ -18,7 +18,7 @@ from icrl_gym.benchmark.scale.machine import Machine, measured_machine
 from icrl_gym.benchmark.scale.measurements import Subject, attribution, difference, in_turn
 from icrl_gym.benchmark.scale.page import TOPICS, cost_table, figure, machine_table, topic_table, write_page
 from icrl_gym.benchmark.scale.processes import PROCESSES, Pole, Walker, log_of
-from icrl_gym.benchmark.scale.rivals import FIRST_STEPS, MOST_STEPS, Trained, finished_returns, longer_and_longer
+from icrl_gym.benchmark.scale.rivals import FIRST_STEPS, MOST_STEPS, Trained, error, finished_returns, longer_and_longer
 from icrl_gym.benchmark.scale.rows import (
     CONSTRUCTED,
     TOLD,
@@ -173,13 +173,24 @@ def test_training_ends_at_equal_error_or_where_it_does_not_help():
     assert asked == [FIRST_STEPS, 2 * FIRST_STEPS, 4 * FIRST_STEPS]
 
 
-def test_returns_end_with_their_episode_and_unfinished_ones_are_left_out():
-    ends = np.array([False, True, False, True, False])
-    states = np.arange(6.0)[:, None]
-    log = icrl.Trajectory(states[:-1], None, np.ones(5), states[1:], ends & [True, True, False, False, False], ends)
+def test_returns_end_with_their_episode_and_those_that_were_cut_are_left_out():
+    ends = np.array([False, True, False, True, False, False, False, False, False, True])
+    terminated = np.arange(10) == 1
+    truncated = np.arange(10) == 3
+    states = np.arange(11.0)[:, None]
+    log = icrl.Trajectory(states[:-1], None, np.ones(10), states[1:], terminated, truncated, ends)
     seen, returns = finished_returns(log, 0.5)
-    assert returns == pytest.approx([1.5, 1.0, 1.5, 1.0])
-    assert seen[:, 0] == pytest.approx([0.0, 1.0, 2.0, 3.0])
+    assert list(seen[:, 0]) == [0.0, 1.0, 4.0, 5.0]  # terminated; then 6 and 5 rewards, beyond which weighs 1/64, 1/32
+    assert returns == pytest.approx([1.5, 1.0, 2 - 2**-5, 2 - 2**-4])
+    with pytest.raises(ValueError, match="none of its 2 returns"):
+        finished_returns(log[2:4], 0.5)
+
+
+def test_an_error_within_the_truths_noise_is_a_goal_that_can_be_reached():
+    estimand = icrl.Estimand("made up", None, 0.9)
+    states, values = np.arange(8.0)[:, None], np.arange(8.0)
+    truth = icrl.ValueEstimates(values, states, estimand, np.full(8, 0.1))
+    assert error(icrl.ValueEstimates(values, states, estimand), truth) > 0.02
 
 
 def test_two_calls_take_turns():

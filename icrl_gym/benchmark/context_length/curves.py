@@ -9,6 +9,7 @@ import numpy as np
 
 from icrl_gym.benchmark.cells import CRITIC
 from icrl_gym.benchmark.records import Record
+from icrl_gym.benchmark.resolution import resolved_error
 from icrl_gym.scoring.statistics import Aggregate, interval_over_groups
 
 ERROR = "rmse_over_std_corrected"
@@ -78,16 +79,12 @@ class Curves:
 
 
 def error_of(record: Record) -> float | None:
-    """RMSE / std of a cell without the truth's own noise, None where it has none.
-
-    The corrected error of n states has a standard error of its own: RMSE^2 is known up to noise^2 sqrt(2 / n). What is
-    smaller than that cannot be told from zero, and counts as its square root, so that no geometric mean rests on it.
-    """
+    """RMSE / std of a cell without the truth's noise, as far as that lets it be told; None where it has none."""
     error, std = record.scores.get(ERROR), record.scores.get("truth_std_corrected")
     noise, number = record.scores.get("noise_floor"), record.scores.get("n")
     if record.error is not None or error is None or std is None or noise is None or not number:
         return None
-    return max(error, noise * (2.0 / number) ** 0.25 / std)
+    return resolved_error(error, noise, std, int(number))
 
 
 def noise_share(record: Record) -> float:

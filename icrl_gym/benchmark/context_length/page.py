@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 from icrl_gym.benchmark.context_length.curves import Curves, error_of, first_reaching, geometric_mean_of, noise_share
 from icrl_gym.benchmark.context_length.measurements import ESTIMATORS, FROM_LOG, TOLD
 from icrl_gym.benchmark.records import Record
+from icrl_gym.benchmark.report.errors import SELECTION
 from icrl_gym.runs import replacing, write_text
 from icrl_gym.scoring.document import Field, Picture, Section, Table, interval, markdown, number, text
 from icrl_gym.scoring.figures import COLOURS, GREY
@@ -22,11 +23,13 @@ WANTED = {32_768: 0.6}  # error over the critic's error, from the issue that thi
 WANTED_AT_TRAINING_STEPS = 0.5
 PANELS_PER_ROW = 4
 MEGABYTE = 2**20
-METHOD = """Policies and critics are those of PPO at the numbers of training steps in the table. Truth: means of
-simulated continuations from states on the policy's own path. Error: RMSE / std over these states with the truth's own
-noise subtracted, as `icrl_gym.score` does; an error that this noise cannot tell from zero counts as the smallest that
-it could tell. `generalist` gets the first n transitions of one stretch of the policy's experience, once with the
-policy, to be asked at imagined states, and once without. Nothing is trained on any of these environments."""
+METHOD = """Policies and critics are those of {algorithms} at the numbers of training steps in the table. Truth: means
+of simulated continuations from states on the policy's own path. Error: RMSE / std over these states with the truth's
+own noise subtracted, as `icrl_gym.score` does; an error that this noise cannot tell from zero counts as the smallest
+that it could tell. `generalist` gets the first n transitions of one stretch of the policy's experience, once with the
+policy, to be asked at imagined states, and once without."""
+NEW = "None of these environments is among those that the evaluator's design was chosen on."
+NOT_NEW = "**The evaluator's design was chosen on {envs}**: what it does elsewhere is not shown by these figures."
 
 
 def write_page(page: Path, records: Sequence[Record], command: str) -> None:
@@ -70,14 +73,26 @@ def introduction(curves: Curves, command: str) -> str:
 def sections(curves: Curves, picture: Picture) -> tuple[Section, ...]:
     """The body of the page."""
     parts = [
-        Section("In short", (summary(curves), picture)),
-        Section("Against the critic", (METHOD, ratio_table(curves))),
+        Section("In short", (summary(curves), origin(curves), picture)),
+        Section("Against the critic", (method(curves), ratio_table(curves))),
         Section("Environment by environment", tuple(error_table(curves, name) for name in ESTIMATORS)),
         Section("Cost", (cost_table(curves),)),
     ]
     if curves.failed:
         parts.append(Section("Without a score", (failures(curves),)))
     return tuple(parts)
+
+
+def method(curves: Curves) -> str:
+    """What was done, in words."""
+    folders = (Path(curves.critic(env).cell.task.policy).parent.name for env in curves.envs)
+    return METHOD.format(algorithms=" and ".join(sorted({folder.split("-")[0].upper() for folder in folders})))
+
+
+def origin(curves: Curves) -> str:
+    """Whether the evaluator was designed on these environments."""
+    known = [env for env in curves.envs if env in SELECTION]
+    return NOT_NEW.format(envs=", ".join(known)) if known else NEW
 
 
 def wanted(curves: Curves, length: int) -> float | None:
@@ -140,7 +155,7 @@ def error_table(curves: Curves, estimator: str) -> Table:
         f"RMSE / std, {LABELS[estimator]}",
         ("environment", "truth's noise / std", "critic's steps", "critic", *(f"n = {n:,}" for n in curves.lengths)),
         tuple(rows),
-        f"Geometric mean over {num_contexts(curves)} contexts.",
+        f"Contexts of each length: {num_contexts(curves)}; their geometric mean.",
     )
 
 

@@ -69,10 +69,11 @@ TOPICS: dict[str, Topic] = {
     ),
 }  # fmt: skip
 RIVALS_NOTE = """One log of CartPole-v1 under the policy that ships with the package, and one truth: RMSE / std at
-states on the policy's path, the truth's own noise subtracted. The ratio is to the generalist that is told the policy,
-in the same process. Networks are trained from scratch with 500, 1,000, 2,000, ... steps until they are as near as the
-generalist, or two doublings do not help; the seconds are those of that training alone. Kernel ridge (scikit-learn)
-regresses the returns of finished episodes; its width and ridge are chosen by cross-validation on 2,048 rows, which
+states on the policy's path, the truth's own noise subtracted; an error that this noise cannot tell from zero counts as
+the smallest that it could tell. The ratio is to the generalist that is told the policy, in the same process. Networks
+are trained from scratch with 500, 1,000, 2,000, ... steps until they are as near as the generalist, or two doublings do
+not help; the seconds are those of that training alone. Kernel ridge (scikit-learn) regresses the returns that the log
+shows to their end, up to 5 % of their weight; its width and ridge are chosen by cross-validation on 2,048 rows, which
 counts. PPO's critic, the fitted value network and FQE are wanted to take at least 100 times as long."""
 COST_NOTE = """Each row is a process of its own: the seconds of `fit` and `predict` at 64 states of the log, and the
 peak of resident memory above what was resident before, the log included there. The last column is the time over that

@@ -13,6 +13,7 @@ import numpy as np
 import icrl_gym as icrl
 from icrl_gym.acting.environments import make_environment
 from icrl_gym.acting.sb3_models import algorithm_class
+from icrl_gym.benchmark.resolution import resolved_error
 from icrl_gym.benchmark.resources import measured
 from icrl_gym.benchmark.scale.rows import CONSTRUCTED, EVALUATORS, FROM_LOG, TOLD, Measurement, Row
 from icrl_gym.benchmark.truths import TRUTH_SEED, kept
@@ -27,6 +28,7 @@ FIRST_STEPS, MOST_STEPS = 500, 64_000  # of a network's training; doubled in bet
 STALLED = 0.98  # a doubling that leaves more than this share of the best error has not helped; two end the search
 SELECTION_ROWS = 2_048  # of the log, on which kernel ridge's two settings are chosen
 WARM_UP = 128
+CUT_WEIGHT = 0.05  # of what a time limit or the log's end cut off, in a return that is still used
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,9 @@ def evaluate(shared: Shared, name: str, **options: Any) -> icrl.ValueEstimates:
 
 
 def error(values: icrl.ValueEstimates, truth: icrl.ValueEstimates) -> float:
-    """RMSE / std without the truth's own noise."""
-    return icrl.score(values, truth).rmse_over_std_corrected
+    """RMSE / std without the truth's own noise, as far as that noise lets it be told: a goal that can be reached."""
+    found = icrl.score(values, truth)
+    return resolved_error(found.rmse_over_std_corrected, found.noise_floor, found.truth_std_corrected, found.n)
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def longer_and_longer(train: Callable[[int], Trained], goal: float) -> Trained:
 
 
 def kernel_ridge(shared: Shared, name: str) -> icrl.ValueEstimates:
-    """Scikit-learn's kernel ridge on the discounted returns of finished episodes.
+    """Scikit-learn's kernel ridge on the discounted returns that the log shows to their end.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -160,11 +163,21 @@ def kernel_ridge(shared: Shared, name: str) -> icrl.ValueEstimates:
 
 
 def finished_returns(log: icrl.Trajectory, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """States (M, D) of finished episodes, and the discounted sums (M,) of the rewards until their ends."""
-    returns_N = decayed_sums(log.rewards, gamma * (1.0 - log.episode_ends))
-    last = np.flatnonzero(log.terminated | log.truncated)
-    finished = slice(0, last[-1] + 1) if len(last) else slice(None)
-    return np.asarray(log.observations, np.float64)[finished], returns_N[finished]
+    """States (M, D) and discounted sums of the rewards that follow them (M,), where the log shows them to their end.
+
+    That is where the episode terminates, or goes on for so long that what lies beyond weighs at most `CUT_WEIGHT`.
+
+    Raises:
+        ValueError: no return of the log is seen to its end.
+    """
+    going_N = 1.0 - log.episode_ends
+    returns_N = decayed_sums(log.rewards, gamma * going_N)
+    terminates_N = decayed_sums(log.terminated.astype(float), going_N) > 0
+    beyond_N = gamma ** decayed_sums(np.ones(len(log)), going_N)
+    seen_N = terminates_N | (beyond_N <= CUT_WEIGHT)
+    if not seen_N.any():
+        raise ValueError(f"log: none of its {len(log)} returns is seen to its end; a longer one is needed")
+    return np.asarray(log.observations, np.float64)[seen_N], returns_N[seen_N]
 
 
 def ppo_row(measurement: Measurement, shared: Shared) -> Row:
