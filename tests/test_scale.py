@@ -179,9 +179,15 @@ def test_returns_end_with_their_episode_and_those_that_were_cut_are_left_out():
     truncated = np.arange(10) == 3
     states = np.arange(11.0)[:, None]
     log = icrl.Trajectory(states[:-1], None, np.ones(10), states[1:], terminated, truncated, ends)
-    seen, returns = finished_returns(log, 0.5)
-    assert list(seen[:, 0]) == [0.0, 1.0, 4.0, 5.0]  # terminated; then 6 and 5 rewards, beyond which weighs 1/64, 1/32
-    assert returns == pytest.approx([1.5, 1.0, 2 - 2**-5, 2 - 2**-4])
+    found = finished_returns(log, 0.5)
+    assert list(found.states_MD[:, 0]) == [
+        0.0,
+        1.0,
+        4.0,
+        5.0,
+    ]  # terminated; then 6 and 5 rewards, beyond which weighs 1/64, 1/32
+    assert found.returns_M == pytest.approx([1.5, 1.0, 2 - 2**-5, 2 - 2**-4])
+    assert list(found.episodes_M) == [0, 0, 2, 2]
     with pytest.raises(ValueError, match="none of its 2 returns"):
         finished_returns(log[2:4], 0.5)
 

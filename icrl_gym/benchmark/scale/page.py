@@ -73,8 +73,9 @@ states on the policy's path, the truth's own noise subtracted; an error that thi
 the smallest that it could tell. The ratio is to the generalist that is told the policy, in the same process. Networks
 are trained from scratch with 500, 1,000, 2,000, ... steps until they are as near as the generalist, or two doublings do
 not help; the seconds are those of that training alone. Kernel ridge (scikit-learn) regresses the returns that the log
-shows to their end, up to 5 % of their weight; its width and ridge are chosen by cross-validation on 2,048 rows, which
-counts. PPO's critic, the fitted value network and FQE are wanted to take at least 100 times as long."""
+shows to their end, up to 5 % of their weight; its width and ridge are chosen by cross-validation over whole episodes on
+2,048 rows, which counts. PPO's critic, the fitted value network and FQE are wanted to take at least 100 times as
+long."""
 COST_NOTE = """Each row is a process of its own: the seconds of `fit` and `predict` at 64 states of the log, and the
 peak of resident memory above what was resident before, the log included there. The last column is the time over that
 of the same matrix products alone, at the speed of float64 measured in the same process; products are those that torch

@@ -146,24 +146,36 @@ def kernel_ridge(shared: Shared, name: str) -> icrl.ValueEstimates:
     """
     del name
     from sklearn.kernel_ridge import KernelRidge
-    from sklearn.model_selection import GridSearchCV
+    from sklearn.model_selection import GridSearchCV, GroupKFold
     from sklearn.preprocessing import StandardScaler
 
-    states_ND, returns_N = finished_returns(shared.log, shared.truth.estimand.gamma)
-    scale = StandardScaler().fit(states_ND)
-    inputs_ND, mean, spread = np.asarray(scale.transform(states_ND)), returns_N.mean(), returns_N.std() or 1.0
-    targets_N = (returns_N - mean) / spread
-    some = np.random.default_rng(0).permutation(len(inputs_ND))[:SELECTION_ROWS]
-    widths = [factor / inputs_ND.shape[1] for factor in (0.1, 1.0, 10.0)]
-    grid = {"alpha": [0.01, 0.1, 1.0, 10.0], "gamma": widths}
-    search = GridSearchCV(KernelRidge(kernel="rbf"), grid, cv=3).fit(inputs_ND[some], targets_N[some])
-    model = KernelRidge(kernel="rbf", **search.best_params_).fit(inputs_ND, targets_N)
+    seen = finished_returns(shared.log, shared.truth.estimand.gamma)
+    scale = StandardScaler().fit(seen.states_MD)
+    inputs_MD, mean = np.asarray(scale.transform(seen.states_MD)), seen.returns_M.mean()
+    spread = seen.returns_M.std() or 1.0
+    targets_M = (seen.returns_M - mean) / spread
+    some = np.random.default_rng(0).permutation(len(inputs_MD))[:SELECTION_ROWS]
+    widths = [factor / inputs_MD.shape[1] for factor in (0.01, 0.1, 1.0, 10.0)]
+    grid = {"alpha": [0.01, 0.1, 1.0, 10.0, 100.0], "gamma": widths}
+    folds = GroupKFold(min(3, len(np.unique(seen.episodes_M[some]))))  # whole episodes: neighbours in time are alike
+    search = GridSearchCV(KernelRidge(kernel="rbf"), grid, cv=folds)
+    search.fit(inputs_MD[some], targets_M[some], groups=seen.episodes_M[some])
+    model = KernelRidge(kernel="rbf", **search.best_params_).fit(inputs_MD, targets_M)
     values_Q = mean + spread * model.predict(scale.transform(shared.truth.observations))
     return icrl.ValueEstimates(np.asarray(values_Q, np.float64), shared.truth.observations, shared.truth.estimand)
 
 
-def finished_returns(log: icrl.Trajectory, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """States (M, D) and discounted sums of the rewards that follow them (M,), where the log shows them to their end.
+@dataclass(frozen=True)
+class Returns:
+    """States (M, D), the discounted sums of rewards that follow them (M,), and numbers of their episodes (M,)."""
+
+    states_MD: np.ndarray
+    returns_M: np.ndarray
+    episodes_M: np.ndarray
+
+
+def finished_returns(log: icrl.Trajectory, gamma: float) -> Returns:
+    """Returns where the log shows them to their end.
 
     That is where the episode terminates, or goes on for so long that what lies beyond weighs at most `CUT_WEIGHT`.
 
@@ -177,7 +189,8 @@ def finished_returns(log: icrl.Trajectory, gamma: float) -> tuple[np.ndarray, np
     seen_N = terminates_N | (beyond_N <= CUT_WEIGHT)
     if not seen_N.any():
         raise ValueError(f"log: none of its {len(log)} returns is seen to its end; a longer one is needed")
-    return np.asarray(log.observations, np.float64)[seen_N], returns_N[seen_N]
+    episodes_N = np.cumsum(log.episode_ends) - log.episode_ends
+    return Returns(np.asarray(log.observations, np.float64)[seen_N], returns_N[seen_N], episodes_N[seen_N])
 
 
 def ppo_row(measurement: Measurement, shared: Shared) -> Row:
