@@ -197,6 +197,8 @@ def test_an_error_within_the_truths_noise_is_a_goal_that_can_be_reached():
     states, values = np.arange(8.0)[:, None], np.arange(8.0)
     truth = icrl.ValueEstimates(values, states, estimand, np.full(8, 0.1))
     assert error(icrl.ValueEstimates(values, states, estimand), truth) > 0.02
+    with pytest.raises(ValueError, match="no spread beyond its noise"):
+        error(icrl.ValueEstimates(values, states, estimand), replace(truth, stderr=np.full(8, 9.0)))
 
 
 def test_two_calls_take_turns():
@@ -285,7 +287,7 @@ def test_a_page_of_part_of_the_rows_leaves_the_rest_out(tmp_path):
 @pytest.mark.slow
 def test_the_script_measures_resumes_and_writes_its_page(tmp_path):
     command = [
-        sys.executable, str(SCRIPT), "--sizes", "128", "--middle", "512", "--num-queries", "8", "--num-rollouts", "2",
+        sys.executable, str(SCRIPT), "--sizes", "128", "--middle", "512", "--num-queries", "16", "--num-rollouts", "16",
         "--num-threads", "1", "--out", str(tmp_path / "out"), "--page", str(tmp_path / "page.md"),
         "--topics", "cost", "streaming", "depth", "rivals",
     ]  # fmt: skip

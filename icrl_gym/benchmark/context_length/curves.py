@@ -82,7 +82,7 @@ def error_of(record: Record) -> float | None:
     """RMSE / std of a cell without the truth's noise, as far as that lets it be told; None where it has none."""
     error, std = record.scores.get(ERROR), record.scores.get("truth_std_corrected")
     noise, number = record.scores.get("noise_floor"), record.scores.get("n")
-    if record.error is not None or error is None or std is None or noise is None or not number:
+    if record.error is not None or error is None or not std or noise is None or not number:
         return None
     return resolved_error(error, noise, std, int(number))
 

@@ -94,8 +94,14 @@ def evaluate(shared: Shared, name: str, **options: Any) -> icrl.ValueEstimates:
 
 
 def error(values: icrl.ValueEstimates, truth: icrl.ValueEstimates) -> float:
-    """RMSE / std without the truth's own noise, as far as that noise lets it be told: a goal that can be reached."""
+    """RMSE / std without the truth's own noise, as far as that noise lets it be told: a goal that can be reached.
+
+    Raises:
+        ValueError: the truth has no spread beyond its noise.
+    """
     found = icrl.score(values, truth)
+    if not found.truth_std_corrected > 0:
+        raise ValueError(f"num_rollouts: the truth at {found.n} states has no spread beyond its noise; take more")
     return resolved_error(found.rmse_over_std_corrected, found.noise_floor, found.truth_std_corrected, found.n)
 
 
