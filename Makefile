@@ -27,7 +27,8 @@ check: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-bench: $(STAMP)  ## speed and memory, as ratios within one run
+bench: $(STAMP)  ## speed and memory, as ratios within one run; writes docs/performance.md (hours; resumes)
+	$(BIN)/python scripts/benchmark_scale.py
 	$(BIN)/python scripts/benchmark_evaluator.py
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_many.py
 	$(BIN)/python scripts/benchmark_truth.py
