@@ -27,8 +27,10 @@ check: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-bench: $(STAMP)  ## speed and memory, as ratios within one run
+bench: $(STAMP)  ## speed and memory, as ratios within one run; writes docs/performance.md (hours; resumes)
+	$(BIN)/python scripts/benchmark_scale.py
 	$(BIN)/python scripts/benchmark_evaluator.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/benchmark_many.py
 	$(BIN)/python scripts/benchmark_truth.py
 	$(BIN)/python scripts/benchmark_prior.py
 	$(BIN)/python scripts/benchmark_audit.py
@@ -44,10 +46,10 @@ docs: $(STAMP)  ## the generated pages: the theory's claims (an hour from scratc
 site: $(STAMP)  ## the documentation site, into site/; needs no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-pretrain: $(STAMP)  ## the generalist's checkpoint from an empty folder (hours; resumes), into runs/pretrain
+pretrain: $(STAMP)  ## the generalist's checkpoint from an empty folder (half an hour; resumes), into runs/pretrain
 	$(BIN)/icrl-gym pretrain --jobs 2
 
-ablate: pretrain  ## what each part of the pretraining is worth: the tables of docs/mixture.md (half an hour; resumes)
+ablate: pretrain  ## what the pretrained error bars are worth beside untrained ones: the tables of docs/mixture.md (minutes)
 	$(BIN)/python scripts/ablate_pretraining.py
 
 clean:

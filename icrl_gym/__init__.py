@@ -21,6 +21,8 @@ _PUBLIC = {
     "evaluator.network": ["Setting"],
     "evaluator.paper": ["paper_forward", "paper_parameters", "paper_prompt"],
     "evaluator.estimator": ["InContextEvaluator"],
+    "evaluator.rewards": ["RewardValues"],
+    "evaluator.many": ["evaluate_many"],
     "evaluator.budget": ["PromptBudget", "prompt_budget"],
     "registry": ["Estimator", "estimators", "make_estimator", "tuning_grid"],
     "live": ["EvaluateInContext", "VectorEvaluateInContext"],

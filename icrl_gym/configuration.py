@@ -208,7 +208,7 @@ class ReproduceConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Pretrain the mixture on the synthetic prior: draw and solve tasks, train its networks, write a checkpoint.
+    """Pretrain the error bars on the synthetic prior: draw and solve tasks, train a network, write a checkpoint.
 
     Finished shards of tasks and training states stay in the run folder, and a second call goes on from there. Under
     torchrun the processes share the tasks and the batches.
@@ -226,29 +226,30 @@ class PretrainConfig:
     """Shards to stop early by and to report; drawn from another stream."""
     tasks_per_shard: int = 16
     """Most tasks in a shard; contexts above 512 transitions come in smaller shards."""
-    lengths: tuple[tuple[int, float], ...] = ((128, 0.15), (256, 0.35), (512, 0.35), (1024, 0.12), (2048, 0.03))
+    lengths: tuple[tuple[int, float], ...] = (
+        (128, 0.14),
+        (256, 0.32),
+        (512, 0.32),
+        (1024, 0.12),
+        (2048, 0.05),
+        (8192, 0.05),
+    )
     """Transitions of a context, each number followed by its share of the shards."""
     num_queries: int = 64
     """Queries per task."""
     heads: tuple[int, ...] = ()
     """Heads of the mixture, by their numbers in icrl_gym/evaluator/heads.py; none means all. The first gives the
-    statistics, and the untrained mixture is this head alone."""
+    statistics."""
     exclude: tuple[str, ...] = ()
     """Families of the prior never trained on; validation still shows them."""
-    loss: str = "log_rmse"
-    """Loss of the gate: log_rmse, relative_rmse or huber."""
-    pull: float = 1.0
-    """Weight of the gate's distance from the safe mixture (docs/mixture.md); 0 lets it adapt as the prior likes."""
     steps: int = 3000
-    """Largest number of steps of each network."""
+    """Largest number of steps."""
     batch_size: int = 256
     """Tasks per step."""
     learning_rate: float = 2e-3
     """Largest learning rate, after warm-up; a cosine brings it down."""
     width: int = 32
     """Width of the hidden layers."""
-    members: int = 4
-    """Gates whose mean is taken; they differ in their initial weights."""
     jobs: int = 1
     """Processes that draw and solve tasks on this machine."""
     device: str = "cpu"
@@ -256,12 +257,12 @@ class PretrainConfig:
     bf16: bool = False
     """Matrix products of the training in bfloat16, for devices that are faster at it."""
     tensorboard: bool = True
-    """Write losses (by family too), gates and coverage for TensorBoard into the folder."""
+    """Write losses (by family too), errors and coverage for TensorBoard into the folder."""
 
     def check(self) -> None:
         """Raise ValueError if a field is out of its range; the message names it."""
         sizes = ("shards", "validation_shards", "tasks_per_shard", "num_queries")
-        for name in (*sizes, "steps", "batch_size", "width", "members", "jobs"):
+        for name in (*sizes, "steps", "batch_size", "width", "jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}")
         if not self.lengths or any(number < 2 or not 0 < share < float("inf") for number, share in self.lengths):
@@ -270,8 +271,6 @@ class PretrainConfig:
             raise ValueError(f"heads must be different numbers of at least 0, got {self.heads!r}")
         if self.seed < 0:
             raise ValueError(f"seed must be an integer of at least 0, got {self.seed!r}")
-        if not 0 <= self.pull < float("inf"):
-            raise ValueError(f"pull must be a number of at least 0, got {self.pull!r}")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate must be in (0, 1), got {self.learning_rate!r}")
         if self.checkpoint is not None and self.checkpoint.suffix != ".safetensors":

@@ -96,7 +96,7 @@ def main(config: Config) -> None:
     layers: dict[str, Any] = {"num_layers": NUM_LAYERS}
     for name, dtype in (("float32", torch.float32), ("float64", torch.float64)):
         cost = ratio(in_context(8192, dtype=dtype, **layers), plain_pass(8192, dtype), config.repeats)
-        print(f"{NUM_LAYERS} layers + {NUM_QUERIES} queries, n = 8192, {name}: {cost:.2f} plain passes (at most 4)")
+        print(f"{NUM_LAYERS} layers + {NUM_QUERIES} queries, n = 8192, {name}: {cost:.2f} plain passes (at most 3)")
     cost = ratio(in_context(2048), plain_pass(2048, torch.float32), config.repeats)
     print(f"equilibrium + {NUM_QUERIES} queries, n = 2048, float64: {cost:.2f} plain float32 passes")
     heads = num_heads(2048)

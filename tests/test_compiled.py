@@ -1,6 +1,6 @@
 """What is reported of an evaluation is what answered: members, support, attention, certificates."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,33 +10,30 @@ import icrl_gym as icrl
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator import kernel as kernel_module
 from icrl_gym.evaluator.certificates import certificates
-from icrl_gym.evaluator.checkpoint import new_networks
 from icrl_gym.evaluator.error_bars import SamplingError
-from icrl_gym.evaluator.gate import Gates, consensus
 from icrl_gym.evaluator.heads import HEADS
+from icrl_gym.evaluator.keys import keys
+from icrl_gym.evaluator.mixing import consensus
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.network import compile_prompt
 from icrl_gym.evaluator.setting import Setting
+from icrl_gym.evaluator.spread_head import SpreadHead
 
 GAMMA = 0.9
 TWO = (Setting(), Setting(bandwidth=0.8, sink=50.0, forgetting=1e-3, landmarks=7))
 DISTINCT_KERNELS = {(head.bandwidth, head.sink, head.relevance, head.landmarks) for head in HEADS}
 
 
-class Decided(torch.nn.Module):
-    """A gate that decides the same for every prompt."""
+@dataclass(frozen=True, eq=False)
+class Weighed(Generalist):
+    """A mixture whose heads have shares of their own."""
 
-    def __init__(self, shares, level=0.0):
-        super().__init__()
-        self.gates = Gates(
-            torch.as_tensor(np.array([shares])),
-            torch.tensor([level]),
-            torch.zeros(1),
-            torch.ones(1),
-        )
+    shares: tuple[float, ...] = ()
 
-    def forward(self, statistics):
-        return self.gates
+    def compile(self, prompt, device, dtype):
+        mixture = super().compile(prompt, device, dtype)
+        members = zip(mixture.members, self.shares, strict=True)
+        return replace(mixture, members=tuple(replace(member, share=share) for member, share in members))
 
 
 def make_log(num_rows=60, seed=0):
@@ -47,9 +44,9 @@ def make_log(num_rows=60, seed=0):
     return icrl.Trajectory(states[:-1], np.zeros(num_rows), rewards, states[1:], terminated, truncated)
 
 
-def fitted(heads=HEADS, shares=None, level=0.0, log=None):
-    shares = np.full(len(heads), 1 / len(heads)) if shares is None else np.array(shares)
-    model = Generalist(heads, Decided(shares, level), new_networks(len(heads), 4)[1])
+def fitted(heads=HEADS, shares=None, log=None):
+    spread = SpreadHead(4)
+    model = Generalist(heads, spread) if shares is None else Weighed(heads, spread, tuple(shares))
     return icrl.InContextEvaluator(model=model).fit(log or make_log(), GAMMA)
 
 
@@ -60,13 +57,8 @@ def weights_of(states, prompt, setting, rows):
     return len(prompt) / len(rows) * np.exp(-square / (2 * width**2))
 
 
-def keys_of(prompt, setting):
-    n = len(prompt)
-    return np.linspace(0, n - 1, setting.landmarks).round().astype(int) if setting.landmarks else np.arange(n)
-
-
 def test_values_are_those_of_the_members_that_are_reported():
-    evaluator = fitted(shares=np.random.default_rng(0).dirichlet(np.ones(len(HEADS))), level=0.7)
+    evaluator = fitted(shares=np.random.default_rng(0).dirichlet(np.ones(len(HEADS))))
     log = evaluator.trajectory_
     estimate = evaluator.predict(log.next_observations[:9])
     members, queries = estimate.diagnostics.members, evaluator.prompt_.queries(log.next_observations[:9])
@@ -79,21 +71,21 @@ def test_values_are_those_of_the_members_that_are_reported():
     assert np.abs(estimate.values - values[0, 0].numpy()).max() > 1e-3  # not those of the first head
 
 
-@pytest.mark.parametrize("shares", [(1.0, 0.0), (0.3, 0.7), (0.0, 1.0)])
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.3, 0.7), (0.9, 0.1)])
 def test_support_and_attention_are_the_share_weighted_ones_of_the_members(shares):
     evaluator = fitted(TWO, shares)
     prompt, states = evaluator.prompt_, evaluator.trajectory_.next_observations[:5]
     queries, n = prompt.queries(states), len(evaluator.prompt_)
     support, attention = np.zeros(5), np.zeros((5, n))
     for setting, share in zip(TWO, shares, strict=True):
-        rows = keys_of(prompt, setting)
+        rows, _ = keys(prompt, setting.landmarks, np.zeros(n))
         weights = weights_of(queries, prompt, setting, rows)
         support += share * weights.sum(axis=1)
         attention[:, rows] += share * weights / (setting.sink + weights.sum(axis=1, keepdims=True))
     estimate = evaluator.predict(states)
     np.testing.assert_allclose(estimate.diagnostics.support, support, rtol=1e-8)
     np.testing.assert_allclose(evaluator.attention(states), attention, atol=1e-12)
-    assert [member.share for member in estimate.diagnostics.members] == [share for share in shares if share]
+    assert [member.share for member in estimate.diagnostics.members] == list(shares)
 
 
 def test_the_construction_is_a_mixture_of_one():
@@ -102,16 +94,10 @@ def test_the_construction_is_a_mixture_of_one():
     estimate = evaluator.predict(log.observations[:5])
     (member,) = estimate.diagnostics.members
     assert (member.share, member.setting, member.fell_back) == (1.0, Setting(), False)
-    np.testing.assert_allclose(fitted((Setting(),)).predict(log.observations[:5]).values, estimate.values, rtol=1e-12)
     mass = weights_of(evaluator.prompt_.queries(log.observations[:5]), evaluator.prompt_, Setting(), np.arange(60))
     np.testing.assert_allclose(
         evaluator.attention(log.observations[:5]), mass / (300.0 + mass.sum(axis=1, keepdims=True)), atol=1e-12
     )
-
-
-def test_a_head_with_a_negative_share_has_none_in_the_answer():
-    members = fitted(TWO, (1.4, -0.4)).predict(np.zeros((1, 2))).diagnostics.members
-    assert [member.share for member in members] == [1.0, 0.0]
 
 
 def test_certificates_are_told_of_every_member_and_landmarks_have_none():

@@ -1,6 +1,5 @@
-"""The pretrained mixture: what it is at initialisation, what holds for any weights, and its checkpoints."""
+"""The mixture of heads with fixed dials, its pretrained error bars, what holds for any weights, and its checkpoints."""
 
-import hashlib
 import json
 import os
 from dataclasses import replace
@@ -17,29 +16,20 @@ from icrl_gym.evaluator.checkpoint import (
     CheckpointError,
     digest_of,
     load_checkpoint,
-    new_networks,
     save_checkpoint,
-    upgrade_checkpoint,
-)
-from icrl_gym.evaluator.gate import (
-    CUT,
-    LEAST_LEVEL,
-    LEAST_SPREAD,
-    UNTRUSTED_COLUMN,
-    Gate,
-    Gates,
-    consensus,
-    gated,
 )
 from icrl_gym.evaluator.heads import HEADS
+from icrl_gym.evaluator.mixing import FREE_LEVEL, LEAST_SPREAD, PSEUDO_TERMINATIONS, agreed, consensus
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.network import compile_prompt, with_free_level
 from icrl_gym.evaluator.setting import THEOREM_1, Setting
+from icrl_gym.evaluator.spread_head import TRUSTED, SpreadHead
 from icrl_gym.evaluator.statistics import QUERY_STATISTICS, STATISTICS, prompt_statistics, value_scale
-from icrl_gym.pretraining.shards import as_tensors, solve_example
-from icrl_gym.pretraining.training import with_errors
+from icrl_gym.pretraining.shards import solve_example
 
 GAMMA = 0.95
+
+LENGTH = STATISTICS.index("log_transitions")
 
 
 def make_log(seed=0, num_rows=80, dimension=3, ends=True, reward_scale=1.0, order=None, noise=0.3):
@@ -70,8 +60,8 @@ def make_queries(prompt, num_queries=7, seed=5):
     return np.random.default_rng(seed).normal(size=(num_queries, prompt.source_features.shape[1]))
 
 
-def untrained(heads=HEADS, num_members=2):
-    return Generalist(heads, *new_networks(len(heads), 8, num_members))
+def untrained(heads=HEADS):
+    return Generalist(heads, SpreadHead(8))
 
 
 def statistics_of(prompt, first):
@@ -79,24 +69,23 @@ def statistics_of(prompt, first):
 
 
 def with_random_weights(prompt, seed, heads=HEADS, size=0.7):
-    """A mixture with random weights that trusts prompts like this one."""
+    """A mixture with error bars of random weights that trust prompts like this one."""
     model = untrained(heads)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for network in (model.gate, model.spread):
-            for parameter in network.parameters():
-                parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+        for parameter in model.spread.parameters():
+            parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
         known = torch.as_tensor(statistics_of(prompt, heads[0]))
-        model.gate.standardisation.get_buffer("mean_S").copy_(known + 0.5)
+        means_of(model.spread)[: len(STATISTICS)] = known + 0.5
     return model
+
+
+def means_of(spread):
+    return spread.standardisation.get_buffer("mean_Z")
 
 
 def compiled(model, prompt):
     return model.compile(prompt, "cpu", torch.float64)
-
-
-def output_bias(network):
-    return network[-1].bias
 
 
 def mixed_values(mixture, queries):
@@ -116,20 +105,70 @@ def values_of(prompt, setting, queries, **options):
     return run.values(run.attend(queries))[-1].numpy()
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.3])
+def at_the_dials(prompt, heads, queries, pseudo=0.0):
+    """Values of every head, solved from scratch at the free level and the pseudo-terminations, (H, Q)."""
+    solved = []
+    for head in heads:
+        setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
+        if compile_prompt(prompt, setting).fell_back:  # which is decided at level 0
+            setting = setting.fallback()
+        solved.append(values_of(prompt, replace(setting, free_level=0.9), queries, fall_back=False))
+    return np.stack(solved)
+
+
+def robust_mean(by_head_HQ, shares_H):
+    """Heads mixed by their shares, less where one stands apart from the others."""
+    distance_HQ = np.abs(by_head_HQ - np.median(by_head_HQ, axis=0))
+    spread_Q = np.median(distance_HQ, axis=0) + LEAST_SPREAD * distance_HQ.mean(axis=0)
+    weights_HQ = shares_H[:, None] / (1 + (distance_HQ / np.maximum(spread_Q, 1e-300)) ** 2)
+    return (weights_HQ * by_head_HQ).sum(axis=0) / weights_HQ.sum(axis=0)
+
+
+def of_one_reward(prompt, reward=1.0):
+    return replace(prompt, rewards=np.full(len(prompt), reward))
+
+
 @pytest.mark.parametrize("ends", [True, False])
-def test_untrained_it_is_the_constructed_evaluator(ends, noise):
-    log = make_log(ends=ends, noise=noise)
-    constructed = icrl.InContextEvaluator.from_pretrained("constructed").fit(log, GAMMA)
-    states = log.next_observations[::9]
-    expected = constructed.predict(states)
-    prompt = Prompt.from_trajectory(log, GAMMA)
-    mixture, queries = compiled(untrained(), prompt), prompt.queries(states)
-    np.testing.assert_allclose(mixed_values(mixture, queries), expected.values, rtol=1e-12)
-    np.testing.assert_allclose(mixture.attribution(queries), expected.attribution(), rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("equal", [True, False])
+def test_values_are_the_robust_mean_of_heads_with_equal_shares_at_the_dials(equal, ends):
+    assert (FREE_LEVEL, PSEUDO_TERMINATIONS) == (0.9, 0.7)
+    prompt = make_prompt(ends=ends, num_rows=60)
+    prompt = of_one_reward(prompt, 1 / 3) if equal else prompt
+    queries, pseudo = make_queries(prompt), 0.7 if equal else 0.0
+    mixture = compiled(untrained(), prompt)
+    assert shares_of(mixture) == [0.1] * len(HEADS)
+    assert {m.setting.free_level for m in mixture.members if not m.fell_back} == {0.9}
+    assert {m.setting.pseudo_terminations for m in mixture.members if not m.fell_back} == {pseudo}
+    expected = robust_mean(at_the_dials(prompt, HEADS, queries, pseudo), np.full(len(HEADS), 0.1))
+    np.testing.assert_allclose(mixed_values(mixture, queries), expected, rtol=1e-7)
+    if equal:  # both dials are felt
+        without = robust_mean(at_the_dials(prompt, HEADS, queries), np.full(len(HEADS), 0.1))
+        assert np.abs(without - expected).max() > 1e-3 * np.abs(expected).max()
 
 
-def test_theorem_1_is_one_of_its_settings():
+def test_one_reward_that_differs_leaves_pseudo_terminations_out():
+    prompt = of_one_reward(make_prompt())
+    other = replace(prompt, rewards=prompt.rewards + 0.01 * (np.arange(len(prompt)) == 5))
+    used = [
+        {member.setting.pseudo_terminations for member in compiled(untrained(), p).members} for p in (prompt, other)
+    ]
+    assert used == [{PSEUDO_TERMINATIONS}, {0.0}]
+
+
+def test_a_weighted_log_is_read_by_the_heads_without_traces_if_any():
+    prompt = make_prompt()
+    weighted = replace(prompt, importance_ratios=np.random.default_rng(0).exponential(size=len(prompt)))
+    queries, without = make_queries(prompt), tuple(head for head in HEADS if not head.trace_decay)
+    mixture = compiled(untrained(), weighted)
+    assert len(mixture.members) == len(without) < len(HEADS)
+    np.testing.assert_allclose(shares_of(mixture), 1 / len(without))
+    expected = robust_mean(at_the_dials(weighted, without, queries), np.ones(len(without)))
+    np.testing.assert_allclose(mixed_values(mixture, queries), expected, rtol=1e-7)
+    with_traces = tuple(replace(head, trace_decay=0.5) for head in HEADS[:2])
+    assert len(compiled(untrained(with_traces), weighted).members) == 2
+
+
+def test_a_mixture_of_theorem_1_alone_is_theorem_1():
     log = make_log()
     expected = icrl.InContextEvaluator(plain=True).fit(log, GAMMA).predict(log.next_observations[::9])
     prompt = Prompt.from_trajectory(log, GAMMA)
@@ -146,7 +185,6 @@ def test_values_are_the_attribution_of_the_rewards_whatever_the_weights(seed, en
     prompt = make_prompt(seed=seed, ends=ends)
     mixture, queries = compiled(with_random_weights(prompt, seed), prompt), make_queries(prompt)
     assert len(mixture.members) > 1
-    assert any(member.setting.free_level for member in mixture.members)
     values = mixed_values(mixture, queries)
     assert np.abs(values - values_of(prompt, HEADS[0], queries)).max() > 1e-3
     np.testing.assert_allclose(mixture.attribution(queries) @ prompt.rewards, values, rtol=1e-8)
@@ -190,122 +228,34 @@ def test_the_order_of_observed_dimensions_does_not_matter(seed, noise):
     np.testing.assert_allclose(standard_errors(other, queries[:, order]), standard_errors(one, queries), rtol=1e-4)
 
 
-def test_whatever_the_weights_the_adaptation_is_bounded():
-    generator = torch.Generator().manual_seed(0)
-    gate = Gate(len(STATISTICS), 5, 16, num_members=2)
-    seen = []
-    for scale in (0.3, 3.0, 30.0):
-        with torch.no_grad():
-            for parameter in gate.parameters():
-                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-            inputs = torch.randn(200, len(STATISTICS), generator=generator)
-            gates = gate(torch.cat([inputs, 4 * inputs]))
-        torch.testing.assert_close(gates.shares_BH.sum(dim=1), torch.ones(400))
-        assert gates.shares_BH.abs().sum(dim=1).max() <= 3.0 + 1e-5
-        for tensor, low, high in (
-            (gates.free_level_B, LEAST_LEVEL, 1.0),
-            (gates.pseudo_terminations_B, 0.0, 1.0),
-            (gates.trust_B, 0.0, 1.0),
-        ):
-            assert low - 1e-6 <= tensor.min()
-            assert tensor.max() <= high
-        seen.append(gates)
-    assert min(gates.free_level_B.min() for gates in seen) < -0.2
-    for name in ("free_level_B", "pseudo_terminations_B"):
-        assert max(getattr(gates, name).max() for gates in seen) > 0.9
-
-
-@pytest.mark.parametrize(("bias", "level", "pseudo"), [(50.0, 1.0, 1.0), (-50.0, LEAST_LEVEL, 0.0)])
-def test_the_bounds_are_reached(bias, level, pseudo):
-    gate = Gate(len(STATISTICS), 2, 8, num_members=3, constant_reward=0)
-    with torch.no_grad():
-        for member in gate.members:
-            output_bias(member)[-2:] = bias
-        gates = gate(torch.ones(1, len(STATISTICS)))
-    assert (float(gates.free_level_B), float(gates.pseudo_terminations_B)) == pytest.approx((level, pseudo))
-
-
-def test_only_heads_without_a_share_are_left_out():
-    prompt, queries = make_prompt(), make_queries(make_prompt())
-    model = untrained(num_members=1)
-    model.gate.standardisation.get_buffer("scale_S").fill_(100.0)
-    bias = output_bias(model.gate.members[0]).data
-    small = len(HEADS) - 2
-    bias[: len(HEADS)] = torch.tensor([0.0, 0.5, -5.0, *[-30.0] * (small - 1)])
-    bias[-3] = 0.7
-    mixing, exponents = np.tanh(0.7), np.array([0.0, 0.5, -5.0])
-    softmax = np.exp(exponents) / (np.exp(exponents).sum() + (small - 1) * np.exp(-30.0))
-    shares = np.array([1 - mixing, 0.0, 0.0]) + mixing * softmax
-    assert shares[2] < 0.01  # a head that hardly counts is run: training has it in its medians
-    mixture = compiled(model, prompt)
-    np.testing.assert_allclose(shares_of(mixture), shares / shares.sum(), rtol=1e-5)
-    by_head = torch.as_tensor(np.stack([values_of(prompt, head, queries) for head in HEADS[:3]]))[None]
-    weights = consensus(by_head, torch.tensor([shares_of(mixture)]))
-    np.testing.assert_allclose(mixed_values(mixture, queries), (weights * by_head).sum(dim=1)[0], rtol=1e-7)
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_far_from_the_prior_it_is_exactly_the_first_head(noise):
-    prompt = make_prompt(noise=noise)
-    model = with_random_weights(prompt, seed=1)
-    queries = make_queries(prompt)
-    model.gate.standardisation.get_buffer("mean_S")[3] += 100.0
-    mixture = compiled(model, prompt)
-    assert (mixture.trust, shares_of(mixture)) == (0.0, [1.0])
-    np.testing.assert_array_equal(mixed_values(mixture, queries), values_of(prompt, HEADS[0], queries))
-
-
 @pytest.mark.parametrize("column", range(len(STATISTICS)))
-def test_one_statistic_is_enough_to_withdraw_unless_it_is_the_length(column):
-    prompt = make_prompt(noise=0.0)
-    gate = with_random_weights(prompt, seed=1).gate
-    statistics = gate.standardisation.get_buffer("mean_S")[None].clone()
-    with torch.no_grad():
-        inside = gate(statistics)
-        statistics[0, column] += CUT + 20.0
-        outside = gate(statistics)
-    assert float(inside.trust_B) == 1.0
-    assert float(inside.free_level_B.abs()) > 0.01
-    if column == UNTRUSTED_COLUMN:
-        assert float(outside.trust_B) == 1.0
-    else:
-        assert float(outside.trust_B) == float(outside.free_level_B) == float(outside.pseudo_terminations_B) == 0.0
-        np.testing.assert_array_equal(outside.shares_BH[0], np.eye(len(HEADS))[0])
+def test_one_statistic_is_enough_to_doubt_the_error_bars_unless_it_is_the_length(column):
+    spread = with_random_weights(make_prompt(), seed=1).spread
+    statistics = means_of(spread)[: len(STATISTICS)].repeat(2, 1)
+    statistics[1, column] += TRUSTED + 20.0
+    inside, outside = spread.trust_in(statistics).tolist()
+    assert inside == 1.0
+    assert outside == (1.0 if column == LENGTH else 0.0)
 
 
-def test_pseudo_terminations_are_only_for_contexts_of_one_reward():
-    column = STATISTICS.index("constant_reward")
-    gate, _ = new_networks(2, 8)
-    output_bias(gate.members[0]).data.fill_(0.5)
-    statistics = torch.zeros(2, len(STATISTICS))
-    statistics[1, column] = 1.0
-    with torch.no_grad():
-        pseudo = gate(statistics).pseudo_terminations_B
-    np.testing.assert_allclose(pseudo, [0.0, np.tanh(0.5)], rtol=1e-6)
+@pytest.mark.parametrize("column", [None, STATISTICS.index("log_stretches"), LENGTH])
+def test_far_from_the_prior_the_same_values_come_with_a_warning(column):
+    prompt = make_prompt()
+    near, far = (with_random_weights(prompt, seed=1) for _ in range(2))
+    if column is not None:
+        means_of(far.spread)[column] += 100.0
+    one, other = compiled(near, prompt), compiled(far, prompt)
+    doubted = column not in (None, LENGTH)
+    assert (one.trust, one.warnings) == (1.0, ())
+    assert other.trust == (0.0 if doubted else 1.0)
+    assert any("error bars were trained on (trust 0.00)" in warning for warning in other.warnings) == doubted
+    queries = make_queries(prompt)
+    np.testing.assert_array_equal(mixed_values(other, queries), mixed_values(one, queries))
 
 
-def test_the_gate_is_the_mean_of_its_members():
-    gate = with_random_weights(make_prompt(), seed=2).gate
-    statistics = gate.standardisation.get_buffer("mean_S") + torch.linspace(-0.5, 0.5, 6)[:, None]
-    with torch.no_grad():
-        mean, members = gate(statistics), gate.by_member(statistics)
-    assert len(members) == 2
-    for name, expected in vars(mean).items():
-        torch.testing.assert_close(sum(getattr(member, name) for member in members) / 2, expected)
-    assert (members[0].shares_BH != members[1].shares_BH).all()
-
-
-def gates_of(shares, level, pseudo):
-    dials = (torch.tensor([dial]) for dial in (level, pseudo, 1.0))
-    return Gates(torch.tensor(np.array([shares])), *dials)
-
-
-def agreed(by_head_HQ, shares_H):
-    """Heads mixed by their shares, less where one stands apart from the others."""
-    distance_HQ = np.abs(by_head_HQ - np.median(by_head_HQ, axis=0))
-    spread_Q = np.median(distance_HQ, axis=0) + LEAST_SPREAD * distance_HQ.mean(axis=0)
-    weights_HQ = np.maximum(shares_H, 0)[:, None] / (1 + (distance_HQ / np.maximum(spread_Q, 1e-300)) ** 2)
-    return (weights_HQ * by_head_HQ).sum(axis=0) / weights_HQ.sum(axis=0)
+def test_the_construction_has_no_training_to_be_unlike_of():
+    mixture = icrl.InContextEvaluator().fit(make_log(), GAMMA).compiled_
+    assert (mixture.trust, mixture.warnings) == (1.0, ())
 
 
 @pytest.mark.parametrize("num_heads", range(1, 7))
@@ -318,10 +268,11 @@ def test_heads_are_weighed_by_their_shares_and_by_whether_they_agree(num_heads):
 
     weights_HQ = weights_of(values_HQ)
     np.testing.assert_allclose(weights_HQ.sum(axis=0), 1.0, rtol=1e-12)
-    np.testing.assert_allclose((weights_HQ * values_HQ).sum(axis=0), agreed(values_HQ, shares_H), rtol=1e-9)
+    np.testing.assert_allclose((weights_HQ * values_HQ).sum(axis=0), robust_mean(values_HQ, shares_H), rtol=1e-9)
     np.testing.assert_allclose(weights_of(-3e-4 * values_HQ + 5.0), weights_HQ, rtol=1e-6)
     np.testing.assert_allclose(weights_of(np.full((num_heads, 2), 3.0)), np.stack([shares_H] * 2, axis=1), rtol=1e-12)
-    np.testing.assert_array_equal(weights_of(values_HQ, np.eye(num_heads)[0]), np.eye(num_heads)[:, :1] + np.zeros(9))
+    equal = robust_mean(values_HQ, np.ones(num_heads))
+    np.testing.assert_allclose(agreed(torch.as_tensor(values_HQ)[None])[0], equal, rtol=1e-9)
     if num_heads < 3:
         np.testing.assert_allclose(weights_HQ, np.repeat(shares_H[:, None], 9, axis=1), rtol=1e-9)
     else:
@@ -329,88 +280,42 @@ def test_heads_are_weighed_by_their_shares_and_by_whether_they_agree(num_heads):
         assert weights_of(values_HQ)[1].max() < 1e-3
 
 
-def some_shares():
-    """None so small that a head is left out."""
-    return 0.5 * np.random.default_rng(0).dirichlet(np.ones(len(HEADS))) + 0.5 / len(HEADS)
-
-
-def solved_example(prompt, queries):
-    example = solve_example(prompt, queries, np.zeros(len(queries)), np.zeros(len(queries)), HEADS)
-    assert example is not None
-    return example
-
-
-def of_one_reward(prompt, reward=1.0):
-    return replace(prompt, rewards=np.full(len(prompt), reward))
-
-
-@pytest.mark.parametrize("pseudo", [0.0, 1.0])
-@pytest.mark.parametrize("level", [0.0, 1.0, 0.4, -0.2])
-def test_mixing_the_corners_is_solving_at_the_gates(pseudo, level):
-    prompt = make_prompt(num_rows=60)
-    if pseudo:
-        prompt = of_one_reward(prompt)
-    queries = make_queries(prompt)
-    example = solved_example(prompt, queries)
-    shares = some_shares()
-    mixed = gated(torch.as_tensor(example.values), gates_of(shares, level, pseudo))[0].numpy()
-    solved = []
-    for head in HEADS:
-        setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
-        if compile_prompt(prompt, setting).fell_back:  # which is decided at level 0
-            setting = setting.fallback()
-        solved.append(values_of(prompt, replace(setting, free_level=level), queries, fall_back=False))
-    expected = agreed(np.stack(solved), shares)
-    np.testing.assert_allclose(example.constant + example.scale * mixed, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_corners_of_pseudo_terminations_are_solved_only_where_all_rewards_are_equal():
-    prompt = make_prompt(num_rows=60)
-    different, equal = (solved_example(one, make_queries(prompt)) for one in (prompt, of_one_reward(prompt)))
-    np.testing.assert_array_equal(different.values[:, :, 0], different.values[:, :, 1])
-    assert (np.abs(equal.values[:, :, 0] - equal.values[:, :, 1]).max(axis=(0, 2, 3)) > 1e-3).all()
-
-
-def test_between_the_corners_pseudo_terminations_are_interpolated():
-    values = torch.arange(8.0).reshape(1, 2, 2, 2, 1)
-    mixed = gated(values, gates_of([0.25, 0.75], 0.5, 0.1))  # two heads keep their shares
-    by_head = [start + 0.9 * 0.5 + 0.1 * 2.5 for start in (0.0, 4.0)]
-    assert float(mixed) == pytest.approx(0.25 * by_head[0] + 0.75 * by_head[1])
-
-
-class Decided(torch.nn.Module):
-    """A gate that decides the same for every prompt."""
-
-    def __init__(self, gates):
-        super().__init__()
-        self.gates = gates
-
-    def forward(self, statistics):
-        return self.gates
-
-
-class Watched(torch.nn.Module):
+class Watched(SpreadHead):
     """A spread head that keeps what it was shown."""
 
     def forward(self, statistics, query_statistics):
-        self.shown = query_statistics.clone()
+        self.shown = statistics.clone(), query_statistics.clone()
         return torch.zeros(query_statistics.shape[:2])
 
 
-@pytest.mark.parametrize(("level", "pseudo"), [(0.0, 0.0), (0.7, 0.0), (-0.2, 1.0)])
+@pytest.mark.parametrize("equal", [True, False])
 @pytest.mark.parametrize("ends", [True, False])
-def test_an_example_holds_what_a_mixture_says_and_what_its_spread_is_shown(ends, level, pseudo):
-    prompt = make_prompt(noise=0.0, ends=ends, num_rows=60)
-    if pseudo:
-        prompt = of_one_reward(prompt)
-    queries, gates = make_queries(prompt), gates_of(some_shares(), level, pseudo)
-    model = Generalist(HEADS, Decided(gates), Watched())
+def test_an_example_holds_what_a_mixture_says_and_what_its_error_bars_are_shown(ends, equal):
+    log = make_log(noise=0.0, ends=ends, num_rows=60)
+    log = replace_rewards(log, np.ones(len(log))) if equal else log
+    prompt = Prompt.from_trajectory(log, GAMMA)
+    queries, model = make_queries(prompt), Generalist(HEADS, Watched())
     expected = mixed_values(compiled(model, prompt), queries)
-    example = solved_example(prompt, queries)
-    batch = with_errors(as_tensors(example), model.gate)
-    actual = example.constant + example.scale * (batch["error"] + batch["truth"])[0].numpy()
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * float(example.scale[0]))
-    np.testing.assert_allclose(batch["query_statistics"], model.spread.shown, atol=0.02)
+    truth, noise = np.arange(7.0), np.full(7, 0.5)
+    example = solve_example(prompt, queries, truth, noise, HEADS)
+    scale = float(example.scale[0])
+    assert scale == value_scale(compile_prompt(prompt, HEADS[0]))
+    np.testing.assert_allclose(example.constant + scale * example.mixed[0], expected, rtol=1e-5, atol=1e-5 * scale)
+    np.testing.assert_allclose(example.constant + scale * example.truth[0], truth, atol=1e-5 * scale)
+    np.testing.assert_allclose(scale * example.truth_stderr[0], noise, rtol=1e-6)
+    statistics, of_queries = model.spread.shown
+    np.testing.assert_allclose(example.statistics, statistics, rtol=1e-6)
+    np.testing.assert_allclose(example.query_statistics, of_queries, atol=1e-5)
+
+
+def test_an_example_holds_the_first_head_as_it_stands_and_its_sampling_error():
+    prompt = make_prompt()
+    queries = make_queries(prompt)
+    example = solve_example(prompt, queries, np.zeros(7), np.zeros(7), HEADS)
+    alone = icrl.InContextEvaluator().fit(make_log(), GAMMA).compiled_.read(queries)
+    scale = float(example.scale[0])
+    np.testing.assert_allclose(example.constant + scale * example.constructed[0], alone.by_layer_LQ[-1], rtol=1e-5)
+    np.testing.assert_allclose(scale * example.sampling_error[0], alone.stderr_Q, rtol=1e-5)
 
 
 SOLVED = [Setting(), Setting(trace_decay=0.9, forgetting=1e-2), Setting(bandwidth=0.4, averaging=1.0, sink=0.0)]
@@ -430,7 +335,7 @@ def test_moving_the_level_is_solving_at_it(setting, level):
     solved = compile_prompt(prompt, replace(setting, free_level=level))
     moved = with_free_level(compile_prompt(prompt, setting), level)
     assert moved.setting == solved.setting
-    np.testing.assert_allclose(moved.readout.columns_LCR, solved.readout.columns_LCR[..., :1], rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(moved.at_columns[0], solved.at_columns[0], rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(
         moved.values(moved.attend(queries))[-1], values_of(prompt, solved.setting, queries), rtol=1e-9
     )
@@ -499,9 +404,8 @@ def test_untrained_error_bars_are_one_value_scale_and_twice_that_far_out(trusted
     prompt = make_prompt()
     model = untrained()
     mixture = compiled(model, prompt)
-    means = model.spread.standardisation.get_buffer("mean_S")
-    means[: len(STATISTICS)] = mixture.error_bars.statistics_S + (0.0 if trusted else 50.0)
-    model.spread.standardisation.get_buffer("scale_S")[len(STATISTICS) :] = 100.0
+    means_of(model.spread)[: len(STATISTICS)] = mixture.error_bars.statistics_S + (0.0 if trusted else 50.0)
+    model.spread.standardisation.get_buffer("scale_Z")[len(STATISTICS) :] = 100.0
     expected = value_scale(compile_prompt(prompt, HEADS[0])) * (1.0 if trusted else 2.0)
     np.testing.assert_allclose(standard_errors(mixture, make_queries(prompt)), expected, rtol=1e-6)
 
@@ -511,8 +415,7 @@ def test_error_bars_of_a_weighted_log_are_those_of_its_effective_size():
     ratios = np.random.default_rng(0).exponential(size=len(prompt))
     size = ratios.sum() ** 2 / np.square(ratios).sum()
     for given, expected in ((None, 1.0), (np.full(len(prompt), 3.0), 1.0), (ratios, np.sqrt(len(prompt) / size))):
-        model = Generalist(HEADS, Decided(gates_of(some_shares(), 0.3, 0.0)), Watched())
-        mixture = compiled(model, replace(prompt, importance_ratios=given))
+        mixture = compiled(Generalist(HEADS, Watched()), replace(prompt, importance_ratios=given))
         errors = standard_errors(mixture, make_queries(prompt))
         np.testing.assert_allclose(errors, expected * mixture.error_bars.facts.scale, rtol=1e-9)
 
@@ -553,10 +456,9 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     loaded, again = load_checkpoint(tmp_path / "new" / "a.safetensors")
     assert (again, loaded.heads) == (card, HEADS)
     assert (card.training, card.statistics, card.query_statistics) == ({"seed": 3}, [*STATISTICS], [*QUERY_STATISTICS])
-    for name in ("gate", "spread"):
-        written, read = getattr(model, name).state_dict(), getattr(loaded, name).state_dict()
-        assert list(written) == list(read)
-        assert all(torch.equal(written[key], read[key]) for key in written)
+    written, read = model.spread.state_dict(), loaded.spread.state_dict()
+    assert list(written) == list(read)
+    assert all(torch.equal(written[key], read[key]) for key in written)
     one, other = compiled(model, prompt), compiled(loaded, prompt)
     np.testing.assert_array_equal(mixed_values(other, queries), mixed_values(one, queries))
     np.testing.assert_array_equal(standard_errors(other, queries), standard_errors(one, queries))
@@ -597,15 +499,21 @@ def change_a_digit(path):
     path.with_suffix(".json").write_text(text.replace('"bandwidth": 1.2', '"bandwidth": 1.3'))
 
 
+def to_last_schema(path):
+    """As the last version wrote it: with a network that weighed the heads, and what it was in the card."""
+    tensors = {f"spread.{name}": tensor for name, tensor in load(path.read_bytes()).items()}
+    path.write_bytes(save({**tensors, "gate.members.0.4.bias": torch.zeros(13)}))
+    edit_card(path, schema_version=4, num_members=4)
+
+
 REFUSALS = {
     "missing weights": (lambda path: path.unlink(), "cannot read the checkpoint"),
     "missing card": (lambda path: path.with_suffix(".json").unlink(), "cannot read the checkpoint or its card"),
     "card that is no JSON": (lambda path: path.with_suffix(".json").write_text("{"), "or its card"),
     "card that is no text": (lambda path: path.with_suffix(".json").write_bytes(b"\xff\xfe\x00"), "or its card"),
-    "card that is a list": (lambda path: path.with_suffix(".json").write_text("[]"), "schema_version must be 4"),
-    "another schema": (lambda path: edit_card(path, schema_version=1), "schema_version must be 4, got 1; pretrain it"),
-    "the last schema": (lambda path: edit_card(path, schema_version=3), "must be 4, got 3.*upgrade it with scripts/"),
-    "the one before": (lambda path: edit_card(path, schema_version=2), "must be 4, got 2.*upgrade it with scripts/"),
+    "card that is a list": (lambda path: path.with_suffix(".json").write_text("[]"), "schema_version must be 5"),
+    "another schema": (lambda path: edit_card(path, schema_version=1), "schema_version must be 5, got 1; pretrain it"),
+    "the last schema": (to_last_schema, "schema_version must be 5, got 4; pretrain it again with `icrl-gym pretrain`"),
     "a digit of a head": (change_a_digit, "sha256 of weights and settings must be"),
     "unknown entry": (lambda path: edit_card(path, colour="red"), "does not describe this model.*colour"),
     "unknown head": (lambda path: edit_card(path, heads=[{"bandwith": 1.0}]), "does not describe this model.*bandwith"),
@@ -617,16 +525,15 @@ REFUSALS = {
     "other statistics": (lambda path: edit_card(path, statistics=["mood"]), "other statistics"),
     "other query statistics": (lambda path: edit_card(path, query_statistics=["mood"]), "other statistics"),
     "another width": (lambda path: edit_card(path, width=9), "weights do not fit the card"),
-    "a width that is no number": (lambda path: edit_card(path, width="wide"), "weights do not fit the card"),
-    "more members": (lambda path: edit_card(path, num_members=3), "weights do not fit the card"),
-    "fewer heads": (lambda path: edit_card(path, heads=[{}]), "weights do not fit the card"),
-    "no heads": (lambda path: edit_card(path, heads=[]), "weights do not fit the card"),
+    "a width that is no number": (lambda path: edit_card(path, width="wide"), "does not describe this model"),
+    "no heads": (lambda path: edit_card(path, heads=[]), "does not describe this model: heads: the first one"),
+    "landmarks first": (lambda path: edit_card(path, heads=[{"landmarks": 9}]), "does not describe this model: heads"),
     "another shape": (
-        lambda path: edit_weights(path, lambda t: t.update({"gate.members.0.4.bias": torch.zeros(3)})),
+        lambda path: edit_weights(path, lambda t: t.update({"network.4.bias": torch.zeros(3)})),
         "weights do not fit the card",
     ),
     "a missing tensor": (
-        lambda path: edit_weights(path, lambda t: t.pop("spread.network.4.bias")),
+        lambda path: edit_weights(path, lambda t: t.pop("network.4.bias")),
         "weights do not fit",
     ),
 }
@@ -642,60 +549,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(name, tmp_pat
     with pytest.raises(CheckpointError, match=reason) as caught:
         load_checkpoint(path)
     assert str(path) in str(caught.value)
-
-
-def to_older_schema(path, version):
-    """As an older version wrote it: with a dial more in the gate; up to schema 2 the hash was that of the weights."""
-    tensors = load(path.read_bytes())
-    for name, tensor in tensors.items():
-        if ".4." in name and name.startswith("gate"):
-            tensors[name] = torch.cat([tensor, torch.full_like(tensor[:1], 0.5)])
-    path.write_bytes(save(tensors))
-    edit_card(path, schema_version=version, query_statistics=[*QUERY_STATISTICS[:-1], "imagination"])
-    if version == 2:
-        edit_card(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-@pytest.mark.parametrize("version", [2, 3])
-def test_a_checkpoint_of_an_older_schema_is_upgraded_and_what_it_says_stays(version, tmp_path):
-    path, prompt = tmp_path / "a.safetensors", make_prompt()
-    model, queries = with_random_weights(prompt, seed=3), make_queries(prompt)
-    save_checkpoint(path, model, {"seed": 3, "commit": "of the writing"})
-    with pytest.raises(CheckpointError, match=r"must be one of \(2, 3\) to be upgraded, got 4"):
-        upgrade_checkpoint(path, {})
-    content = path.read_bytes()
-    to_older_schema(path, version)
-    card = upgrade_checkpoint(path, {"commit": "of the training"})
-    assert path.read_bytes() == content
-    loaded, again = load_checkpoint(path)
-    assert again == card
-    (removed,) = card.training["removed"]
-    assert removed.startswith("The gate's share of returns imagined")
-    assert {**card.training, "removed": None} == {"seed": 3, "commit": "of the training", "removed": None}
-    one, other = compiled(model, prompt), compiled(loaded, prompt)
-    np.testing.assert_array_equal(mixed_values(other, queries), mixed_values(one, queries))
-    np.testing.assert_array_equal(standard_errors(other, queries), standard_errors(one, queries))
-
-
-@pytest.mark.parametrize("version", [2, 3])
-def test_a_damaged_checkpoint_is_not_upgraded(version, tmp_path):
-    path = tmp_path / "a.safetensors"
-    save_checkpoint(path, untrained(), {})
-    to_older_schema(path, version)
-    damage(path)
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(CheckpointError, match="the weights are not those of the card"):
-        upgrade_checkpoint(path, {})
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-
-
-def test_other_query_statistics_are_not_upgraded(tmp_path):
-    path = tmp_path / "a.safetensors"
-    save_checkpoint(path, untrained(), {})
-    to_older_schema(path, 3)
-    edit_card(path, query_statistics=["mood"])
-    with pytest.raises(CheckpointError, match=r"its last query statistic must be 'imagination'.*mood"):
-        upgrade_checkpoint(path, {})
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])

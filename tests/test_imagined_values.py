@@ -22,6 +22,7 @@ from icrl_gym.pretraining.prior.controlled import draw_controlled_task
 
 GAMMA, LENGTH = 0.9, 160
 NAME = as_policy(law, ACTIONS).identity
+RULE_ON_FIRST_STEPS = imagination.FIRST_STEP
 ONE_HEAD = {"name": "constructed", "imagination": True}
 
 
@@ -208,9 +209,11 @@ def noise_log(length=150, columns=2, seed=0, **more):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", ["constructed", "generalist"])
-def test_a_world_that_does_not_hold_gives_the_leaf_to_the_bit(name):
-    log = noise_log()
+def test_a_world_that_does_not_hold_gives_the_leaf_to_the_bit(name, seed, monkeypatch):
+    monkeypatch.setattr(imagination, "FIRST_STEP", RULE_ON_FIRST_STEPS)
+    log = noise_log(seed=seed)
     check_leaf(log, queries=log.observations[:20], name=name)
 
 

@@ -8,12 +8,15 @@ import torch
 
 import icrl_gym as icrl
 from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator import landmarks
 from icrl_gym.evaluator.certificates import certificates
-from icrl_gym.evaluator.checkpoint import new_networks
 from icrl_gym.evaluator.heads import HEADS
+from icrl_gym.evaluator.keys import keys
+from icrl_gym.evaluator.landmarks import LandmarkSystem
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.network import compile_prompt
 from icrl_gym.evaluator.setting import Setting
+from icrl_gym.evaluator.spread_head import SpreadHead
 
 GAMMA = 0.9
 PLAIN = Setting(bandwidth=0.8, forgetting=1e-3, landmarks=9)
@@ -52,14 +55,21 @@ def make_queries(seed=5):
 
 
 def expected_keys(prompt, num_landmarks, kept=None):
-    """Rows of the keys: evenly spaced among the first visits of distinct states."""
+    """Rows of the keys among first visits of distinct states: half evenly spaced, then always the farthest one."""
     seen, distinct = set(), []
     for row, state in enumerate(map(tuple, prompt.source_features)):
         if (kept is None or kept[row]) and state not in seen:
             seen.add(state)
             distinct.append(row)
-    count = min(num_landmarks, len(distinct))
-    return np.array([distinct[round(i * (len(distinct) - 1) / max(count - 1, 1))] for i in range(count)])
+    if len(distinct) <= num_landmarks:
+        return np.array(distinct)
+    even = max(1, round(num_landmarks / 2))
+    rows = [distinct[round(i * (len(distinct) - 1) / max(even - 1, 1))] for i in range(even)]
+    states = prompt.source_features
+    while len(rows) < num_landmarks:
+        distance = [min(np.square(states[row] - states[other]).sum() for other in rows) for row in distinct]
+        rows.append(distinct[int(np.argmax(distance))])
+    return np.sort(rows)
 
 
 def attention(states, prompt, setting, keys):
@@ -186,12 +196,19 @@ def rows_of_keys(compiled):
     return [np.flatnonzero(column) for column in at_NK.T]
 
 
-def test_keys_are_evenly_spaced_along_the_context():
+def test_half_of_the_keys_lie_evenly_and_the_others_where_none_is_near():
     prompt = make_prompt()
-    rows = np.concatenate(rows_of_keys(compile_prompt(prompt, PLAIN)))
+    rows, _ = keys(prompt, PLAIN.landmarks, np.zeros(len(prompt)))
+    np.testing.assert_array_equal(rows, expected_keys(prompt, PLAIN.landmarks))
     assert len(rows) == PLAIN.landmarks
-    assert (rows[0], rows[-1]) == (0, len(prompt) - 1)
-    assert set(np.diff(rows)) <= {7, 8}  # 59 / 8
+    evenly_spaced = np.linspace(0, len(prompt) - 1, PLAIN.landmarks).round().astype(int)
+
+    def farthest(keys_K):
+        """Distance of the source that is farthest from every key."""
+        x_ND = prompt.source_features
+        return np.linalg.norm(x_ND[:, None] - x_ND[keys_K], axis=-1).min(axis=1).max()
+
+    assert farthest(rows) < farthest(evenly_spaced)
 
 
 @pytest.mark.parametrize("num_landmarks", [1, 4, 9, 10, 400])
@@ -227,10 +244,45 @@ def test_dropped_sources_are_no_keys_and_have_no_weight():
         np.testing.assert_allclose(values_of(compiled), expected, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("landmarks", [-1, 2.5, 3.0, True, "many", None])
-def test_landmarks_that_are_no_number_of_keys_are_refused(landmarks):
-    with pytest.raises(ValueError, match=f"landmarks must be an int >= 0, got {landmarks!r}"):
-        Setting(landmarks=landmarks)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_blocks_and_chunks_do_not_change_the_sums(name, monkeypatch):
+    prompt, setting = make_prompt(seed=4, num_rows=150), SETTINGS[name]
+    ratios = some_ratios(prompt)
+    whole = compile_prompt(prompt, setting, importance_ratios=ratios).system
+    for block, chunk in ((7, 3), (50, 64), (149, 1)):
+        monkeypatch.setattr(landmarks, "BLOCK", block)
+        monkeypatch.setattr(landmarks, "CHUNK", chunk)
+        parts = compile_prompt(prompt, setting, importance_ratios=ratios).system
+        for one, other in zip(vars(parts).values(), vars(whole).values(), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("first", [1, 60, 149])
+def test_transitions_can_be_added_to_the_sums(first):
+    compiled = compile_prompt(make_prompt(seed=4, num_rows=150), SETTINGS["shorter discounts"])
+    equations, kernel = compiled.equations, compiled.kernel
+    before = replace(equations, weights_N1=equations.weights_N1[:first])
+    empty = LandmarkSystem.empty(len(kernel.rows_K), 1, "cpu")
+    added = empty.extended(before, kernel, 0).extended(equations, kernel, first)
+    for one, other in zip(vars(added).values(), vars(LandmarkSystem.of(equations, kernel)).values(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_sums_of_logs_that_no_trace_connects_add_up():
+    compiled = compile_prompt(make_prompt(seed=4, num_rows=150), SETTINGS["lambda 0.9"])
+    equations, kernel = compiled.equations, compiled.kernel
+    cut = int(np.flatnonzero(~kernel.prompt.trace_links)[3]) + 1
+    empty = LandmarkSystem.empty(len(kernel.rows_K), 1, "cpu")
+    before = empty.extended(replace(equations, weights_N1=equations.weights_N1[:cut]), kernel, 0)
+    added = before.plus(empty.extended(equations, kernel, cut))
+    for one, other in zip(vars(added).values(), vars(LandmarkSystem.of(equations, kernel)).values(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("number", [-1, 2.5, 3.0, True, "many", None])
+def test_landmarks_that_are_no_number_of_keys_are_refused(number):
+    with pytest.raises(ValueError, match=f"landmarks must be an int >= 0, got {number!r}"):
+        Setting(landmarks=number)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +296,7 @@ def test_landmarks_are_refused_beside_settings_that_do_not_go_with_them(others):
     assert Setting(landmarks=np.int64(5)).allows_landmarks
 
 
-def test_where_the_recursion_grows_the_averager_takes_over_with_every_source_as_a_key():
+def test_where_the_equilibrium_grows_the_averager_over_the_landmarks_takes_over():
     prompt = make_prompt(seed=0)
     rng = np.random.default_rng(1)
     ratios = rng.exponential(size=len(prompt)) * rng.choice([0, 1, 4], size=len(prompt))
@@ -262,12 +314,18 @@ def test_where_the_recursion_grows_the_averager_takes_over_with_every_source_as_
     assert grown
     compiled = grown[0]
     assert compiled.setting == setting.fallback()
-    assert compiled.setting.landmarks == 0
-    assert compiled.attention_CK.shape == (len(prompt) + len(prompt.end_features), len(prompt))
-    averager = compile_prompt(
-        prompt, setting.fallback(), log_weights=compiled.kernel.log_weights_K.numpy(), fall_back=False
-    )
-    np.testing.assert_array_equal(compiled.attention_CK, averager.attention_CK)
+    weights, setting = compiled.equations.weights_N1[:, 0].numpy(), compiled.setting
+    keys_K = expected_keys(prompt, setting.landmarks, weights > 0)
+    columns = np.concatenate([prompt.source_features, prompt.end_features])
+    attention_CK = attention(columns, prompt, setting, keys_K)
+    to_KN = attention_CK[: len(prompt)].T * weights
+    to_KN = to_KN / to_KN.sum(axis=1, keepdims=True)
+    constant = (weights * prompt.rewards).sum() / (weights * (1 - prompt.discounts)).sum()
+    going_KK = to_KN @ (prompt.discounts[:, None] * attention_CK[prompt.successors])
+    earned_K = to_KN @ (prompt.rewards - (1 - prompt.discounts) * constant)
+    memory_K = np.linalg.solve(np.eye(len(keys_K)) - going_KK, earned_K)
+    expected = constant + attention(make_queries(), prompt, setting, keys_K) @ memory_K
+    np.testing.assert_allclose(values_of(compiled), expected, rtol=1e-9)
     values = values_of(compiled)
     assert np.abs(values).max() <= np.abs(prompt.rewards).max() / (1 - GAMMA)
     np.testing.assert_allclose(
@@ -277,11 +335,7 @@ def test_where_the_recursion_grows_the_averager_takes_over_with_every_source_as_
 
 def mixture_of_landmarks():
     assert any(head.landmarks for head in HEADS)
-    model = Generalist(HEADS, *new_networks(len(HEADS), 8, 1))
-    bias = model.gate.members[0][-1].bias.data
-    bias[len(HEADS)] = 50.0  # equal shares, trusted anywhere
-    model.gate.standardisation.get_buffer("scale_S").fill_(1e3)
-    return model
+    return Generalist(HEADS, SpreadHead(8))
 
 
 @pytest.mark.parametrize(
@@ -307,9 +361,8 @@ def test_options_that_go_with_landmarks_keep_them(options):
 
 
 def test_a_mixture_reads_its_statistics_from_a_head_with_every_source_as_a_key():
-    gate, spread = new_networks(1, 4)
     with pytest.raises(ValueError, match="heads: the first one must have every source as a key"):
-        Generalist((PLAIN,), gate, spread)
+        Generalist((PLAIN,), SpreadHead(4))
 
 
 def test_certificates_need_every_source_as_a_key():

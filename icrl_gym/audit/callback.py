@@ -44,7 +44,7 @@ class CriticAuditCallback(BaseCallback):
         every: environment steps between audits, at least 1.
         window: latest transitions to use, over all environments, at least 64; the first audit waits for as many.
         evaluator: anything with ``fit(trajectory, gamma, policy)`` and ``predict(observations)``, or a name of
-            `icrl_gym.estimators`; None: "generalist_at_rest", the pretrained network without walks, which is fast.
+            `icrl_gym.estimators`; None: "generalist_at_rest", the mixture of heads without walks, which is fast.
         figures: whether a picture is drawn for the logger.
 
     Attributes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -53,6 +54,7 @@ class Prompt:
         estimand: the quantity that values of this prompt estimate.
         importance_ratios: (N,) pi / mu of the logged actions, or None where the policy itself acted.
         end_mixtures: what the end columns are mixtures of, or None where each is one state.
+        log_weights: (N,) log weights of the transitions, where older ones count less, or None.
     """
 
     source_features: np.ndarray
@@ -66,6 +68,7 @@ class Prompt:
     estimand: Estimand
     importance_ratios: np.ndarray | None = None
     end_mixtures: EndMixtures | None = None
+    log_weights: np.ndarray | None = None
 
     @classmethod
     def from_trajectory(cls, trajectory: Trajectory, gamma: float, feature_map: FeatureMap | None = None) -> Prompt:
@@ -118,10 +121,18 @@ class Prompt:
     @property
     def constant(self) -> float:
         """The one value that balances the context's Bellman equations: sum R / sum (1 - discount), both sums weighted
-        by the importance ratios where there are any.
+        by the importance ratios and log weights where there are any.
         """
         ratio_N = np.ones(len(self)) if self.importance_ratios is None else self.importance_ratios
+        if self.log_weights is not None:
+            ratio_N = ratio_N * np.exp(self.log_weights)
         return float((ratio_N * self.rewards).sum() / (ratio_N * (1.0 - self.discounts)).sum())
+
+    @cached_property
+    def first_visits(self) -> np.ndarray:
+        """Rows of the first visits of the distinct source states, rising."""
+        _, first = np.unique(self.source_features, axis=0, return_index=True)
+        return np.sort(first)
 
     def queries(self, observations: Observations) -> np.ndarray:
         """Features (Q, D) of raw observations (Q,) + shape."""

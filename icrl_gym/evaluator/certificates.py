@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from icrl_gym.evaluator.network import CompiledPrompt, probe_rewards
-from icrl_gym.evaluator.recursion import layer
+from icrl_gym.evaluator.recursion import Columns, layer
 
 POWER_WORK = 2_000_000_000  # multiplications of power iteration: 1,000 iterations up to 1,400 sources, at least 60
 
@@ -82,12 +82,12 @@ def spectral_radius(compiled: CompiledPrompt) -> float:
     probe_N = torch.as_tensor(probe_rewards(compiled.prompt.source_features)).to(equations.discounts_N1)
     constant_11, u_C1 = torch.zeros_like(equations.discounts_N1[:1]), attention_CN @ probe_N[:, None]
     iterations = int(np.clip(POWER_WORK // attention_CN.numel(), 60, 1000))
-    logarithms = []
+    logarithms, columns = [], Columns.of(attention_CN)
     for _ in range(iterations):
         size = torch.cat([constant_11, u_C1]).norm()
         if not size > 0:
             return 0.0
-        constant_11, u_C1, _ = layer(without_rewards, attention_CN, parameters, constant_11 / size, u_C1 / size)
+        constant_11, u_C1, _ = layer(without_rewards, columns, parameters, constant_11 / size, u_C1 / size)
         if only_sum_matters:
             constant_11, u_C1 = torch.zeros_like(constant_11), constant_11 + u_C1
         logarithms.append(torch.cat([constant_11, u_C1]).norm().log())

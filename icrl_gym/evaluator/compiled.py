@@ -13,16 +13,18 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.blocks import is_stored
 from icrl_gym.evaluator.certificates import Certificates, certificates
 from icrl_gym.evaluator.error_bars import ErrorBars
-from icrl_gym.evaluator.gate import consensus
 from icrl_gym.evaluator.kernel import Kernel, Rows
+from icrl_gym.evaluator.mixing import consensus
 from icrl_gym.evaluator.network import CompiledPrompt
 from icrl_gym.evaluator.setting import Setting
 
-OUTSIDE_PRIOR = 0.5  # trust below which a prompt counts as outside the prior
+OUTSIDE_PRIOR = 0.5  # trust below which a warning says that the error bars were trained on other contexts
 QUERY_BLOCK = 4096  # rows of attention held at once
 
 
@@ -31,8 +33,7 @@ class Member:
     """One head that answered.
 
     Attributes:
-        share: its weight in the answer, in [0, 1], wherever the members agree; shares sum to 1. A member with share 0
-            counts only in the median from which the others' distance is measured.
+        share: its weight in the answer, in (0, 1], wherever the members agree; shares sum to 1.
         head: the prompt under this head.
     """
 
@@ -51,8 +52,10 @@ class Member:
 
     @cached_property
     def certificates(self) -> Certificates | None:
-        """Computed when first asked for, in O(N^2) time per power iteration; None for landmarks, which have none."""
-        if self.setting.landmarks:
+        """Computed when first asked for, in O(N^2) time per power iteration; None for landmarks, which have none, and
+        for contexts whose attention is too large to be held.
+        """
+        if self.setting.landmarks or not is_stored(self.head.kernel):
             return None
         found = certificates(self.head)
         self.head.kernel.release()
@@ -86,7 +89,8 @@ class CompiledMixture:
         prompt: the context.
         members: the heads that answer.
         error_bars: gives the standard errors, or None where there are none.
-        trust: trust in the network's adaptation, in [0, 1]; below 0.5 the prompt counts as outside the prior.
+        trust: how far the context is like those that the error bars were trained on, in [0, 1]; 1 where nothing was
+            trained. The values do not depend on it.
     """
 
     prompt: Prompt
@@ -109,8 +113,8 @@ class CompiledMixture:
             found.append(f"the recursion grows on this context{where}: there the safe averager took over")
         if self.trust < OUTSIDE_PRIOR:
             found.append(
-                f"this context is unlike what the model was pretrained on (trust {self.trust:.2f}): it is evaluated "
-                "nearly as by the construction, with wider intervals"
+                f"this context is unlike those that the error bars were trained on (trust {self.trust:.2f}): intervals "
+                "are widened, and less certain; the values are not concerned"
             )
         return tuple(found)
 
@@ -133,15 +137,56 @@ class CompiledMixture:
         return np.sum([share * k.over_sources(rows[k]) for k, share in self._kernel_shares.items()], axis=0)
 
     def attribution(self, features_QD: np.ndarray) -> np.ndarray:
-        """The matrix W (Q, N) with values = W @ rewards; every member is solved again for N unit reward functions."""
-        rows, total_QN = Rows(features_QD), np.zeros((len(features_QD), len(self.prompt)))
-        weights_HQ = self._weights(self._by_member(rows)[:, -1])
-        for member, weight_Q in zip(self.members, weights_HQ, strict=True):
-            kernel = member.head.kernel
-            total_QN += weight_Q[:, None] * member.head.attribution(rows[kernel]).double().cpu().numpy()
-        for member in self.members:
-            member.head.kernel.release()
+        """The matrix W (Q, N) with values = W @ rewards: one transposed solve of every member."""
+        return self.pooled_attribution(features_QD[:, None], np.ones((len(features_QD), 1)))
+
+    def pooled_attribution(self, features_QMD: np.ndarray, weights_QM: np.ndarray) -> np.ndarray:
+        """The matrix W (Q, N) with weighted sums of values = W @ rewards: as dear as the attribution of Q queries.
+
+        Args:
+            features_QMD: M points for each query.
+            weights_QM: their weights in its sum.
+        """
+        heads, total_QN = [member.head for member in self.members], np.zeros((len(features_QMD), len(self.prompt)))
+        for head, (constants_Q, pooled_QK) in zip(heads, self._pooled(features_QMD, weights_QM), strict=True):
+            if bool(constants_Q.any()):
+                total_QN += head.attribution(pooled_QK, constants_Q).double().cpu().numpy()
+        for head in heads:
+            head.kernel.release()
         return total_QN
+
+    def _pooled(self, features_QMD: np.ndarray, weights_QM: np.ndarray) -> list[tuple[Tensor, Tensor]]:
+        """What the weighted sums read of every member: of its constant (Q,), and of its memories (Q, K)."""
+        num_queries, num_points, num_features = features_QMD.shape
+        step = max(1, QUERY_BLOCK // max(1, num_points))
+        pooled: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.members]
+        for start in range(0, max(1, num_queries), step):
+            rows = Rows(features_QMD[start : start + step].reshape(-1, num_features))
+            weights_HP = self._weights(self._by_member(rows)[:, -1]) * weights_QM[start : start + step].reshape(-1)
+            for member, weights_P, parts in zip(self.members, weights_HP, pooled, strict=True):
+                attention_PK = rows[member.head.kernel]
+                weights_Q1M = torch.as_tensor(weights_P).to(attention_PK).reshape(-1, 1, num_points)
+                attention_QMK = attention_PK.reshape(-1, num_points, attention_PK.shape[-1])
+                parts.append((weights_Q1M.sum(dim=(1, 2)), (weights_Q1M @ attention_QMK)[:, 0]))
+        return [(torch.cat(constants), torch.cat(rows)) for constants, rows in (zip(*p, strict=True) for p in pooled)]
+
+    def values_of_rewards(self, features_QD: np.ndarray, rewards_NR: np.ndarray) -> np.ndarray:
+        """Values (Q, R) of queries under R other reward functions; the members' weights are those of the context's own.
+
+        Solved for the queries or for the reward functions, whichever are fewer.
+        """
+        if len(features_QD) <= rewards_NR.shape[1]:
+            return self.attribution(features_QD) @ rewards_NR
+        heads, rewards = [member.head for member in self.members], torch.as_tensor(rewards_NR)
+        readouts = [head.under(rewards.to(head.equations.rewards_NR)) for head in heads]
+        found = []
+        for rows in map(Rows, _blocks(features_QD)):
+            by_head_HQR = [readout(rows[head.kernel])[-1] for head, readout in zip(heads, readouts, strict=True)]
+            by_head_HQR = np.stack([values_QR.double().cpu().numpy() for values_QR in by_head_HQR])
+            found.append(np.einsum("hq,hqr->qr", self._weights(self._by_member(rows)[:, -1]), by_head_HQR))
+        for head in heads:
+            head.kernel.release()
+        return np.concatenate(found)
 
     def _read(self, rows: Rows) -> Reading:
         by_member_HLQ = self._by_member(rows)
@@ -155,11 +200,10 @@ class CompiledMixture:
 
     @cached_property
     def _kernel_shares(self) -> dict[Kernel, float]:
-        """Shares of the members added up by kernel, without kernels that have none."""
+        """Shares of the members added up by kernel."""
         shares: dict[Kernel, float] = {}
         for member in self.members:
-            if member.share > 0:
-                shares[member.head.kernel] = shares.get(member.head.kernel, 0.0) + member.share
+            shares[member.head.kernel] = shares.get(member.head.kernel, 0.0) + member.share
         return shares
 
     def _by_member(self, rows: Rows) -> np.ndarray:
@@ -172,6 +216,8 @@ class CompiledMixture:
         return np.einsum("hq,hlq->lq", self._weights(by_member_HLQ[:, -1]), by_member_HLQ)
 
     def _weights(self, by_member_HQ: np.ndarray) -> np.ndarray:
+        if len(self.members) == 1:
+            return np.ones_like(by_member_HQ, dtype=np.float64)
         shares_BH = torch.tensor([[member.share for member in self.members]], dtype=torch.float64)
         return consensus(torch.as_tensor(by_member_HQ)[None], shares_BH)[0].numpy()
 

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.evaluator.compiled import Member
-from icrl_gym.evaluator.world.imagination import Leaf
+from icrl_gym.evaluator.world.imagination import CompiledContext
 from icrl_gym.observations import Observations, named_leaves
 
 THIN_SUPPORT = 0.5  # sources; queries below it are named in the warnings
@@ -31,7 +31,7 @@ class Diagnostics:
 
     support: np.ndarray
     warnings: tuple[str, ...]
-    mixture: Leaf = field(repr=False)
+    mixture: CompiledContext = field(repr=False)
 
     @property
     def members(self) -> tuple[Member, ...]:

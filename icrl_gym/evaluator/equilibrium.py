@@ -1,7 +1,7 @@
-"""The limit of infinitely many tied layers, solved directly: over all sources, or with a few landmarks as keys.
+"""The limit of infinitely many tied layers, solved directly, with every source as a key.
 
-Derived in theory section 7; this project's own. Shape legend: N source columns, E end columns, C = N + E columns, K
-landmarks, R reward functions evaluated side by side. Leading batch axes are allowed everywhere and written `...`.
+Derived in theory section 7; this project's own. Shape legend: N source columns, E end columns, C = N + E columns, R
+reward functions evaluated side by side. Leading batch axes are allowed everywhere and written `...`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from icrl_gym.evaluator.landmarks import LEAST_DETERMINED, Factors
 from icrl_gym.evaluator.recursion import Equations, LayerParameters, Readout
-
-LEAST_DETERMINED = 1e-3  # cancellation in the free level's denominator below which the level stays at c0
-Factors = tuple[Tensor, Tensor]  # LU factors and pivots
 
 
 def solve_equilibrium(equations: Equations, attention_CN: Tensor, parameters: LayerParameters) -> Readout:
@@ -41,45 +39,14 @@ def solve_equilibrium(equations: Equations, attention_CN: Tensor, parameters: La
     return _readout(attention_CN, *solved, factors)
 
 
-def solve_landmarks(equations: Equations, attention_CK: Tensor, parameters: LayerParameters) -> Readout:
-    """The equilibrium with K landmarks as the only keys: v(x) = c + sum_m K(m | x) a_m, (..., K, R) memories a.
-
-    N equations for K memories are met in the mean, weighted by the sources' own attention (a Galerkin projection). It
-    is LSTD(lambda) with softmax features and a ridge (Boyan 1999; the features are this project's own):
-
-        [alpha S^T W E (S - diag(discount) S') + eta |S|^2 I] a = alpha S^T W E (R - (1 - discount) c0)
-
-    with S (N, K) the attention of the sources over the landmarks, S' that of their successors, W the weights of the
-    sources and |S|^2 the weighted sum of all squares in S, so that eta has no unit. K x K instead of N x N.
-    """
-    constant_1R = equations.constant(equations.rewards_NR)
-    source_NK = attention_CK[..., : equations.rewards_NR.shape[-2], :]
-    weighted_KN = _projection(equations, attention_CK, parameters)
-    left_NK = equations.trace(source_NK - equations.discounts_N1 * equations.at_successors(attention_CK))
-    size = (equations.weights_N1 * source_NK.square()).sum((-2, -1))
-    matrix_KK = weighted_KN @ left_NK
-    matrix_KK.diagonal(dim1=-2, dim2=-1).add_((parameters.forgetting * size).unsqueeze(-1))
-    factors = torch.linalg.lu_factor(matrix_KK)
-    right_NR = equations.trace(equations.rewards_NR - (1.0 - equations.discounts_N1) * constant_1R)
-    solved = constant_1R, torch.linalg.lu_solve(*factors, weighted_KN @ right_NR)
-    if parameters.free_level:
-        solved = _moved_landmark_level(equations, attention_CK, parameters, factors, *solved)
-    return _readout(attention_CK, *solved, factors)
-
-
-def at_free_level(
-    equations: Equations, attention_CK: Tensor, parameters: LayerParameters, solved: Readout, landmarks: bool
-) -> Readout:
+def at_free_level(equations: Equations, attention_CK: Tensor, parameters: LayerParameters, solved: Readout) -> Readout:
     """An equilibrium solved at level 0, moved to the parameters' free level with the factors that are there.
 
     The level stays where the context does not determine it: where the memories that it would free cancel.
     """
     assert solved.factors is not None
     parts = solved.factors, solved.constants_LR[..., -1:, :], solved.memories_LNR[..., -1, :, :]
-    if landmarks:
-        moved = _moved_landmark_level(equations, attention_CK, parameters, *parts)
-    else:
-        moved = _moved_level(equations, parameters, *parts)
+    moved = _moved_level(equations, parameters, *parts)
     return _readout(attention_CK, *moved, solved.factors)
 
 
@@ -98,36 +65,6 @@ def _moved_level(
     whole_1R = (equations.weights_N1 * memory_NR).sum(-2, keepdim=True)
     shift_1R = parameters.free_level * _determined_share(whole_1R, equations.weights_N1 * level_N1)
     return constant_1R + shift_1R, memory_NR - level_N1 * shift_1R
-
-
-def _moved_landmark_level(
-    equations: Equations,
-    attention_CK: Tensor,
-    parameters: LayerParameters,
-    factors: Factors,
-    constant_1R: Tensor,
-    memory_KR: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Constant and memories at the free level, where what the N equations leave unmet sums to zero, W-weighted."""
-    num_sources, loss_N1 = equations.rewards_NR.shape[-2], 1.0 - equations.discounts_N1
-
-    def unmet(right_NR: Tensor, memory_KR: Tensor) -> Tensor:
-        values_CR = attention_CK @ memory_KR
-        met_NR = values_CR[..., :num_sources, :] - equations.discounts_N1 * equations.at_successors(values_CR)
-        return equations.weights_N1 * equations.trace(right_NR - met_NR)
-
-    weighted_KN = _projection(equations, attention_CK, parameters)
-    level_K1 = torch.linalg.lu_solve(*factors, weighted_KN @ equations.trace(loss_N1))
-    level_N1 = unmet(loss_N1, level_K1)
-    unmet_1R = unmet(equations.rewards_NR - loss_N1 * constant_1R, memory_KR).sum(-2, keepdim=True)
-    shift_1R = parameters.free_level * _determined_share(unmet_1R, level_N1)
-    return constant_1R + shift_1R, memory_KR - level_K1 * shift_1R
-
-
-def _projection(equations: Equations, attention_CK: Tensor, parameters: LayerParameters) -> Tensor:
-    """alpha S^T W, (..., K, N)."""
-    source_NK = attention_CK[..., : equations.rewards_NR.shape[-2], :]
-    return parameters.step_size * (equations.weights_N1 * source_NK).mT
 
 
 def _determined_share(whole_1R: Tensor, level_N1: Tensor) -> Tensor:
@@ -157,3 +94,54 @@ def equilibrium_system(
     matrix_NN.diagonal(dim1=-2, dim2=-1).add_(1.0 - parameters.keep)  # in place, since nobody else holds it
     loss_N1 = 1.0 - equations.discounts_N1
     return constant_1R, matrix_NN, parameters.step_size * equations.trace(equations.rewards_NR - loss_N1 * constant_1R)
+
+
+def transposed_equilibrium(
+    equations: Equations,
+    attention_CN: Tensor,
+    parameters: LayerParameters,
+    rows_NQ: Tensor,
+    constants_1Q: Tensor,
+    factors: Factors | None = None,
+) -> Tensor:
+    """Weights (N, Q) of the rewards in what queries read from `solve_equilibrium`: its transpose, one solve.
+
+    Args:
+        equations, attention_CN, parameters: those of `solve_equilibrium`; the rewards are not looked at.
+        rows_NQ: attention of the queries, one column each.
+        constants_1Q: what they read of the constant: 1, or other numbers for weighted sums of queries.
+        factors: LU factors of the equilibrium's matrix, where they are still there.
+    """
+    if factors is not None:
+        return transposed_solve(equations, parameters, factors, rows_NQ, constants_1Q)
+    _, matrix_NN, _ = equilibrium_system(equations, attention_CN, parameters)
+    if parameters.shrinks:
+        return transposed_solve(equations, parameters, torch.linalg.lu_factor(matrix_NN), rows_NQ, constants_1Q)
+    source_NN = attention_CN[: len(rows_NQ)]
+    adjoint_NQ = source_NN.mT @ (torch.linalg.pinv(source_NN @ matrix_NN, rtol=1e-12).mT @ rows_NQ)
+    weights_NQ = parameters.step_size * equations.trace.transposed(adjoint_NQ)
+    return equations.with_constant(weights_NQ, constants_1Q)
+
+
+def transposed_solve(
+    equations: Equations, parameters: LayerParameters, factors: Factors, rows_NQ: Tensor, constants_1Q: Tensor
+) -> Tensor:
+    """`transposed_equilibrium` from the LU factors of the equilibrium's matrix; batch axes are allowed."""
+    if parameters.free_level:
+        loss_N1 = 1.0 - equations.discounts_N1
+        level_N1 = torch.linalg.lu_solve(*factors, parameters.step_size * equations.trace(loss_N1))
+        shift_1Q = _transposed_shift(parameters, equations.weights_N1 * level_N1, constants_1Q - level_N1.mT @ rows_NQ)
+        rows_NQ = rows_NQ + equations.weights_N1 * shift_1Q
+    adjoint_NQ = torch.linalg.lu_solve(*factors, rows_NQ.contiguous(), adjoint=True)
+    return equations.with_constant(parameters.step_size * equations.trace.transposed(adjoint_NQ), constants_1Q)
+
+
+def _transposed_shift(parameters: LayerParameters, parts_N1: Tensor, read_1Q: Tensor) -> Tensor:
+    """What queries read of the whole that the free level, given by its parts, makes up, (1, Q).
+
+    Args:
+        parameters: say how much of it is made up.
+        parts_N1: what one unit of the level makes up.
+        read_1Q: what the queries read of one unit of the level.
+    """
+    return parameters.free_level * _determined_share(torch.ones_like(read_1Q), parts_N1) * read_1Q

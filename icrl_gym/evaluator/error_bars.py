@@ -19,12 +19,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from icrl_gym.evaluator.gate import CUT, Standardisation, small_network, trust
+from icrl_gym.evaluator.equilibrium import transposed_solve
+from icrl_gym.evaluator.inverse import inverse_diagonal
 from icrl_gym.evaluator.kernel import Kernel, Rows
 from icrl_gym.evaluator.network import CompiledPrompt
-from icrl_gym.evaluator.recursion import Equations
+from icrl_gym.evaluator.recursion import Equations, LayerParameters, Readout
+from icrl_gym.evaluator.spread_head import SpreadHead
 from icrl_gym.evaluator.statistics import QueryFacts, attention_mass, query_statistics
 
 LARGEST_CONTEXT = 4096  # sources; beyond it inverting the matrix is not worth its time, and stderr is None
@@ -50,7 +52,7 @@ class SamplingError:
 
     Attributes:
         kernel, equations: those of the compiled prompt.
-        step_size: alpha.
+        parameters: those of the equilibrium.
         factors: LU factors and pivots of the equilibrium's matrix.
         innovations_N1: (N, 1) TD errors, each as predicted by the other transitions.
         unseen: error of the constant where no termination was seen, else 0.
@@ -58,7 +60,7 @@ class SamplingError:
 
     kernel: Kernel
     equations: Equations
-    step_size: float
+    parameters: LayerParameters
     factors: tuple[Tensor, Tensor]
     innovations_N1: Tensor
     unseen: float
@@ -69,58 +71,50 @@ class SamplingError:
         factors, setting = compiled.readout.factors, compiled.setting
         if factors is None or setting.landmarks or len(compiled.prompt) > LARGEST_CONTEXT:
             return None
-        innovations_N1, unseen = _innovations(compiled, factors), _unseen_termination(compiled)
-        return cls(compiled.kernel, compiled.equations, setting.step_size, factors, innovations_N1, unseen)
+        innovations_N1 = leave_one_out_errors(compiled.equations, compiled.readout)
+        unseen = unseen_termination(compiled)
+        return cls(compiled.kernel, compiled.equations, setting.parameters, factors, innovations_N1, unseen)
 
     def __call__(self, rows: Rows, by_member_HQ: np.ndarray, values_Q: np.ndarray) -> np.ndarray:
         """Standard errors (Q,) from the queries' attention alone."""
-        equations = self.equations
-        adjoint_NQ = torch.linalg.lu_solve(*self.factors, rows[self.kernel].mT.contiguous(), adjoint=True)
-        weights_NQ = self.step_size * equations.trace.transposed(adjoint_NQ)
-        loss_N1 = 1.0 - equations.discounts_N1
-        share_N1 = equations.weights_N1 / (equations.weights_N1 * loss_N1).sum()
-        weights_NQ = weights_NQ + share_N1 * (1.0 - (loss_N1 * weights_NQ).sum(dim=0))
-        variance_Q = (weights_NQ * self.innovations_N1).square().sum(dim=0) + self.unseen**2
-        return variance_Q.sqrt().double().cpu().numpy()
+        variance_Q = sampling_variance(
+            self.equations, self.parameters, self.factors, self.innovations_N1, rows[self.kernel]
+        )
+        return (variance_Q + self.unseen**2).sqrt().double().cpu().numpy()
 
 
-def _innovations(compiled: CompiledPrompt, factors: tuple[Tensor, Tensor]) -> Tensor:
-    """Leave-one-out TD errors, (N, 1)."""
-    readout, rewards_N1 = compiled.readout, compiled.equations.rewards_NR
+def sampling_variance(
+    equations: Equations,
+    parameters: LayerParameters,
+    factors: tuple[Tensor, Tensor],
+    innovations_N1: Tensor,
+    attention_QN: Tensor,
+) -> Tensor:
+    """Sampling variance (..., Q) of an equilibrium's values: innovations weighed as rewards are, squared and summed."""
+    rows_NQ = attention_QN.mT
+    weights_NQ = transposed_solve(equations, parameters, factors, rows_NQ, torch.ones_like(rows_NQ[..., :1, :]))
+    return (weights_NQ * innovations_N1).square().sum(dim=-2)
+
+
+def leave_one_out_errors(equations: Equations, readout: Readout) -> Tensor:
+    """TD errors of an equilibrium, each as predicted by the other transitions, (..., N, 1)."""
     assert readout.columns_LCR is not None
-    identity_NN = torch.eye(len(compiled.prompt), dtype=rewards_N1.dtype, device=rewards_N1.device)
-    inverse_N1 = torch.linalg.lu_solve(*factors, identity_NN).diagonal().unsqueeze(-1)
-    bound = rewards_N1.abs().max() + 2 * readout.columns_LCR[-1].abs().max()
+    assert readout.factors is not None
+    inverse_N1 = inverse_diagonal(*readout.factors).unsqueeze(-1)
+    largest_11 = readout.columns_LCR[..., -1, :, :].abs().amax(dim=-2, keepdim=True)
+    bound_11 = equations.rewards_NR.abs().amax(dim=-2, keepdim=True) + 2 * largest_11
     tiny = torch.finfo(inverse_N1.dtype).tiny
-    return (readout.memories_LNR[-1] / inverse_N1.abs().clamp(min=tiny)).clamp(-bound, bound)
+    errors_N1 = readout.memories_LNR[..., -1, :, :] / inverse_N1.abs().clamp(min=tiny)
+    return torch.minimum(torch.maximum(errors_N1, -bound_11), bound_11)
 
 
-def _unseen_termination(compiled: CompiledPrompt) -> float:
+def unseen_termination(compiled: CompiledPrompt) -> float:
     """Shift of the prompt's constant by one pseudo-termination, if the context holds none, in units of reward."""
     discounts_N1, gamma = compiled.equations.discounts_N1, compiled.prompt.gamma
     if bool((discounts_N1 == 0).any()):
         return 0.0
     loss = float((1.0 - discounts_N1).sum())
     return abs(float(compiled.readout.constants_LR[-1, 0])) * gamma / (loss + gamma)
-
-
-class SpreadHead(nn.Module):
-    """Statistics of prompts (B, S) and of their queries (B, Q, T) -> log standard error in units of the value scale.
-
-    At initialisation the error is one value scale, whatever the query. Where its inputs leave what it was trained on,
-    the error is up to twice as wide.
-    """
-
-    def __init__(self, num_statistics: int, num_query_statistics: int, width: int = 32) -> None:
-        super().__init__()
-        self.standardisation = Standardisation(num_statistics + num_query_statistics)
-        self.network = small_network(num_statistics + num_query_statistics, width, 1)
-
-    def forward(self, statistics_BS: Tensor, query_statistics_BQT: Tensor) -> Tensor:
-        repeated = statistics_BS[:, None, :].expand(-1, query_statistics_BQT.shape[1], -1)
-        z_BQZ = self.standardisation(torch.cat([repeated, query_statistics_BQT], dim=-1))
-        doubt_BQ = torch.log(2.0 - trust(z_BQZ))
-        return self.network(z_BQZ.clamp(-CUT, CUT))[..., 0] + doubt_BQ
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,14 +124,12 @@ class PretrainedError:
     Attributes:
         spread: the network.
         statistics_S: statistics of the prompt.
-        shares_H: shares of the open heads as the gate gave them.
-        first: the prompt under the first head, whether it answers or not; the statistics are read from it.
+        first: the prompt under the first head as it stands; the statistics are read from it.
         facts: the first head's numbers for the whole prompt, and for no query yet.
     """
 
     spread: SpreadHead
     statistics_S: Tensor
-    shares_H: np.ndarray
     first: CompiledPrompt
     facts: QueryFacts
 
@@ -146,7 +138,7 @@ class PretrainedError:
         attention_QN = rows[self.first.kernel]
         first_Q, mass_Q = self.first.values(attention_QN)[-1], attention_mass(self.first.kernel, attention_QN)
         facts = replace(self.facts, values_Q=first_Q.double().cpu().numpy(), mass_Q=mass_Q)
-        statistics_QT = query_statistics(facts, by_member_HQ, self.shares_H, values_Q)
+        statistics_QT = query_statistics(facts, by_member_HQ, values_Q)
         with torch.no_grad():
             log_Q = self.spread(self.statistics_S[None], torch.as_tensor(statistics_QT[None]).float())[0]
         return self._widening * facts.scale * log_Q.double().exp().numpy()

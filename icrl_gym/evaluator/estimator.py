@@ -26,11 +26,13 @@ from icrl_gym.context.pairs import (
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.target_pairs import ActionLikeness, WeightedActions, expected_actions, target_pair_prompt
 from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.evaluator.answer import estimates_of
 from icrl_gym.evaluator.checkpoint import available_checkpoints, bundled_checkpoint, load_checkpoint
 from icrl_gym.evaluator.compiled import CompiledMixture
-from icrl_gym.evaluator.diagnostics import Diagnostics, possible_values, query_warnings
 from icrl_gym.evaluator.mixture import Construction, Generalist, Network
+from icrl_gym.evaluator.rewards import RewardValues
 from icrl_gym.evaluator.setting import Options
+from icrl_gym.evaluator.streaming import Stream, gone_on
 from icrl_gym.evaluator.target_values import TargetValues
 from icrl_gym.evaluator.world import ImaginedValues, imagine
 from icrl_gym.evaluator.world.tabled import TabledValues
@@ -60,9 +62,10 @@ class InContextEvaluator:
         features: own feature function ``(B,) + shape -> (B, D)`` instead of the space's default.
         device: torch device.
         dtype: torch.float64 (default) or torch.float32.
-        model: a pretrained mixture, or None for the construction alone. Options given by hand hold in all its heads.
+        model: a mixture of heads with pretrained error bars, or None for the construction alone. Options given by hand
+            hold in all its heads.
         imagination: whether values are followed in the context's world before softmax TD takes over; None: with a
-            pretrained mixture they are. "log": they are, but a policy that acted is known by its logged actions alone.
+            mixture they are. "log": they are, but a policy that acted is known by its logged actions alone.
 
     Attributes:
         model: the network as selected; ``model.heads`` are its settings.
@@ -115,9 +118,9 @@ class InContextEvaluator:
         """The evaluator of this name. Nothing is downloaded.
 
         Args:
-            name: "generalist": the mixture pretrained on synthetic systems; "constructed": Theorem 1's network with the
-                extensions of theory section 7, nothing in it trained; or the path of your own checkpoint (.safetensors,
-                its card beside it).
+            name: "generalist": the mixture of heads, its error bars pretrained on synthetic systems; "constructed":
+                Theorem 1's network with the extensions of theory section 7, nothing in it trained; or the path of your
+                own checkpoint (.safetensors, its card beside it).
             device: torch device.
             **options: see the class; None is the checkpoint's own, chosen from the prompt where it adapts.
 
@@ -157,26 +160,49 @@ class InContextEvaluator:
         self.asked_policy_, self._policy_notes = asked_policy(policy, trajectory)
         return self._compile(trajectory, prompt)
 
-    def update(self, trajectory: Trajectory, refit: bool = False, policy: Any = None) -> Self:
+    def update(
+        self,
+        trajectory: Trajectory,
+        refit: bool = False,
+        policy: Any = None,
+        *,
+        window: int | None = None,
+        decay: float = 1.0,
+    ) -> Self:
         """Append transitions to the context; feature statistics stay frozen unless ``refit``.
+
+        Above 1,024 transitions softmax TD's part costs in the new transitions, not in the context (streaming.py); what
+        is read off the whole context is read again each time that half as many transitions have come as it had.
 
         Args:
             trajectory: more transitions of the same environment.
-            refit: whether to fit feature statistics anew.
+            refit: whether to read everything off the whole context anew.
             policy: another policy to be evaluated from now on; None: as before.
+            window: at most so many of the latest transitions are kept; None: all.
+            decay: factor in (0, 1] by which the transitions that were there count less from now on, for a policy that
+                changes.
 
         Raises:
             RuntimeError: called before `fit`.
-            ValueError: the log is of another environment, policy or observation space, or ``policy`` does not fit it.
+            ValueError: the log is of another environment, policy or observation space, ``policy`` does not fit it, or
+                window or decay is out of range.
         """
         self._check_fitted()
+        if window is not None and (isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1):
+            raise ValueError(f"window must be an int of at least 1 or None, got {window!r}")
+        if not 0.0 < decay <= 1.0:
+            raise ValueError(f"decay must be in (0, 1], got {decay!r}")
         joined, feature_map = self.trajectory_.append(trajectory), self.prompt_.feature_map
+        dropped = 0 if window is None else max(0, len(joined) - window)
+        joined = joined[dropped:] if dropped else joined
         if refit:
             feature_map = FeatureMap(joined.observation_space, self.features).fit(joined.observations)
-        prompt = Prompt.from_trajectory(joined, self.prompt_.gamma, feature_map)
+        dropped = min(dropped, len(self.prompt_))
+        prompt = gone_on(self.prompt_, Prompt.from_trajectory(joined, self.prompt_.gamma, feature_map), dropped, decay)
         if policy is not None:
             self.asked_policy_, self._policy_notes = asked_policy(policy, joined)
-        return self._compile(joined, prompt)
+        stream = None if refit or policy is not None else self._stream
+        return self._compile(joined, prompt, stream and stream.extended(prompt, dropped, decay))
 
     def predict(self, observations: Observations) -> ValueEstimates:
         """Values of raw observations (Q,) + shape, as `ValueEstimates` with standard errors, layers and diagnostics.
@@ -191,23 +217,34 @@ class InContextEvaluator:
 
     def _answer(self, observations: Observations, compiled: Compiled) -> ValueEstimates:
         """The estimates of the compiled context at checked observations."""
-        prompt = self.prompt_
-        features_QD = prompt.queries(observations)
-        found = compiled.read(features_QD)
-        values_Q = found.by_layer_LQ[-1]
+        features_QD = self.prompt_.queries(observations)
         of_another = isinstance(getattr(compiled, "leaf", compiled), TargetValues)
-        about_queries = query_warnings(prompt, self.trajectory_, observations, values_Q, found.support_Q, of_another)
-        warnings = (*self._policy_notes, *compiled.warnings, *prompt.feature_map.notes, *about_queries)
-        return ValueEstimates(
-            values=values_Q,
-            observations=observations,
-            estimand=prompt.estimand,
-            stderr=found.stderr_Q,
-            by_layer=found.by_layer_LQ,
-            diagnostics=Diagnostics(found.support_Q, warnings, compiled),
-            bounds=possible_values(prompt),
-            attribute=lambda: compiled.attribution(features_QD),
+        found, notes = compiled.read(features_QD), self._policy_notes
+        answer = estimates_of(
+            compiled, self.trajectory_, observations, features_QD, found, notes=notes, of_another=of_another
         )
+        return replace(answer, estimand=self.prompt_.estimand)
+
+    def predict_rewards(self, rewards: np.ndarray, observations: Observations) -> RewardValues:
+        """What the values would be if the rewards were others: values (Q, R) of R reward functions on this context.
+
+        They are those of a fit to the same transitions with these rewards, exactly, provided that everything that is
+        chosen stays as the context's own rewards have it: relevance of features, weights of the heads and of walks of
+        each length, the world's choices, and whether the averager takes over. The constructed evaluator chooses
+        nothing by rewards but the last, and that by the context.
+
+        Args:
+            rewards: (N, R), a column for each reward function, in the order of the context's transitions.
+            observations: (Q,) + shape.
+
+        Raises:
+            RuntimeError: called before `fit`.
+            TypeError, ValueError: the observations do not fit the observation space, or the rewards are not N rows of
+                finite numbers.
+        """
+        self._check_fitted()
+        observations = as_batch(observations, self.trajectory_.observation_space, "observations")
+        return RewardValues.of(self._compiled_at(observations), rewards, observations)
 
     def predict_q(self, observations: Observations, actions: Any) -> ValueEstimates:
         """Action values Q^pi of the policy to be evaluated, from the same context as columns of state-action pairs.
@@ -268,11 +305,12 @@ class InContextEvaluator:
         features_QD = self.prompt_.queries(observations)
         return self._compiled_at(observations).attention(features_QD)
 
-    def _compile(self, trajectory: Trajectory, prompt: Prompt) -> Self:
+    def _compile(self, trajectory: Trajectory, prompt: Prompt, stream: Stream | None = None) -> Self:
         if self.asked_policy_ is not None:
             prompt = replace(prompt, estimand=replace(prompt.estimand, policy=self.asked_policy_.identity))
         self.trajectory_, self.prompt_ = trajectory, prompt
         self._of_pairs: Self | None = None
+        self._stream: Stream | None = stream
         self.compiled_ = self._run(prompt)
         return self
 
@@ -293,7 +331,9 @@ class InContextEvaluator:
     def _leaf(self, prompt: Prompt, other: AskedPolicy | None) -> CompiledMixture | TargetValues:
         """The context under the network: as states, or as pairs where another policy is asked."""
         if other is None:
-            return self.model.compile(prompt, self.device, self.dtype)
+            if self._stream is None:
+                self._stream = Stream.of(self.model.compile(prompt, self.device, self.dtype))
+            return self._stream.mixture
         log, features = self.trajectory_, prompt.feature_map
         compiled = self.model.compile(target_pair_prompt(log, prompt.gamma, features, other), self.device, self.dtype)
         ask = None

@@ -15,7 +15,6 @@ columns, C = N + E columns, D features.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,12 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icrl_gym.context.prompt import EndMixtures, Prompt
+from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.returns import decayed_sums
+from icrl_gym.evaluator.keys import keys
 from icrl_gym.evaluator.setting import Relevance, Setting
 
 RETURN_TRACE = 0.95  # lambda of the returns that features are correlated with
 JITTER = 0.01
+HELD_COLUMNS = 4096  # of a context, whose attention is kept while it is compiled
 
 
 def inner_product_attention(destination_BD: Tensor, source_ND: Tensor, key_bias_N: Tensor) -> Tensor:
@@ -78,8 +79,9 @@ class Kernel:
         prompt: the context.
         setting: kind, width and sink.
         relevance_D: weights of the features.
-        rows_K: the sources that are keys.
+        rows_K: the sources that are keys; -1 for one that the context no longer holds.
         log_weights_K: log weights of the keys.
+        key_features_KD: their features.
     """
 
     prompt: Prompt
@@ -87,6 +89,7 @@ class Kernel:
     relevance_D: np.ndarray
     rows_K: np.ndarray
     log_weights_K: Tensor
+    key_features_KD: np.ndarray
 
     def attend(self, features_BD: np.ndarray) -> Tensor:
         """Attention over the keys, (B, K); a row sums to 1 less the sink's share."""
@@ -99,15 +102,31 @@ class Kernel:
     @cached_property
     def columns_CK(self) -> Tensor:
         """Attention of all columns, sources and ends, over the keys; kept until `release`."""
-        sources_ND, mixtures = self.prompt.source_features, self.prompt.end_mixtures
-        if mixtures is None:
-            return self.attend(np.concatenate([sources_ND, self.prompt.end_features]))
-        return torch.cat([self.attend(sources_ND), self._attend_mixtures(mixtures)])
+        sources_ND, ends_ED = self.prompt.source_features, self.prompt.end_features
+        if self.prompt.end_mixtures is None:
+            return self.attend(np.concatenate([sources_ND, ends_ED]))
+        return torch.cat([self.attend(sources_ND), self.attend_ends(np.arange(len(ends_ED)))])
 
-    def _attend_mixtures(self, mixtures: EndMixtures) -> Tensor:
-        """Attention of the end columns, (E, K), each the weighted mean of its parts'."""
-        ends_EK = self._keys_KD.new_zeros(mixtures.weights_ME.shape[1], len(self._keys_KD))
-        for features_ED, weights_E in zip(mixtures.features_MED, mixtures.weights_ME, strict=True):
+    def attend_columns(self, columns: np.ndarray) -> Tensor:
+        """Attention of some columns, numbered sources first, over the keys; in short contexts all are held."""
+        if len(self.prompt) + len(self.prompt.end_features) <= HELD_COLUMNS:
+            return self.columns_CK[torch.as_tensor(columns)]
+        num_sources, found = len(self.prompt), self._keys_KD.new_empty(len(columns), len(self._keys_KD))
+        for part, attend in (
+            (np.flatnonzero(columns < num_sources), lambda rows: self.attend(self.prompt.source_features[rows])),
+            (np.flatnonzero(columns >= num_sources), lambda rows: self.attend_ends(rows - num_sources)),
+        ):
+            if len(part):
+                found[torch.as_tensor(part)] = attend(columns[part])
+        return found
+
+    def attend_ends(self, ends: np.ndarray) -> Tensor:
+        """Attention of some end columns, each of a mixture the weighted mean of its parts'."""
+        mixtures = self.prompt.end_mixtures
+        if mixtures is None:
+            return self.attend(self.prompt.end_features[ends])
+        ends_EK = self._keys_KD.new_zeros(len(ends), len(self._keys_KD))
+        for features_ED, weights_E in zip(mixtures.features_MED[:, ends], mixtures.weights_ME[:, ends], strict=True):
             rows = np.flatnonzero(weights_E)
             weights_E1 = torch.as_tensor(weights_E[rows, None]).to(ends_EK)
             ends_EK[torch.as_tensor(rows)] += weights_E1 * self.attend(features_ED[rows])
@@ -120,8 +139,13 @@ class Kernel:
     def over_sources(self, attention_BK: Tensor) -> np.ndarray:
         """Attention over the keys, put back to the N sources that the keys are, (B, N)."""
         attention_BN = np.zeros((len(attention_BK), len(self.prompt)))
-        attention_BN[:, self.rows_K] = _array(attention_BK)
+        held_K = self.rows_K >= 0
+        attention_BN[:, self.rows_K[held_K]] = _array(attention_BK)[:, held_K]
         return attention_BN
+
+    def moved_on(self, prompt: Prompt, dropped: int) -> Kernel:
+        """The same kernel on a context that goes on, without so many of its first transitions."""
+        return replace(self, prompt=prompt, rows_K=np.maximum(self.rows_K - dropped, -1))
 
     def support(self, features_BD: np.ndarray, attention_BK: Tensor) -> np.ndarray:
         """Effective number of sources, (B,): weighted with exp(-distance^2 / 2), for an inner product 1 / sum K^2.
@@ -140,7 +164,7 @@ class Kernel:
 
     @cached_property
     def _keys_KD(self) -> Tensor:
-        return self._scaled(self.prompt.source_features[self.rows_K])
+        return self._scaled(self.key_features_KD)
 
     def _scaled(self, features_BD: np.ndarray) -> Tensor:
         """Features divided by the kernel's width, (B, D)."""
@@ -179,9 +203,10 @@ class Kernels:
     def _new(self, setting: Setting, dtype: torch.dtype) -> Kernel:
         if setting.relevance not in self._relevances:
             self._relevances[setting.relevance] = RELEVANCES[setting.relevance](self._prompt)
-        rows_K, log_weights_K = _keys(self._prompt, setting.landmarks, self._log_weights_N)
+        rows_K, log_weights_K = keys(self._prompt, setting.landmarks, self._log_weights_N)
         weights = torch.as_tensor(log_weights_K, dtype=dtype, device=self._device)
-        return Kernel(self._prompt, setting, self._relevances[setting.relevance], rows_K, weights)
+        relevance_D, features_KD = self._relevances[setting.relevance], self._prompt.source_features[rows_K]
+        return Kernel(self._prompt, setting, relevance_D, rows_K, weights, features_KD)
 
 
 class Rows:
@@ -207,21 +232,9 @@ def lambda_return_errors(prompt: Prompt, trace_decay: float) -> np.ndarray:
 
     They describe the log as it is, so importance ratios do not enter.
     """
-    constant = replace(prompt, importance_ratios=None).constant
+    constant = replace(prompt, importance_ratios=None, log_weights=None).constant
     errors_N = prompt.rewards - (1.0 - prompt.discounts) * constant
     return decayed_sums(errors_N, prompt.discounts * trace_decay * prompt.trace_links)
-
-
-def _keys(prompt: Prompt, num_landmarks: int, log_weights_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and log weights of the keys: every source, or landmarks evenly spaced over the distinct states."""
-    if not num_landmarks:
-        return np.arange(len(prompt)), log_weights_N
-    kept = np.flatnonzero(np.isfinite(log_weights_N))
-    _, first = np.unique(prompt.source_features[kept], axis=0, return_index=True)
-    distinct = kept[np.sort(first)]
-    num_keys = min(num_landmarks, len(distinct))
-    rows_K = distinct[np.linspace(0, len(distinct) - 1, num_keys).round().astype(int)]
-    return rows_K, np.full(num_keys, math.log(len(prompt) / num_keys))
 
 
 def _by_returns(prompt: Prompt) -> np.ndarray:

@@ -1,22 +1,24 @@
-"""Networks that an evaluator can be: the construction, a mixture of one head, and the pretrained mixture of several."""
+"""Networks that an evaluator can be: the construction, a mixture of one head, and the generalist, one of several."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.compiled import CompiledMixture, Member
-from icrl_gym.evaluator.error_bars import PretrainedError, SamplingError, SpreadHead
-from icrl_gym.evaluator.gate import Gate
+from icrl_gym.evaluator.error_bars import PretrainedError, SamplingError
+from icrl_gym.evaluator.heads import at_length
+from icrl_gym.evaluator.mixing import FREE_LEVEL, PSEUDO_TERMINATIONS
 from icrl_gym.evaluator.network import CompiledPrompt, Compiler, with_free_level
 from icrl_gym.evaluator.setting import Setting
-from icrl_gym.evaluator.statistics import QueryFacts, prompt_statistics
+from icrl_gym.evaluator.spread_head import SpreadHead
+from icrl_gym.evaluator.statistics import QueryFacts, has_equal_rewards, prompt_statistics
 
-LEAST_SHARE = 1e-6  # heads below it are not run; training has them all in its medians
+MOST_SOURCES_ALONE = 8192  # that are all keys of a single head
 
 
 class Network(Protocol):
@@ -49,7 +51,7 @@ class Construction:
     def compile(self, prompt: Prompt, device: str | torch.device, dtype: torch.dtype) -> CompiledMixture:
         """Run a context through the head; the error bars are those of its sampling error."""
         compiler = Compiler(prompt, device=device, dtype=dtype)
-        head = compiler.compile(self.setting)
+        head = compiler.compile(at_length(self.setting, len(prompt), MOST_SOURCES_ALONE))
         mixture = CompiledMixture(prompt, (Member(1.0, head.without_matrices()),), SamplingError.of(head))
         compiler.release()
         return mixture
@@ -57,62 +59,60 @@ class Construction:
 
 @dataclass(frozen=True, eq=False)
 class Generalist:
-    """A pretrained mixture.
+    """A mixture of heads with equal shares and fixed dials, and pretrained error bars.
 
     Attributes:
-        heads: settings; the first one is evaluated for every prompt, and gives the statistics.
-        gate: shares, free level and pseudo-terminations from the statistics.
+        heads: settings; the first one as it stands gives the statistics.
         spread: standard errors from the statistics and those of the queries.
     """
 
     heads: tuple[Setting, ...]
-    gate: Gate
     spread: SpreadHead
 
     def __post_init__(self) -> None:
         """Raise ValueError for a first head that the statistics cannot be read from."""
-        if self.heads[0].landmarks:
-            raise ValueError(f"heads: the first one must have every source as a key, got {self.heads[0].landmarks=}")
+        if not self.heads or self.heads[0].landmarks:
+            raise ValueError(f"heads: the first one must have every source as a key, got {self.heads[:1]}")
 
     def compile(self, prompt: Prompt, device: str | torch.device, dtype: torch.dtype) -> CompiledMixture:
-        """Run a context through the first head, the gate, and the heads that the gate opened."""
+        """Run a context through the first head as it stands, and through all heads at the dials."""
         compiler = Compiler(prompt, device=device, dtype=dtype)
-        first = compiler.compile(self.heads[0])
+        heads = tuple(at_length(head, len(prompt)) for head in self.heads)
+        first = compiler.compile(heads[0])
         statistics_S = torch.as_tensor(prompt_statistics(prompt, first), dtype=torch.float32)
-        with torch.no_grad():
-            gates = self.gate(statistics_S[None])
-        level, pseudo = float(gates.free_level_B[0]), float(gates.pseudo_terminations_B[0])
         facts = QueryFacts.of(first, prompt.source_features[:0])
-        shares = self._open(gates.shares_BH[0].tolist(), prompt)
-        heads = [self._run(compiler, self.heads[index], first, level, pseudo) for index in shares]
-        shares_H = np.array(list(shares.values()))
-        positive_H = shares_H.clip(min=0.0)
+        answering = at_dials(compiler, _readable(heads, prompt), first)
         mixture = CompiledMixture(
             prompt,
-            tuple(map(Member, (positive_H / positive_H.sum()).tolist(), heads)),
-            PretrainedError(self.spread, statistics_S, shares_H / shares_H.sum(), first.without_matrices(), facts),
-            float(gates.trust_B[0]),
+            tuple(Member(1.0 / len(answering), head) for head in answering),
+            PretrainedError(self.spread, statistics_S, first.without_matrices(), facts),
+            float(self.spread.trust_in(statistics_S[None])),
         )
         compiler.release()
         return mixture
 
-    def _open(self, shares: list[float], prompt: Prompt) -> dict[int, float]:
-        """Index and share of the heads that are run; the first alone where there would be none.
 
-        Products of ratios along a trace have no bound: a weighted log is read by the heads without traces, if any.
-        """
-        weighted = prompt.importance_ratios is not None and any(head.trace_decay == 0 for head in self.heads)
-        found = {
-            index: shares[index]
-            for index, head in enumerate(self.heads)
-            if abs(shares[index]) >= LEAST_SHARE and not (weighted and head.trace_decay > 0)
-        }
-        return found or {0: 1.0}
+def at_dials(compiler: Compiler, heads: Sequence[Setting], first: CompiledPrompt) -> list[CompiledPrompt]:
+    """A prompt under every head at the mixture's free level and pseudo-terminations, without matrices.
 
-    def _run(
-        self, compiler: Compiler, head: Setting, first: CompiledPrompt, level: float, pseudo: float
-    ) -> CompiledPrompt:
-        """One head at the gate's free level and pseudo-terminations, without its matrices."""
+    Args:
+        compiler: that of the prompt.
+        heads: what to solve.
+        first: the prompt under a head as it stands, which is not solved again.
+    """
+    pseudo = PSEUDO_TERMINATIONS if has_equal_rewards(first.prompt) else 0.0
+    solved = []
+    for head in heads:
         setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
-        solved = first if setting == self.heads[0] else compiler.compile(setting)
-        return with_free_level(solved, level).without_matrices()
+        compiled = first if setting == first.setting else compiler.compile(setting)
+        solved.append(with_free_level(compiled, FREE_LEVEL).without_matrices())
+    return solved
+
+
+def _readable(heads: tuple[Setting, ...], prompt: Prompt) -> tuple[Setting, ...]:
+    """The heads that read a prompt: of a weighted log those without traces, if any.
+
+    Products of ratios along a trace have no bound.
+    """
+    without_traces = tuple(head for head in heads if head.trace_decay == 0)
+    return without_traces if without_traces and prompt.importance_ratios is not None else heads

@@ -8,20 +8,26 @@ Shape legend: N sources, E end columns, C = N + E columns, K keys, Q queries, D 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from icrl_gym.context.prompt import Prompt
-from icrl_gym.evaluator.equilibrium import at_free_level, solve_equilibrium, solve_landmarks
+from icrl_gym.evaluator.blocks import columns_of
+from icrl_gym.evaluator.equilibrium import at_free_level, solve_equilibrium, transposed_equilibrium
 from icrl_gym.evaluator.kernel import Kernel, Kernels
-from icrl_gym.evaluator.recursion import Equations, Readout, Trace, run_layers
+from icrl_gym.evaluator.keys import evenly
+from icrl_gym.evaluator.landmarks import BLOCK, LandmarkSystem, aggregated, transposed_aggregated
+from icrl_gym.evaluator.recursion import Equations, Readout, Trace, run_layers, transposed_layers
 from icrl_gym.evaluator.setting import Setting
 
 GROWTH_LIMIT = 2.0  # the last layer's change may exceed the first ones' by this factor before the fallback
+CHECKED_COLUMNS = 4096  # of a context, evenly spaced, at which a landmark equilibrium's values are checked
 PROBE_FREQUENCY = 37.0  # radians per standard deviation: neighbouring sources get unrelated probe rewards
 
 
@@ -36,6 +42,7 @@ class CompiledPrompt:
         kernel: attention of columns and queries over the keys.
         readout: constants and memories per layer.
         fell_back: whether the averager took over.
+        system: the sums that a landmark equilibrium is solved from, else None; its last reward is the probe's.
     """
 
     prompt: Prompt
@@ -44,6 +51,7 @@ class CompiledPrompt:
     kernel: Kernel
     readout: Readout
     fell_back: bool
+    system: LandmarkSystem | None = None
 
     @property
     def attention_CK(self) -> Tensor:
@@ -59,15 +67,72 @@ class CompiledPrompt:
         return self.readout(attention_QK)[..., 0]
 
     @cached_property
+    def at_columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Values of all columns after the last layer, and the attention that falls on the keys, both (C,) float64."""
+        num_columns, readout = len(self.prompt) + len(self.prompt.end_features), self.readout
+        parts = []
+        for start in range(0, num_columns, BLOCK):
+            attention_BK = self.kernel.attend_columns(np.arange(start, min(num_columns, start + BLOCK)))
+            parts.append((self.values(attention_BK)[-1], attention_BK.sum(dim=1)))
+        values_C, mass_C = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
+        if readout.columns_LCR is not None:  # end columns of some settings are averagers
+            values_C = readout.columns_LCR[-1, :, 0].double().cpu().numpy()
+        return values_C, mass_C
+
+    def solved_again(self) -> CompiledPrompt:
+        """With what its sums say under its setting."""
+        assert self.system is not None
+        constant_1R, memory_KR = self.system.solve(self.setting.parameters)
+        return replace(self, readout=landmark_readout(constant_1R[:, :-1], memory_KR[:, :-1]))
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether a landmark equilibrium's values of the probe exceed every value it can have, at some columns."""
+        assert self.system is not None
+        constant_1R, memory_KR = self.system.solve(self.setting.parameters)
+        columns = evenly(np.arange(len(self.prompt) + len(self.prompt.end_features)), CHECKED_COLUMNS)
+        values_BR = constant_1R + self.kernel.attend_columns(columns) @ memory_KR
+        return _exceeds(values_BR[:, -1], self.prompt.gamma)
+
+    @cached_property
     def level_shift(self) -> float:
         """How far the free level lies above an equilibrium's constant; 0 where it has none or is not determined."""
         return float(with_free_level(self, 1.0).readout.constants_LR[-1, 0] - self.readout.constants_LR[-1, 0])
 
-    def attribution(self, attention_QK: Tensor) -> Tensor:
-        """The matrix W (Q, N) with values = W @ rewards: the read-out of N unit reward functions, solved for anew."""
-        unit_NN = torch.eye(len(self.prompt), dtype=attention_QK.dtype, device=attention_QK.device)
-        solved = _run(replace(self.equations, rewards_NR=unit_NN), self.attention_CK, self.setting)
-        return Readout(solved.constants_LR[-1:], solved.memories_LNR[-1:])(attention_QK)[0]
+    def attribution(self, attention_QK: Tensor, constants_Q: Tensor | None = None) -> Tensor:
+        """The matrix W (Q, N) with values = W @ rewards, by the transposed recursion or one transposed solve.
+
+        Whether to fall back is not decided again. Factors that were let go of are computed once more.
+
+        Args:
+            attention_QK: attention of the queries, or weighted sums of such rows.
+            constants_Q: the sums' weights; default 1 each.
+        """
+        equations, kernel, setting = self.equations, self.kernel, self.setting
+        rows_KQ = attention_QK.mT
+        constants_1Q = torch.ones_like(rows_KQ[:1]) if constants_Q is None else constants_Q[None]
+        if self.system is not None:
+            return self.system.transposed(equations, kernel, setting.parameters, rows_KQ, constants_1Q).mT
+        if setting.landmarks:
+            return transposed_aggregated(equations, kernel, rows_KQ, constants_1Q).mT
+        if setting.at_equilibrium:
+            factors = self.readout.factors
+            return transposed_equilibrium(
+                equations, kernel.columns_CK, setting.parameters, rows_KQ, constants_1Q, factors
+            ).mT
+        depth = int(setting.num_layers), setting.start_at_constant
+        return transposed_layers(equations, columns_of(kernel), setting.parameters, *depth, rows_KQ, constants_1Q).mT
+
+    def under(self, rewards_NR: Tensor) -> Readout:
+        """What queries need under R other reward functions, at the last layer; whether to fall back stays decided."""
+        equations = replace(self.equations, rewards_NR=rewards_NR)
+        if self.setting.landmarks:
+            summed = self.system is not None
+            solve = LandmarkSystem.of(equations, self.kernel).solve if summed else None
+            found = aggregated(equations, self.kernel) if solve is None else solve(self.setting.parameters)
+            return landmark_readout(*found)
+        solved = _run(equations, self.kernel, self.setting)
+        return Readout(solved.constants_LR[-1:], solved.memories_LNR[-1:])
 
     def without_matrices(self) -> CompiledPrompt:
         """The same for queries, without what solving it took: values of the columns, and factors."""
@@ -79,10 +144,11 @@ class Compiler:
 
     Args:
         prompt: the context.
-        log_weights: (N,) log weights of the sources (bootstrap weights, say); -inf drops a source.
+        log_weights: (N,) log weights of the sources (bootstrap weights, say), default the prompt's own; -inf drops a
+            source.
         importance_ratios: (N,) pi / mu of the logged actions, default the prompt's own; they weigh the sources and
             enter the traces.
-        device, dtype: torch device and dtype; landmarks are always solved in float64, which costs little there.
+        device, dtype: torch device and dtype; landmarks are always summed and solved in float64.
 
     Raises:
         ValueError: all sources are dropped, or weights or ratios are not N numbers of the right kind.
@@ -99,9 +165,11 @@ class Compiler:
     ) -> None:
         given = prompt.importance_ratios if importance_ratios is None else importance_ratios
         self._prompt, self._device, self._dtype = prompt, device, dtype
-        self._ratios_N = _check_ratios(given, len(prompt))
-        self._log_weights_N = _check_log_weights(log_weights, self._ratios_N)
+        self._ratios_N = check_ratios(given, len(prompt))
+        log_weights = prompt.log_weights if log_weights is None else log_weights
+        self._log_weights_N = check_log_weights(log_weights, self._ratios_N)
         self._kernels = Kernels(prompt, self._log_weights_N, device)
+        self._known_equations: dict[tuple[object, ...], Equations] = {}
 
     def compile(self, setting: Setting, fall_back: bool = True, rewards: np.ndarray | None = None) -> CompiledPrompt:
         """Run the context through the network of a setting.
@@ -115,43 +183,106 @@ class Compiler:
             fall_back: False runs the setting as it is, whatever happens.
             rewards: (N, R) other reward functions on the same context; default the prompt's own as (N, 1).
         """
-        dtype = torch.float64 if setting.landmarks else self._dtype
         rewards = self._prompt.rewards[:, None] if rewards is None else rewards
-        equations, kernel = self._equations(setting, rewards, dtype), self._kernels.of(setting, dtype)
-        probe_N1 = self._tensor(probe_rewards(self._prompt.source_features), dtype)[:, None]
+        if setting.landmarks:
+            return self._by_landmarks(setting, rewards, fall_back)
+        dtype = self._dtype
+        equations, kernel = self.equations(setting, rewards, dtype), self._kernels.of(setting, dtype)
+        probe_N1 = self._probe(dtype)
         if setting.at_equilibrium:  # one more right-hand side costs nothing
             with_probe_NR = torch.cat([equations.rewards_NR, probe_N1], dim=-1)
-            both = _run(replace(equations, rewards_NR=with_probe_NR), kernel.columns_CK, setting)
-            readout, fell_back = _without_probe(both), fall_back and _exceeds(both, self._prompt.gamma)
+            both = _run(replace(equations, rewards_NR=with_probe_NR), kernel, setting)
+            assert both.columns_LCR is not None
+            fell_back = fall_back and _exceeds(both.columns_LCR[-1, :, -1], self._prompt.gamma)
+            readout = _without_probe(both)
         else:
-            readout = _run(equations, kernel.columns_CK, setting)
+            readout = _run(equations, kernel, setting)
             fell_back = fall_back and _grows(readout)
-            fell_back = fell_back and _grows(_run(replace(equations, rewards_NR=probe_N1), kernel.columns_CK, setting))
+            fell_back = fell_back and _grows(_run(replace(equations, rewards_NR=probe_N1), kernel, setting))
         if fell_back:
             setting = setting.fallback()
             kernel = self._kernels.of(setting, dtype)
-            readout = _run(equations, kernel.columns_CK, setting)
+            readout = _run(equations, kernel, setting)
         return CompiledPrompt(self._prompt, setting, equations, kernel, readout, fell_back)
+
+    def _by_landmarks(self, setting: Setting, rewards: np.ndarray, fall_back: bool) -> CompiledPrompt:
+        """The context under a setting with landmarks, in float64, from sums over blocks."""
+        dtype = torch.float64
+        equations, kernel = self.equations(setting, rewards, dtype), self._kernels.of(setting, dtype)
+        if setting.averaging:
+            return CompiledPrompt(
+                self._prompt, setting, equations, kernel, landmark_readout(*aggregated(equations, kernel)), False
+            )
+        solved = CompiledPrompt(
+            self._prompt, setting, equations, kernel, Readout(torch.empty(0), torch.empty(0)), False,
+            LandmarkSystem.of(self.with_probe(equations), kernel),
+        ).solved_again()  # fmt: skip
+        if fall_back and solved.exceeds:
+            return replace(self._by_landmarks(setting.fallback(), rewards, False), fell_back=True)
+        return solved
+
+    def with_probe(self, equations: Equations) -> Equations:
+        """The equations with `probe_rewards` as one more reward function."""
+        probe_N1 = self._probe(equations.rewards_NR.dtype)
+        return replace(equations, rewards_NR=torch.cat([equations.rewards_NR, probe_N1], dim=-1))
+
+    def _probe(self, dtype: torch.dtype) -> Tensor:
+        """`probe_rewards`, (N, 1)."""
+        return self._tensor(probe_rewards(self._prompt.source_features), dtype)[:, None]
 
     def release(self) -> None:
         """Let go of the attention matrices of the context; what was compiled computes them again when asked."""
         self._kernels.release()
 
-    def _equations(self, setting: Setting, rewards: np.ndarray, dtype: torch.dtype) -> Equations:
-        prompt = self._prompt
-        shorter = len(prompt) / (len(prompt) + setting.pseudo_terminations)
-        discounts_N = self._tensor(prompt.discounts, dtype) * shorter
-        links_N = self._tensor(prompt.trace_links * np.append(self._ratios_N[1:], 1.0), dtype)
-        return Equations(
-            rewards_NR=self._tensor(rewards, dtype),
-            discounts_N1=discounts_N.unsqueeze(-1),
-            successors_N=torch.as_tensor(prompt.successors, device=self._device),
-            weights_N1=self._tensor(self._log_weights_N, dtype).exp().unsqueeze(-1),
-            trace=Trace.of(discounts_N * setting.trace_decay * links_N),
-        )
+    def equations(self, setting: Setting, rewards: np.ndarray, dtype: torch.dtype) -> Equations:
+        """The TD equations under a setting; settings of one trace and hazard share all but the rewards."""
+        alike = setting.pseudo_terminations, setting.trace_decay, dtype
+        if alike not in self._known_equations:
+            self._known_equations[alike] = self._new_equations(setting, dtype)
+        return replace(self._known_equations[alike], rewards_NR=self._tensor(rewards, dtype))
+
+    def _new_equations(self, setting: Setting, dtype: torch.dtype) -> Equations:
+        parts = (self._prompt.rewards[None, :, None], self._log_weights_N[None], self._ratios_N[None])
+        return td_equations(setting, [self._prompt], *parts, dtype, self._device).of_prompt(0)
 
     def _tensor(self, array: np.ndarray, dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=self._device)
+
+
+def td_equations(
+    setting: Setting,
+    prompts: Sequence[Prompt],
+    rewards_BNR: np.ndarray,
+    log_weights_BN: np.ndarray,
+    ratios_BN: np.ndarray,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> Equations:
+    """The TD equations of B prompts of N transitions each, under one setting, with a leading batch axis.
+
+    Args:
+        setting: says how traces decay and how discounts are shortened.
+        prompts: the contexts.
+        rewards_BNR: their rewards.
+        log_weights_BN: log weights of the sources.
+        ratios_BN: importance ratios, which enter the traces.
+        dtype, device: of the tensors.
+    """
+
+    def tensor(arrays: Any) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(arrays), dtype=dtype, device=device)
+
+    shorter = len(prompts[0]) / (len(prompts[0]) + setting.pseudo_terminations)
+    discounts_BN = tensor([prompt.discounts for prompt in prompts]) * shorter
+    following_BN = np.concatenate([ratios_BN[:, 1:], np.ones_like(ratios_BN[:, :1])], axis=1)
+    links_BN = tensor(np.array([prompt.trace_links for prompt in prompts]) * following_BN)
+    return Equations(
+        rewards_NR=tensor(rewards_BNR),
+        discounts_N1=discounts_BN.unsqueeze(-1),
+        successors_N=torch.as_tensor(np.array([prompt.successors for prompt in prompts]), device=device),
+        weights_N1=tensor(log_weights_BN).exp().unsqueeze(-1),
+        trace=Trace.of(discounts_BN * setting.trace_decay * links_BN),
+    )
 
 
 def compile_prompt(
@@ -181,16 +312,22 @@ def with_free_level(compiled: CompiledPrompt, free_level: float) -> CompiledProm
         compiled: a compiled prompt whose setting has the free level 0.
         free_level: the level wanted, in [-1, 1].
     """
-    if compiled.readout.factors is None or not free_level:
+    if not free_level or (compiled.system is None and compiled.readout.factors is None):
         return compiled
     setting = replace(compiled.setting, free_level=free_level)
-    moved = at_free_level(
-        compiled.equations, compiled.attention_CK, setting.parameters, compiled.readout, setting.landmarks > 0
-    )
+    if compiled.system is not None:
+        return replace(compiled, setting=setting).solved_again()
+    moved = at_free_level(compiled.equations, compiled.attention_CK, setting.parameters, compiled.readout)
     return replace(compiled, setting=setting, readout=moved)
 
 
-def _check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:
+def landmark_readout(constant_1R: Tensor, memory_KR: Tensor) -> Readout:
+    """The read-out of an equilibrium over landmarks, as one layer that starts at the constant."""
+    return Readout(constant_1R, memory_KR[None])
+
+
+def check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:
+    """Importance ratios (N,), default 1, or ValueError."""
     if ratios is None:
         return np.ones(num_sources)
     ratios = np.asarray(ratios, dtype=np.float64)
@@ -199,7 +336,8 @@ def _check_ratios(ratios: np.ndarray | None, num_sources: int) -> np.ndarray:
     return ratios
 
 
-def _check_log_weights(log_weights: np.ndarray | None, ratios: np.ndarray) -> np.ndarray:
+def check_log_weights(log_weights: np.ndarray | None, ratios: np.ndarray) -> np.ndarray:
+    """Log weights (N,) of the sources, default 0, with the ratios, or ValueError."""
     log_weights = np.zeros(len(ratios)) if log_weights is None else np.asarray(log_weights, dtype=np.float64)
     if log_weights.shape != ratios.shape or np.isnan(log_weights).any() or (log_weights == np.inf).any():
         raise ValueError(f"log_weights must be {len(ratios)} numbers below infinity, got shape {log_weights.shape}")
@@ -222,17 +360,18 @@ def _without_probe(readout: Readout) -> Readout:
     return Readout(*(part[..., :-1] for part in parts), factors=readout.factors)
 
 
-def _exceeds(readout: Readout, gamma: float) -> bool:
-    """Whether an equilibrium's last channel, for rewards within [-1, 1], exceeds every value such rewards can have."""
-    assert readout.columns_LCR is not None
-    values_CR = readout.columns_LCR[-1]
-    return not bool(torch.isfinite(values_CR).all()) or bool(values_CR[:, -1].abs().max() > 1.0 / (1.0 - gamma))
+def _exceeds(values_C: Tensor, gamma: float) -> bool:
+    """Whether values of an equilibrium, for rewards within [-1, 1], exceed every value such rewards can have."""
+    return not bool(torch.isfinite(values_C).all()) or bool(values_C.abs().max() > 1.0 / (1.0 - gamma))
 
 
 def _grows(readout: Readout) -> bool:
-    """Whether the change per layer grows from the first layers to the last, in any channel."""
     assert readout.columns_LCR is not None
-    columns_LCR = readout.columns_LCR
+    return grows(readout.columns_LCR)
+
+
+def grows(columns_LCR: Tensor) -> bool:
+    """Whether the change per layer grows from the first layers to the last, in any channel."""
     if not bool(torch.isfinite(columns_LCR).all()):
         return True
     first_R = torch.maximum(_change(columns_LCR, 1), _change(columns_LCR, min(2, len(columns_LCR) - 1)))
@@ -244,10 +383,8 @@ def _change(columns_LCR: Tensor, layer: int) -> Tensor:
     return (columns_LCR[layer] - columns_LCR[layer - 1]).square().mean(dim=0).sqrt()
 
 
-def _run(equations: Equations, attention_CK: Tensor, setting: Setting) -> Readout:
-    if setting.landmarks:
-        return solve_landmarks(equations, attention_CK, setting.parameters)
+def _run(equations: Equations, kernel: Kernel, setting: Setting) -> Readout:
     if setting.at_equilibrium:
-        return solve_equilibrium(equations, attention_CK, setting.parameters)
-    assert isinstance(setting.num_layers, (int, np.integer))
-    return run_layers(equations, attention_CK, setting.parameters, int(setting.num_layers), setting.start_at_constant)
+        return solve_equilibrium(equations, kernel.columns_CK, setting.parameters)
+    depth = int(setting.num_layers), setting.start_at_constant
+    return run_layers(equations, columns_of(kernel), setting.parameters, *depth)

@@ -47,7 +47,7 @@ def explained_variance(prompt: Prompt) -> np.ndarray | None:
     live = np.flatnonzero(prompt.discounts > 0)
     if len(live) < FEWEST_ROWS or prompt.importance_ratios is not None:
         return None
-    if len(np.unique(prompt.source_features, axis=0)) < LEAST_DISTINCT * len(prompt):
+    if len(prompt.first_visits) < LEAST_DISTINCT * len(prompt):
         return None
     rows_M = live[np.linspace(0, len(live) - 1, min(len(live), MOST_ROWS)).round().astype(int)]
     columns_CD = np.concatenate([prompt.source_features, prompt.end_features])

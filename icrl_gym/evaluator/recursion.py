@@ -13,6 +13,7 @@ that a read which falls on the sink (whose value is zero) returns to the constan
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -78,17 +79,86 @@ class Equations:
     weights_N1: Tensor
     trace: Trace
 
+    @property
+    def decays_N1(self) -> Tensor:
+        """Decay of a trace from each transition to the next, (..., N, 1)."""
+        return self.trace.decays[0] if self.trace.decays else torch.zeros_like(self.discounts_N1)
+
+    def of_prompt(self, index: int) -> Equations:
+        """Those of one prompt of a batch."""
+        decays = tuple(decay_BN1[index] for decay_BN1 in self.trace.decays)
+        parts = (self.rewards_NR, self.discounts_N1, self.successors_N, self.weights_N1)
+        return Equations(*(part[index] for part in parts), trace=Trace(decays))
+
     def constant(self, delta_NR: Tensor) -> Tensor:
         """c = sum_k w_k delta_k / sum_k w_k (1 - discount_k), (..., 1, R)."""
         loss_N1 = self.weights_N1 * (1.0 - self.discounts_N1)
         return (self.weights_N1 * delta_NR).sum(-2, keepdim=True) / loss_N1.sum(-2, keepdim=True)
 
+    @property
+    def shares_N1(self) -> Tensor:
+        """Weights (..., N, 1) of the TD errors in `constant`."""
+        return self.weights_N1 / (self.weights_N1 * (1.0 - self.discounts_N1)).sum(-2, keepdim=True)
+
+    def with_constant(self, weights_NQ: Tensor, constants_1Q: Tensor) -> Tensor:
+        """Weights (..., N, Q) of the rewards, from those of the rewards less (1 - discount) times the constant.
+
+        Args:
+            weights_NQ: what Q queries read of the latter.
+            constants_1Q: what they read of the constant.
+        """
+        loss_N1 = 1.0 - self.discounts_N1
+        return weights_NQ + self.shares_N1 * (constants_1Q - (loss_N1 * weights_NQ).sum(dim=-2, keepdim=True))
+
     def at_successors(self, u_CR: Tensor) -> Tensor:
         """u[successors], (..., N, R)."""
         if self.successors_N.ndim == 1:
             return u_CR.index_select(-2, self.successors_N)
-        index = self.successors_N.unsqueeze(-1).expand(*self.successors_N.shape, u_CR.shape[-1])
-        return torch.take_along_dim(u_CR, index, dim=-2)
+        *batch, num_columns, num_functions = u_CR.shape
+        rows = self.successors_N.expand(*batch, -1).reshape(-1, self.successors_N.shape[-1])
+        rows = rows + num_columns * torch.arange(len(rows), device=rows.device).unsqueeze(-1)
+        found = u_CR.reshape(-1, num_functions).index_select(0, rows.reshape(-1))
+        return found.reshape(*batch, -1, num_functions)
+
+    def transposed_successors(self, g_NR: Tensor, num_columns: int) -> Tensor:
+        """The transpose of discounts * `at_successors`, (C, R); without batch axes."""
+        found_CR = g_NR.new_zeros(num_columns, g_NR.shape[-1])
+        return found_CR.index_add_(0, self.successors_N, self.discounts_N1 * g_NR)
+
+
+class AttentionRows(Protocol):
+    """Rows of attention over the keys, as a linear map: a stored tensor, or rows that are computed when read."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def mT(self) -> AttentionRows: ...
+
+    def __matmul__(self, other: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Attention of all columns over the sources.
+
+    Attributes:
+        sources: (..., N, N) rows of the sources.
+        ends: (..., E, N) rows of the ends.
+    """
+
+    sources: AttentionRows
+    ends: AttentionRows
+
+    @classmethod
+    def of(cls, attention_CN: Tensor) -> Columns:
+        """Stored attention, its sources' rows first."""
+        num_sources = attention_CN.shape[-1]
+        return cls(attention_CN[..., :num_sources, :], attention_CN[..., num_sources:, :])
+
+    def __matmul__(self, x_NR: Tensor) -> Tensor:
+        """(..., C, R)."""
+        return torch.cat([self.sources @ x_NR, self.ends @ x_NR], dim=-2)
 
 
 @dataclass(frozen=True)
@@ -115,6 +185,11 @@ class LayerParameters:
     def keep(self) -> float:
         """Share of the deviation from the constant that a layer keeps."""
         return (1.0 - self.averaging) * (1.0 - self.forgetting)
+
+    @property
+    def ends_are_averagers(self) -> bool:
+        """Whether end columns follow a rule of their own."""
+        return self.average_ends and not self.forgetting
 
     @property
     def shrinks(self) -> bool:
@@ -144,7 +219,7 @@ class Readout:
 
 
 def layer(
-    equations: Equations, attention_CN: Tensor, parameters: LayerParameters, constant_1R: Tensor, u_CR: Tensor
+    equations: Equations, attention: Columns, parameters: LayerParameters, constant_1R: Tensor, u_CR: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer: the new constant (..., 1, R) and deviations (..., C, R), and what was written to memory (..., N, R).
 
@@ -166,26 +241,88 @@ def layer(
         delta_NR = delta_NR - loss_N1 * correction_1R
     step_NR = parameters.step_size * equations.trace(delta_NR)
     write_NR = parameters.averaging * u_source_NR + step_NR
-    if parameters.average_ends and not parameters.forgetting:
-        read_SR = parameters.keep * u_source_NR + attention_CN[..., :num_sources, :] @ write_NR
-        read_ER = attention_CN[..., num_sources:, :] @ (u_source_NR + step_NR)
+    if parameters.ends_are_averagers:
+        read_SR = parameters.keep * u_source_NR + attention.sources @ write_NR
+        read_ER = attention.ends @ (u_source_NR + step_NR)
         return constant_1R, torch.cat([read_SR, read_ER], dim=-2), write_NR
-    return constant_1R, parameters.keep * u_CR + attention_CN @ write_NR, write_NR
+    return constant_1R, parameters.keep * u_CR + attention @ write_NR, write_NR
 
 
 def run_layers(
-    equations: Equations, attention_CN: Tensor, parameters: LayerParameters, num_layers: int, start_at_constant: bool
+    equations: Equations, attention: Columns, parameters: LayerParameters, num_layers: int, start_at_constant: bool
 ) -> Readout:
     """Weighted softmax TD(lambda) with its extensions: ``num_layers`` tied layers over one attention matrix."""
     rewards_NR = equations.rewards_NR
     constant_1R = equations.constant(rewards_NR) if start_at_constant else 0.0 * rewards_NR[..., :1, :]
-    u_CR = torch.zeros_like(attention_CN[..., :1] * constant_1R)
+    num_columns = attention.sources.shape[-2] + attention.ends.shape[-2]
+    u_CR = torch.zeros_like(constant_1R).expand(*constant_1R.shape[:-2], num_columns, -1)
     memory_NR = torch.zeros_like(rewards_NR)
     constants, memories, columns = [], [], [constant_1R + u_CR]
     for _ in range(num_layers):
-        constant_1R, u_CR, write_NR = layer(equations, attention_CN, parameters, constant_1R, u_CR)
+        constant_1R, u_CR, write_NR = layer(equations, attention, parameters, constant_1R, u_CR)
         memory_NR = parameters.keep * memory_NR + write_NR
         constants.append(constant_1R)
         memories.append(memory_NR)
         columns.append(constant_1R + u_CR)
     return Readout(torch.cat(constants, dim=-2), torch.stack(memories, dim=-3), torch.stack(columns, dim=-3))
+
+
+def transposed_layers(
+    equations: Equations,
+    attention: Columns,
+    parameters: LayerParameters,
+    num_layers: int,
+    start_at_constant: bool,
+    rows_NQ: Tensor,
+    constants_1Q: Tensor,
+) -> Tensor:
+    """Weights (N, Q) of the rewards in what queries read after `run_layers`: its transpose, from the last layer back.
+
+    Args:
+        equations, attention, parameters, num_layers, start_at_constant: those of `run_layers`, without batch axes; the
+            rewards are not looked at.
+        rows_NQ: attention of the queries, one column each.
+        constants_1Q: what they read of the constant: 1, or other numbers for weighted sums of queries.
+    """
+    num_columns = attention.sources.shape[-2] + attention.ends.shape[-2]
+    constant_1Q, memory_NQ = constants_1Q, rows_NQ
+    u_CQ, weights_NQ = rows_NQ.new_zeros(num_columns, rows_NQ.shape[-1]), torch.zeros_like(rows_NQ)
+    for _ in range(num_layers):
+        delta_NQ, constant_1Q, u_CQ = _transposed_layer(equations, attention, parameters, constant_1Q, u_CQ, memory_NQ)
+        weights_NQ = weights_NQ + delta_NQ
+        memory_NQ = parameters.keep * memory_NQ
+    return weights_NQ + equations.shares_N1 * constant_1Q if start_at_constant else weights_NQ
+
+
+def _transposed_layer(
+    equations: Equations,
+    attention: Columns,
+    parameters: LayerParameters,
+    constant_1Q: Tensor,
+    u_CQ: Tensor,
+    memory_NQ: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, in what is read at last, of a layer's TD errors (N, Q), of the constant (1, Q) and u (C, Q) before it.
+
+    Args:
+        equations, attention, parameters: those of `layer`.
+        constant_1Q, u_CQ, memory_NQ: weights of the constant, of u and of the memory after it.
+    """
+    num_sources = len(memory_NQ)
+    u_source_NQ, u_end_EQ = u_CQ[:num_sources], u_CQ[num_sources:]
+    through_ends_NQ = attention.ends.mT @ u_end_EQ
+    write_NQ = memory_NQ + attention.sources.mT @ u_source_NQ
+    if parameters.ends_are_averagers:
+        step_NQ = write_NQ + through_ends_NQ
+        before_CQ = torch.cat([parameters.keep * u_source_NQ + through_ends_NQ, torch.zeros_like(u_end_EQ)])
+    else:
+        step_NQ = write_NQ = write_NQ + through_ends_NQ
+        before_CQ = parameters.keep * u_CQ
+    delta_NQ = parameters.step_size * equations.trace.transposed(step_NQ)
+    loss_N1 = 1.0 - equations.discounts_N1
+    if parameters.constant_mode:
+        correction_1Q = constant_1Q - (loss_N1 * delta_NQ).sum(-2, keepdim=True)
+        delta_NQ = delta_NQ + equations.shares_N1 * correction_1Q
+    before_CQ = before_CQ + equations.transposed_successors(delta_NQ, len(u_CQ))
+    before_CQ[:num_sources] += parameters.averaging * write_NQ - delta_NQ
+    return delta_NQ, constant_1Q - (loss_N1 * delta_NQ).sum(-2, keepdim=True), before_CQ

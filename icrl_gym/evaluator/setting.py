@@ -36,8 +36,8 @@ class Setting:
             more terminations had been seen, spread evenly over the context.
         relevance: weight of each feature in a Gaussian kernel (kernel.py).
         free_level: share of the unpenalised intercept in an equilibrium's constant, in [-1, 1]; 0 is the prompt's own.
-        landmarks: at most this many distinct states of the context, evenly spaced along it, are the keys of an
-            equilibrium (`solve_landmarks`), each with the weight of N / K sources; 0: every source is a key.
+        landmarks: at most this many distinct states that cover the context (keys.py) are the keys of an equilibrium
+            (landmarks.py), each with the weight of N / K sources; 0: every source is a key.
 
     Raises:
         ValueError: an attribute is out of its range, or two do not go together.
@@ -79,6 +79,11 @@ class Setting:
         return self.kernel == "gaussian" and self.at_equilibrium and self.forgetting > 0 and not self.averaging
 
     @property
+    def averages_landmarks(self) -> bool:
+        """Whether the setting is the averager that takes over from landmarks."""
+        return self.kernel == "gaussian" and self.at_equilibrium and self.averaging == 1
+
+    @property
     def parameters(self) -> LayerParameters:
         """The numbers of a single layer."""
         return LayerParameters(
@@ -96,7 +101,6 @@ class Setting:
             average_ends=True,
             start_at_constant=True,
             free_level=0.0,
-            landmarks=0,
         )
 
 
@@ -139,8 +143,9 @@ RANGES: dict[str, Range] = {
 # Whether a setting's attributes go together, and what they need where they do not.
 COMBINATIONS: tuple[tuple[Callable[[Setting], bool], str], ...] = (
     (
-        lambda setting: not setting.landmarks or setting.allows_landmarks,
-        "landmarks need kernel='gaussian', num_layers='equilibrium', a positive forgetting and averaging=0",
+        lambda setting: not setting.landmarks or setting.allows_landmarks or setting.averages_landmarks,
+        "landmarks need kernel='gaussian', num_layers='equilibrium' and a positive forgetting without averaging, "
+        "or averaging=1",
     ),
     (
         lambda setting: (

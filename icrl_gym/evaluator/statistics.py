@@ -1,4 +1,4 @@
-"""What the gate reads: scale-free statistics of a prompt, and of queries, as evaluated by the first head.
+"""What the error bars are read from: scale-free statistics of a prompt, and of queries, under the first head.
 
 None of them changes when rewards are multiplied by c > 0 or features are permuted, shifted or scaled before
 standardisation, so values stay equivariant to the scale of rewards.
@@ -43,6 +43,11 @@ _RETURN_TRACE = 0.9
 _SMALL = 1e-6
 
 
+def has_equal_rewards(prompt: Prompt) -> bool:
+    """Whether all rewards of the context are equal, but for rounding."""
+    return bool(prompt.rewards.std() <= _SMALL * np.abs(prompt.rewards).mean())
+
+
 def prompt_statistics(prompt: Prompt, first: CompiledPrompt) -> np.ndarray:
     """Statistics of one prompt in the order of `STATISTICS`, (S,) float64, all finite.
 
@@ -56,11 +61,12 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt) -> np.ndarray:
     rewards, magnitude = prompt.rewards, np.abs(prompt.rewards).mean()
     x_ND, links_N = prompt.source_features, prompt.trace_links[:-1]
     steps_M = np.square(np.diff(x_ND, axis=0)[links_N]).sum(axis=1)
-    values_N = source_values(first)
+    values_C, mass_C = first.at_columns
+    values_N = values_C[:n]
     constant, spread = constant_of(first), values_N.std()
     errors_N = lambda_return_errors(prompt, _RETURN_TRACE)
-    left_N = _lambda_errors(first, values_N)
-    mass_N = attention_mass(first.kernel, first.attention_CK[:n])
+    left_N = _lambda_errors(prompt, values_C)
+    mass_N = mass_C[:n] * max(first.kernel.setting.sink, 1.0)
     statistics = [
         math.log(n),
         math.log(1 - prompt.gamma),
@@ -71,7 +77,7 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt) -> np.ndarray:
         math.log(n / stretches),
         math.log(prompt.effective_dimension),
         math.tanh(_ratio(rewards.std(), magnitude)),
-        float(rewards.std() <= _SMALL * magnitude),
+        float(has_equal_rewards(prompt)),
         _ratio(rewards.mean(), magnitude),
         _log_ratio(steps_M.mean() if len(steps_M) else 0.0, 2 * x_ND.var(axis=0).sum()),
         _autocorrelation(errors_N, prompt.trace_links),
@@ -86,8 +92,7 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt) -> np.ndarray:
 
 def source_values(compiled: CompiledPrompt) -> np.ndarray:
     """Values at the sources, (N,) float64."""
-    assert compiled.readout.columns_LCR is not None
-    return compiled.readout.columns_LCR[-1, : len(compiled.prompt), 0].double().cpu().numpy()
+    return compiled.at_columns[0][: len(compiled.prompt)]
 
 
 def constant_of(compiled: CompiledPrompt) -> float:
@@ -130,20 +135,17 @@ class QueryFacts:
         return cls(values_Q, mass_Q, constant_of(first), first.level_shift, value_scale(first))
 
 
-def query_statistics(
-    facts: QueryFacts, by_head_HQ: np.ndarray, shares_H: np.ndarray, final_Q: np.ndarray
-) -> np.ndarray:
+def query_statistics(facts: QueryFacts, by_head_HQ: np.ndarray, final_Q: np.ndarray) -> np.ndarray:
     """Statistics of queries in the order of `QUERY_STATISTICS`, (Q, T), scale-free.
 
     Args:
         facts: the first head's word on the prompt and the queries.
-        by_head_HQ: values under each open head.
-        shares_H: shares of the open heads.
+        by_head_HQ: values under each head that answers.
         final_Q: the mixture's values; "consensus" is what robust weights made of the plain mean.
     """
     scale = facts.scale or 1.0
-    mixed_Q = shares_H @ by_head_HQ
-    disagreement_Q = np.sqrt(np.abs(shares_H) @ np.square(by_head_HQ - mixed_Q))
+    mixed_Q = by_head_HQ.mean(axis=0)
+    disagreement_Q = np.sqrt(np.square(by_head_HQ - mixed_Q).mean(axis=0))
     columns = [
         disagreement_Q / scale,
         np.full(len(mixed_Q), abs(facts.level_shift) / scale),
@@ -155,12 +157,9 @@ def query_statistics(
     return np.log(np.clip(np.stack(columns, axis=1), 1e-4, 1e4))
 
 
-def _lambda_errors(compiled: CompiledPrompt, values_N: np.ndarray) -> np.ndarray:
-    """TD(lambda) errors of the first head's values on its own context, (N,)."""
-    prompt = compiled.prompt
-    assert compiled.readout.columns_LCR is not None
-    columns_C = compiled.readout.columns_LCR[-1, :, 0].double().cpu().numpy()
-    errors_N = prompt.rewards + prompt.discounts * columns_C[prompt.successors] - values_N
+def _lambda_errors(prompt: Prompt, values_C: np.ndarray) -> np.ndarray:
+    """TD(lambda) errors of values of the columns on their own context, (N,)."""
+    errors_N = prompt.rewards + prompt.discounts * values_C[prompt.successors] - values_C[: len(prompt)]
     return decayed_sums(errors_N, prompt.discounts * _RETURN_TRACE * prompt.trace_links)
 
 

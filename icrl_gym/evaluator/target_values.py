@@ -53,7 +53,7 @@ class TargetValues:
 
     @property
     def trust(self) -> float:
-        """Trust in the network's adaptation, in [0, 1]."""
+        """How far the context is like those that the error bars were trained on, in [0, 1]."""
         return self.pairs.trust
 
     @property
@@ -90,8 +90,17 @@ class TargetValues:
 
     def attribution(self, features_QD: np.ndarray) -> np.ndarray:
         """The matrix W (Q, N) with values = W @ rewards."""
-        features_PD, _, weights_QM = self._pairs_of(features_QD)
-        return self._mean(self.pairs.attribution(features_PD), weights_QM)
+        return self.pooled_attribution(features_QD[:, None], np.ones((len(features_QD), 1)))
+
+    def pooled_attribution(self, features_QMD: np.ndarray, weights_QM: np.ndarray) -> np.ndarray:
+        """The matrix W (Q, N) with weighted sums of values = W @ rewards; see `CompiledMixture`."""
+        num_queries, num_points, num_features = features_QMD.shape
+        features_PD, _, actions_PA = self._pairs_of(features_QMD.reshape(-1, num_features))
+        num_pairs = num_points * actions_PA.shape[1]
+        weights_QP = (weights_QM.reshape(-1, 1) * actions_PA).reshape(num_queries, num_pairs)
+        return self.pairs.pooled_attribution(
+            features_PD.reshape(num_queries, num_pairs, features_PD.shape[1]), weights_QP
+        )
 
     def _share_alike(self, features_PD: np.ndarray, actions_P: np.ndarray) -> np.ndarray:
         """Share of the attention of pairs that falls on sources with actions like theirs, (P,)."""

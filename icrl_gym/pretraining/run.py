@@ -1,7 +1,7 @@
-"""One run from an empty folder to a checkpoint: shards, gate, spread head, validation, card.
+"""One run from an empty folder to a checkpoint: shards, spread head, validation, card.
 
-Below ``out``: ``examples.json`` (what the shards are), ``train/`` and ``validation/`` (shards), ``<key>/gate.pt`` and
-``<key>/spread.pt`` (training states; ``key`` names everything that training depends on), ``tensorboard/<key>/``.
+Below ``out``: ``examples.json`` (what the shards are), ``train/`` and ``validation/`` (shards), ``<key>/spread.pt``
+(training state; ``key`` names everything that training depends on), ``tensorboard/<key>/``.
 Every file is written under a temporary name and renamed, so a killed run goes on where it stopped.
 """
 
@@ -13,43 +13,33 @@ import os
 import pickle
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from icrl_gym.configuration import PretrainConfig
-from icrl_gym.evaluator.checkpoint import new_networks, save_checkpoint
-from icrl_gym.evaluator.error_bars import SpreadHead
-from icrl_gym.evaluator.gate import Gate
+from icrl_gym.evaluator.checkpoint import save_checkpoint
 from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.setting import Setting
+from icrl_gym.evaluator.spread_head import SpreadHead, joined
 from icrl_gym.pretraining.prior import FAMILIES
 from icrl_gym.pretraining.shards import Examples, ShardPlan, as_tensors, load_shards, make_shard
-from icrl_gym.pretraining.training import (
-    LOSSES,
-    Batch,
-    Objective,
-    Schedule,
-    TrainingState,
-    gate_objective,
-    spread_objective,
-    train,
-    with_errors,
-)
-from icrl_gym.pretraining.validation import by_family, losses_by_family, mean_gates
+from icrl_gym.pretraining.training import Batch, Schedule, TrainingState, spread_objective, train
+from icrl_gym.pretraining.validation import by_family, losses_by_family
 from icrl_gym.runs import Progress, replacing, versions, write_json
 from icrl_gym.tracking import ScalarWriter, check_writable, open_writer
 
-STATE_VERSION = 3  # version of the training states
-SHARDS_VERSION = 3  # version of the shards and of what says what they are
+STATE_VERSION = 4  # version of the training states
+SHARDS_VERSION = 4  # version of the shards and of what says what they are
 WITHOUT_EFFECT = ("out", "checkpoint", "jobs", "device", "tensorboard")  # on the weights, but for rounding
 LOOKS = 5  # looks of candidates at environments outside the selection set; docs/log.md lists them
+STATE = "spread.pt"
+TRAINING = "training the error bars"  # what progress is told
 LONGEST_WAIT = timedelta(days=2)  # how long a process waits for the shards of the others
 
 
@@ -57,7 +47,7 @@ def pretrain(config: PretrainConfig, progress: Progress = lambda part, done, tot
     """Do what is missing and return the checkpoint's path.
 
     Raises:
-        ValueError: bad configuration, an unknown family, loss or device, a folder that holds other examples, or a
+        ValueError: bad configuration, an unknown family or device, a folder that holds other examples, or a
             damaged file in it.
         OSError: the folder or the checkpoint's cannot be written to.
     """
@@ -69,11 +59,11 @@ def pretrain(config: PretrainConfig, progress: Progress = lambda part, done, tot
     if world > 1:
         torch.distributed.barrier()
     training, validation = (_load_shards(_paths(config, part), plan) for part in ("train", "validation"))
-    model, states = fit(config, training, validation, progress, rank=rank, world=world)
+    spread, state = fit(config, training, validation, progress, rank=rank, world=world)
     path = config.checkpoint or config.out / "generalist.safetensors"
     if rank == 0:
-        report = describe(config, model, training, validation, states)
-        save_checkpoint(path, model, report)
+        report = describe(config, spread, training, validation, state)
+        save_checkpoint(path, Generalist(plan.heads, spread), report)
     if world > 1:
         torch.distributed.destroy_process_group()
     return path
@@ -87,97 +77,52 @@ def fit(
     *,
     rank: int = 0,
     world: int = 1,
-) -> tuple[Generalist, dict[str, TrainingState]]:
-    """Train both networks on solved examples; states are kept below ``config.out``."""
-    heads = heads_of(config)
-    gate, spread = _untrained(len(heads), config)
+) -> tuple[SpreadHead, TrainingState]:
+    """Train the spread head on solved examples; its state is kept below ``config.out``."""
     kept = ~np.isin(training.family, [list(FAMILIES).index(name) for name in config.exclude])
     if not kept.any():
         raise ValueError(f"exclude: nothing to train on is left of {len(kept)} tasks without {list(config.exclude)}")
     examples, held_out = (_to(as_tensors(part), config.device) for part in (training.select(kept), validation))
-    gate.standardisation.fit(examples["statistics"])
+    spread = _untrained(config)
+    spread.standardisation.fit(joined(examples["statistics"], examples["query_statistics"]).flatten(0, 1))
     schedule = Schedule(
         steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate, bf16=config.bf16
     )
     folder = config.out / _key(config)
     with open_writer(config.out / "tensorboard" / folder.name if config.tensorboard and rank == 0 else None) as writer:
-        run = _Run(folder, writer, progress, validation.family, config.seed * world + rank, keeps=rank == 0)
-        states = {}
-        states["gate"] = run.train("gate", gate, gate_objective(config.loss, config.pull), examples, held_out, schedule)
-        gate.cpu()
-        examples, held_out = (_to(with_errors(_to(part, "cpu"), gate), config.device) for part in (examples, held_out))
-        spread.standardisation.fit(torch.cat([_repeated(examples), examples["query_statistics"]], dim=-1).flatten(0, 1))
-        states["spread"] = run.train("spread", spread, spread_objective, examples, held_out, schedule)
-        model = Generalist(heads, gate.cpu().eval(), spread.cpu().eval())
-        _write_rows(writer, by_family(model, validation), states["gate"].step)
-    return model, states
-
-
-def _untrained(num_heads: int, config: PretrainConfig) -> tuple[Gate, SpreadHead]:
-    """Both networks with the initial weights of the seed, on the configured device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        gate, spread = new_networks(num_heads, config.width, config.members)
-    return gate.to(config.device), spread.to(config.device)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """The folder, writer and seed that the two trainings of a run have in common.
-
-    Attributes:
-        folder: folder of the training states.
-        writer: TensorBoard's writer, or one that drops everything.
-        progress: told how many steps were taken.
-        family_B: family of every validation task, by number.
-        seed: seed of this process's batches.
-        keeps: whether this process writes; one of several does.
-    """
-
-    folder: Path
-    writer: ScalarWriter
-    progress: Progress
-    family_B: np.ndarray
-    seed: int
-    keeps: bool
-
-    def train(
-        self,
-        name: str,
-        network: Gate | SpreadHead,
-        objective: Objective,
-        examples: Batch,
-        validation: Batch,
-        schedule: Schedule,
-    ) -> TrainingState:
-        """Train one network, or go on where its state was kept."""
-        path = self.folder / f"{name}.pt"
 
         def on_validation(state: TrainingState) -> None:
-            if self.keeps:
-                _save_state(path, state)
-                self._show(name, network, objective, validation, state)
-            self.progress(f"training the {name}", state.step, schedule.steps)
+            if rank == 0:
+                _save_state(folder / STATE, state)
+                _show(writer, spread, held_out, validation.family, state)
+            progress(TRAINING, state.step, schedule.steps)
 
         state = train(
-            network, objective, examples, validation, schedule, seed=self.seed, state=_load_state(path),
-            on_validation=on_validation, commit=versions()["commit"] or "unknown",
+            spread, spread_objective, examples, held_out, schedule, seed=config.seed * world + rank,
+            state=_load_state(folder / STATE), on_validation=on_validation, commit=versions()["commit"] or "unknown",
         )  # fmt: skip
-        self.progress(f"training the {name}", schedule.steps, schedule.steps)
-        return state
+        progress(TRAINING, schedule.steps, schedule.steps)
+        spread = spread.cpu().eval()
+        _write_rows(writer, by_family(spread, validation), state.step)
+    return spread, state
 
-    def _show(
-        self, name: str, network: Gate | SpreadHead, objective: Objective, validation: Batch, state: TrainingState
-    ) -> None:
-        """Losses, by family too, and what the gate decides, as scalars."""
-        _, training_loss, validation_loss = state.history[-1]
-        scalars = {f"{name}/train": training_loss, f"{name}/validation": validation_loss}
-        if isinstance(network, Gate):
-            scalars |= {f"{name}/{tag}": value for tag, value in mean_gates(network, validation).items()}
-        losses = losses_by_family(network, objective, validation, self.family_B)
-        scalars |= {f"{name}_loss/{family}": loss for family, loss in losses.items()}
-        for tag, value in scalars.items():
-            self.writer.add_scalar(tag, value, state.step)
+
+def _untrained(config: PretrainConfig) -> SpreadHead:
+    """The network with the initial weights of the seed, on the configured device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return SpreadHead(config.width).to(config.device)
+
+
+def _show(
+    writer: ScalarWriter, spread: SpreadHead, validation: Batch, family_B: np.ndarray, state: TrainingState
+) -> None:
+    """Losses, by family too, as scalars."""
+    _, training_loss, validation_loss = state.history[-1]
+    losses = losses_by_family(spread, spread_objective, validation, family_B)
+    scalars = {"spread/train": training_loss, "spread/validation": validation_loss}
+    for tag, value in (scalars | {f"spread_loss/{family}": loss for family, loss in losses.items()}).items():
+        writer.add_scalar(tag, value, state.step)
 
 
 def _write_rows(writer: ScalarWriter, rows: Mapping[str, Mapping[str, float | None]], step: int) -> None:
@@ -190,38 +135,35 @@ def _write_rows(writer: ScalarWriter, rows: Mapping[str, Mapping[str, float | No
 
 def describe(
     config: PretrainConfig,
-    model: Generalist,
+    spread: SpreadHead,
     training: Examples,
     validation: Examples,
-    states: Mapping[str, TrainingState],
+    state: TrainingState,
 ) -> dict[str, Any]:
     """The training as the card tells it: commit and wall time are those of the steps, not of this call."""
-    commits = list(dict.fromkeys(commit for state in states.values() for commit in state.commits))
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "checkpoint", "jobs")}
     return {
         "settings": settings,
         "families": {name: family.weight for name, family in FAMILIES.items() if name not in config.exclude},
         "tasks": len(training),
         "validation_tasks": len(validation),
-        "steps": {name: state.step for name, state in states.items()},
-        "best_steps": {name: state.best_step for name, state in states.items()},
-        "validation_loss": {name: state.best_loss for name, state in states.items()},
-        "validation": by_family(model, validation),
-        "seconds": round(sum(state.seconds for state in states.values())),
-        "commit": " then ".join(commits),
+        "steps": state.step,
+        "best_step": state.best_step,
+        "validation_loss": state.best_loss,
+        "validation": by_family(spread, validation),
+        "seconds": round(state.seconds),
+        "commit": " then ".join(state.commits),
         "looks_outside_the_selection_set": LOOKS,
         "known_limits": [
             "An error bar stands for what the prior held; on an environment unlike it, coverage is not assured.",
             "With no or one termination in the context the level of the values is a guess.",
-            "Contexts above 2,048 transitions were never trained on.",
+            "Contexts above 8,192 transitions were never trained on.",
         ],
     }
 
 
 def _check(config: PretrainConfig) -> None:
     config.check()
-    if config.loss not in LOSSES:
-        raise ValueError(f"loss must be one of {sorted(LOSSES)}, got {config.loss!r}")
     unknown = sorted(set(config.exclude) - set(FAMILIES))
     if max(config.heads, default=0) >= len(HEADS):
         raise ValueError(f"heads must be numbers below {len(HEADS)}, got {config.heads!r}")
@@ -331,10 +273,6 @@ def _load_state(path: Path) -> TrainingState | None:
     if stored.pop("version", None) != STATE_VERSION:
         raise ValueError(f"out: {path} was written by another version than {STATE_VERSION}; remove it to train again")
     return TrainingState(**stored)
-
-
-def _repeated(batch: Batch) -> Tensor:
-    return batch["statistics"][:, None, :].expand(-1, batch["truth"].shape[1], -1)
 
 
 def _to(batch: Batch, device: str) -> Batch:

@@ -1,4 +1,4 @@
-"""Examples to train on: tasks of the prior with every head solved at the corners of what the gate may choose.
+"""Examples to train on: tasks of the prior with every head solved at the dials of the mixture.
 
 Shard i is a pure function of (seed, i, plan): family, length and tasks are drawn from it. A shard is one npz file,
 written under a temporary name and renamed.
@@ -7,7 +7,7 @@ written under a temporary name and renamed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,18 @@ import torch
 
 from icrl_gym.context.features import FeatureMap
 from icrl_gym.context.prompt import Prompt
-from icrl_gym.evaluator.network import CompiledPrompt, compile_prompt, with_free_level
+from icrl_gym.evaluator.error_bars import SamplingError
+from icrl_gym.evaluator.heads import at_length
+from icrl_gym.evaluator.kernel import Rows
+from icrl_gym.evaluator.mixing import agreed
+from icrl_gym.evaluator.mixture import at_dials
+from icrl_gym.evaluator.network import Compiler
 from icrl_gym.evaluator.setting import Setting
-from icrl_gym.evaluator.statistics import STATISTICS, QueryFacts, prompt_statistics
+from icrl_gym.evaluator.statistics import QueryFacts, prompt_statistics, query_statistics
 from icrl_gym.pretraining.prior import FAMILIES, TaskBatch, sample_tasks
 from icrl_gym.runs import read_archive, write_archive
 
 LEAST_TASKS = 4  # tasks of a shard of long contexts
-PSEUDO_CORNERS = (0.0, 1.0)
-LEVEL_CORNERS = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -49,24 +52,26 @@ class ShardPlan:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """B tasks, H heads, Q queries, S statistics; NumPy arrays.
+    """B tasks, H heads, Q queries, S statistics, T of a query; NumPy arrays. Values are in units of ``scale``.
 
     Attributes:
         statistics: (B, S) float32.
-        values: (B, H, 2, 2, Q) float32, in units of ``scale`` and relative to ``constant``, at the corners of
-            pseudo-terminations and free level.
-        mass: (B, Q) float32, the first head's attention in sources.
-        level_shift: (B,) float32, in units of ``scale``.
-        truth, truth_stderr: (B, Q) float32, in the same units.
-        constant, scale: (B,) float64.
+        query_statistics: (B, Q, T) float32.
+        values: (B, H, Q) float32, relative to ``constant``: every head at the mixture's dials.
+        constructed: (B, Q) float32, relative to ``constant``: the first head as it stands.
+        sampling_error: (B, Q) float32, that of the first head as it stands; NaN where there is none.
+        truth: (B, Q) float32, relative to ``constant``.
+        truth_stderr: (B, Q) float32.
+        constant, scale: (B,) float64, in units of reward.
         family: (B,) index into `icrl_gym.pretraining.prior.FAMILIES`.
         length: (B,) transitions.
     """
 
     statistics: np.ndarray
+    query_statistics: np.ndarray
     values: np.ndarray
-    mass: np.ndarray
-    level_shift: np.ndarray
+    constructed: np.ndarray
+    sampling_error: np.ndarray
     truth: np.ndarray
     truth_stderr: np.ndarray
     constant: np.ndarray
@@ -76,6 +81,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.length)
+
+    @property
+    def mixed(self) -> np.ndarray:
+        """(B, Q) float64: what the mixture says, in units of ``scale`` and relative to ``constant``."""
+        return agreed(torch.as_tensor(self.values, dtype=torch.float64)).numpy()
 
     def select(self, rows: np.ndarray) -> Examples:
         """The examples that an index or a mask picks."""
@@ -159,25 +169,30 @@ def solve_example(
         prompt: the context.
         query_QD: features of the queries.
         truth_Q, stderr_Q: their values, in units of reward, and standard errors.
-        heads: settings; the first gives the statistics.
+        heads: settings; the first as it stands gives the statistics.
         family: index into `icrl_gym.pretraining.prior.FAMILIES`, -1 for none.
     """
-    first = compile_prompt(prompt, heads[0])
-    facts = QueryFacts.of(first, query_QD)
-    statistics = prompt_statistics(prompt, first)
-    equal = bool(statistics[STATISTICS.index("constant_reward")])
-    corners = np.stack([_corners(first, head, equal, query_QD) for head in heads])
-    if not facts.scale > 0 or not np.isfinite(corners).all():
+    compiler, rows = Compiler(prompt), Rows(query_QD)
+    heads = tuple(at_length(head, len(prompt)) for head in heads)
+    first = compiler.compile(heads[0])
+    facts, sampling_error = QueryFacts.of(first, query_QD), SamplingError.of(first)
+    answering = at_dials(compiler, heads, first)
+    by_head_HQ = np.stack([head.values(rows[head.kernel])[-1].double().cpu().numpy() for head in answering])
+    if not facts.scale > 0 or not np.isfinite(by_head_HQ).all():
         return None
+    mixed_Q = agreed(torch.as_tensor(by_head_HQ)[None])[0].numpy()
+    no_error_Q = np.full_like(mixed_Q, np.nan)
+    sampling_Q = no_error_Q if sampling_error is None else sampling_error(rows, by_head_HQ, mixed_Q)
 
     def small(x: np.ndarray | float) -> np.ndarray:
         return np.asarray(x, dtype=np.float32)[None]
 
     return Examples(
-        statistics=small(statistics),
-        values=small((corners - facts.constant) / facts.scale),
-        mass=small(facts.mass_Q),
-        level_shift=small(facts.level_shift / facts.scale),
+        statistics=small(prompt_statistics(prompt, first)),
+        query_statistics=small(query_statistics(facts, by_head_HQ, mixed_Q)),
+        values=small((by_head_HQ - facts.constant) / facts.scale),
+        constructed=small((facts.values_Q - facts.constant) / facts.scale),
+        sampling_error=small(sampling_Q / facts.scale),
         truth=small((truth_Q - facts.constant) / facts.scale),
         truth_stderr=small(stderr_Q / facts.scale),
         constant=np.array([facts.constant]),
@@ -185,28 +200,6 @@ def solve_example(
         family=np.array([family]),
         length=np.array([len(prompt)]),
     )
-
-
-def _corners(first: CompiledPrompt, head: Setting, equal_rewards: bool, query_QD: np.ndarray) -> np.ndarray:
-    """Values (2, 2, Q) at the corners of pseudo-terminations, which need equal rewards, and free level.
-
-    Args:
-        first: the prompt under the first head, which is not solved again.
-        head: what to solve.
-        equal_rewards: whether pseudo-terminations are allowed; without them their corner is a copy.
-        query_QD: features of the queries.
-    """
-    by_pseudo = []
-    for pseudo in PSEUDO_CORNERS:
-        if pseudo and not equal_rewards:
-            by_pseudo.append(by_pseudo[0])
-            continue
-        setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
-        compiled = first if setting == first.setting else compile_prompt(first.prompt, setting)
-        attention_QN = compiled.attend(query_QD)
-        levels = [with_free_level(compiled, level) for level in LEVEL_CORNERS]
-        by_pseudo.append([moved.values(attention_QN)[-1].double().cpu().numpy() for moved in levels])
-    return np.array(by_pseudo)
 
 
 def _save(path: Path, examples: Examples) -> None:
@@ -222,6 +215,11 @@ def _load(path: Path) -> Examples:
 
 
 def as_tensors(examples: Examples) -> dict[str, torch.Tensor]:
-    """The arrays that training reads."""
-    names = ("statistics", "values", "mass", "level_shift", "truth", "truth_stderr")
-    return {name: torch.as_tensor(getattr(examples, name)) for name in names}
+    """What training reads: statistics (B, S), query statistics (B, Q, T), errors and noise of the truth (B, Q)."""
+    arrays = {
+        "statistics": examples.statistics,
+        "query_statistics": examples.query_statistics,
+        "error": examples.mixed - examples.truth,
+        "truth_stderr": examples.truth_stderr,
+    }
+    return {name: torch.as_tensor(array, dtype=torch.float32) for name, array in arrays.items()}

@@ -1,8 +1,7 @@
-"""Training the gate and the spread head on solved examples.
+"""Training the spread head on solved examples, by a proper score of the 90 % interval.
 
-Two stages with one loop: first the gate on the error of the mixed values, then the spread head on the frozen mixture,
-by a proper score of the 90 % interval. Step i draws its batch from a generator seeded by (seed, i), so a run that
-resumes from a checkpoint goes on bit by bit (on CPU).
+Step i draws its batch from a generator seeded by (seed, i), so a run that resumes from a checkpoint goes on bit by bit
+(on CPU).
 """
 
 from __future__ import annotations
@@ -21,9 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel
 
-from icrl_gym.evaluator.error_bars import SpreadHead
-from icrl_gym.evaluator.gate import Gate, Gates, Weighing, consensus, distance_from_safe, gated
-from icrl_gym.evaluator.statistics import QueryFacts, query_statistics
+from icrl_gym.evaluator.spread_head import SpreadHead
 
 Batch = dict[str, Tensor]
 LEVEL = 0.9  # coverage of the interval that the spread head learns
@@ -32,34 +29,9 @@ LAST_RATE = 0.02  # share of the largest learning rate that is left at the end
 Z_LEVEL = 1.6448536269514722  # standard normal quantile at (1 + LEVEL) / 2
 
 
-def log_rmse(error_BQ: Tensor, truth_BQ: Tensor, floor: float = 0.05) -> Tensor:
-    """Mean over tasks of log(RMSE / std of the truth), floored softly: the figure that is reported."""
-    spread_B = truth_BQ.var(dim=1, unbiased=False) + 1e-6
-    return 0.5 * torch.log(error_BQ.square().mean(dim=1) / spread_B + floor**2).mean()
-
-
-def relative_rmse(error_BQ: Tensor, truth_BQ: Tensor, floor: float = 0.05) -> Tensor:
-    """Mean over tasks of RMSE / std of the truth, cut at 10."""
-    spread_B = truth_BQ.var(dim=1, unbiased=False) + 1e-6
-    return torch.sqrt(error_BQ.square().mean(dim=1) / spread_B + floor**2).clamp(max=10.0).mean()
-
-
-def huber(error_BQ: Tensor, truth_BQ: Tensor, floor: float = 0.05) -> Tensor:
-    """Huber loss per query, errors in standard deviations of the truth."""
-    scale_B1 = truth_BQ.std(dim=1, unbiased=False, keepdim=True) + floor
-    return nn.functional.smooth_l1_loss(error_BQ / scale_B1, torch.zeros_like(error_BQ))
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "log_rmse": log_rmse,
-    "relative_rmse": relative_rmse,
-    "huber": huber,
-}
-
-
 @dataclass(frozen=True)
 class Schedule:
-    """Numbers that say how one network is trained.
+    """Numbers that say how the network is trained.
 
     Attributes:
         steps: largest number of steps.
@@ -118,30 +90,6 @@ class TrainingState:
 Objective = Callable[[nn.Module, Batch], Tensor]
 
 
-def gate_objective(loss: str, pull: float = 0.0, weigh: Weighing = consensus) -> Objective:
-    """Error of the mixed values: every member's own while it learns, that of their mean when validated.
-
-    Args:
-        loss: a name of `LOSSES`.
-        pull: weight of the squared distance from the safe mixture, which holds the adaptation near what is known to
-            carry over to real systems.
-        weigh: rule that turns shares into weights.
-    """
-
-    def objective(gate: nn.Module, batch: Batch) -> Tensor:
-        assert isinstance(gate, Gate)
-        statistics = batch["statistics"]
-        found = gate.by_member(statistics) if torch.is_grad_enabled() else [gate(statistics)]
-        constant_B = gate.constant_rewards(statistics)
-        return torch.stack([
-            LOSSES[loss](gated(batch["values"], gates, weigh) - batch["truth"], batch["truth"])
-            + pull * distance_from_safe(gates, constant_B)
-            for gates in found
-        ]).mean()  # fmt: skip
-
-    return objective
-
-
 def spread_objective(spread: nn.Module, batch: Batch) -> Tensor:
     """Pinball loss of |error| at `LEVEL`, in log units, with the truth's own noise added in quadrature."""
     log_BQ = spread(batch["statistics"], batch["query_statistics"])
@@ -150,43 +98,8 @@ def spread_objective(spread: nn.Module, batch: Batch) -> Tensor:
     return torch.maximum(LEVEL * excess_BQ, (LEVEL - 1) * excess_BQ).mean()
 
 
-def with_errors(batch: Batch, gate: Gate) -> Batch:
-    """The batch with the frozen mixture's errors and the query statistics that go with it; all on the CPU."""
-    with torch.no_grad():
-        gates = gate(batch["statistics"])
-        final_BQ = gated(batch["values"], gates)
-    statistics = torch.as_tensor(_query_statistics(batch, gates, final_BQ))
-    return {**batch, "error": final_BQ - batch["truth"], "query_statistics": statistics}
-
-
-def _query_statistics(batch: Batch, gates: Gates, final_BQ: Tensor) -> np.ndarray:
-    """(B, Q, T): `icrl_gym.evaluator.statistics.query_statistics` for a batch in units of the value scale."""
-    num_heads = batch["values"].shape[1]
-    rows = []
-    for task in range(len(batch["truth"])):
-        one = Gates(
-            torch.eye(num_heads),
-            gates.free_level_B[task].expand(num_heads),
-            gates.pseudo_terminations_B[task].expand(num_heads),
-            gates.trust_B[task].expand(num_heads),
-        )
-        repeated = batch["values"][task].expand(num_heads, *batch["values"][task].shape)
-        by_head_HQ = gated(repeated, one).double().numpy()
-        facts = QueryFacts(
-            values_Q=batch["values"][task, 0, 0, 0].double().numpy(),
-            mass_Q=batch["mass"][task].double().numpy(),
-            constant=0.0,
-            level_shift=float(batch["level_shift"][task]),
-            scale=1.0,
-        )
-        rows.append(
-            query_statistics(facts, by_head_HQ, gates.shares_BH[task].double().numpy(), final_BQ[task].double().numpy())
-        )
-    return np.stack(rows).astype(np.float32)
-
-
 def train(
-    network: Gate | SpreadHead,
+    network: SpreadHead,
     objective: Objective,
     examples: Batch,
     validation: Batch,
@@ -228,16 +141,16 @@ def train(
     return state
 
 
-def draw_batch(examples: Batch, schedule: Schedule, network: Gate | SpreadHead, seed: int) -> Batch:
+def draw_batch(examples: Batch, schedule: Schedule, network: SpreadHead, seed: int) -> Batch:
     """Tasks drawn with replacement, a few of their statistics hidden."""
-    size = len(examples["truth"])
+    size = len(examples["statistics"])
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(size, (min(schedule.batch_size, size),), generator=generator)
     batch = {name: tensor[index] for name, tensor in examples.items()}
     if schedule.dropout:
         statistics = batch["statistics"]
         hidden = (torch.rand(statistics.shape, generator=generator) < schedule.dropout).to(statistics.device)
-        means_S = network.standardisation.get_buffer("mean_S")[: statistics.shape[-1]]
+        means_S = network.standardisation.get_buffer("mean_Z")[: statistics.shape[-1]]
         batch["statistics"] = torch.where(hidden, means_S, statistics)
     return batch
 
@@ -256,7 +169,7 @@ class _Loss(nn.Module):
 class _Trainer:
     """A network with its optimiser, learning rate and moving average, all of whose states are kept together."""
 
-    def __init__(self, network: Gate | SpreadHead, objective: Objective, schedule: Schedule) -> None:
+    def __init__(self, network: SpreadHead, objective: Objective, schedule: Schedule) -> None:
         self.network, self.objective, self.schedule = network, objective, schedule
         loss = _Loss(network, objective)
         self.loss = DistributedDataParallel(loss) if torch.distributed.is_initialized() else loss
@@ -282,7 +195,7 @@ class _Trainer:
 
     def step(self, batch: Batch) -> float:
         """One step of AdamW; the loss before it."""
-        with torch.autocast(batch["truth"].device.type, torch.bfloat16, enabled=self.schedule.bf16):
+        with torch.autocast(batch["statistics"].device.type, torch.bfloat16, enabled=self.schedule.bf16):
             loss = self.loss(batch)
         self.optimizer.zero_grad()
         loss.backward()

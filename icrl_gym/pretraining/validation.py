@@ -1,36 +1,27 @@
-"""Figures of the networks on held-out tasks of the prior: errors, coverage, decisions of the gate, losses."""
+"""Figures of the mixture and its error bars on held-out tasks of the prior: errors, coverage, losses."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from icrl_gym.evaluator.error_bars import SpreadHead
-from icrl_gym.evaluator.gate import Gate
-from icrl_gym.evaluator.mixture import Generalist
+from icrl_gym.evaluator.spread_head import SpreadHead
 from icrl_gym.pretraining.prior import FAMILIES
 from icrl_gym.pretraining.shards import Examples, as_tensors
-from icrl_gym.pretraining.training import Z_LEVEL, Batch, Objective, with_errors
+from icrl_gym.pretraining.training import Z_LEVEL, Batch, Objective
 
 
-def by_family(model: Generalist, examples: Examples) -> dict[str, dict[str, float | None]]:
-    """Per family, and over "all": tasks, error of the mixture and of its first head, their ratio, coverage.
+def by_family(spread: SpreadHead, examples: Examples) -> dict[str, dict[str, float | None]]:
+    """Per family, and over "all": tasks, error of the mixture and of its first head alone, their ratio, coverage.
 
     Errors are geometric means over tasks of RMSE / std; tasks whose values do not vary are left out.
     """
-    batch = with_errors(as_tensors(examples), model.gate)
-    truth_BQ = batch["truth"]
-    with torch.no_grad():
-        log_BQ = model.spread(batch["statistics"], batch["query_statistics"])
-    half_BQ = Z_LEVEL * torch.sqrt(torch.exp(2 * log_BQ) + batch["truth_stderr"].square())
-    covered_B = (batch["error"].abs() <= half_BQ).float().mean(dim=1).numpy()
-    first_BQ = batch["values"][:, 0, 0, 0] - truth_BQ
-    varies_B = values_vary(batch)
-    mixed, constructed = (log_errors(error, truth_BQ) for error in (batch["error"], first_BQ))
-    names = [*FAMILIES, "all"]
+    mixed_BQ, half_BQ = examples.mixed, half_widths(standard_errors(spread, examples), examples)
+    covered_B = (np.abs(mixed_BQ - examples.truth) <= half_BQ).mean(axis=1)
+    varies_B = values_vary(examples)
+    mixed, constructed = (log_errors(values_BQ, examples) for values_BQ in (mixed_BQ, examples.constructed))
     rows = {}
-    for number, name in enumerate(names):
+    for number, name in enumerate([*FAMILIES, "all"]):
         own = np.ones(len(examples), bool) if name == "all" else examples.family == number
         used = own & varies_B
         ours, theirs = (float(np.exp(log[used].mean())) if used.any() else None for log in (mixed, constructed))
@@ -45,39 +36,42 @@ def by_family(model: Generalist, examples: Examples) -> dict[str, dict[str, floa
     return rows
 
 
-def log_errors(error_BQ: Tensor, truth_BQ: Tensor) -> np.ndarray:
-    """log(RMSE / std of the truth) by task, (B,)."""
-    std_B = truth_BQ.std(dim=1, unbiased=False).clamp(min=1e-9)
-    return torch.log(error_BQ.square().mean(dim=1).sqrt() / std_B).numpy()
-
-
-def values_vary(batch: Batch) -> np.ndarray:
-    """(B,) bool: the true values spread by more than their noise. Where they do not, relative errors say nothing."""
-    std_B = batch["truth"].std(dim=1, unbiased=False)
-    noise_B = batch["truth_stderr"].square().mean(dim=1).sqrt()
-    return ((std_B > 2 * noise_B) & (std_B > 1e-4)).numpy()
-
-
-def mean_gates(gate: Gate, batch: Batch) -> dict[str, float]:
-    """Mean over tasks of the gate's decisions: shares of the heads, level, pseudo-terminations, trust."""
+def standard_errors(spread: SpreadHead, examples: Examples) -> np.ndarray:
+    """What the spread head says of the mixture's values, (B, Q), in units of the value scale."""
+    batch = as_tensors(examples)
     with torch.no_grad():
-        gates = gate(batch["statistics"])
-    shares = {f"share{head}": float(share) for head, share in enumerate(gates.shares_BH.mean(dim=0))}
-    others = {
-        "free_level": gates.free_level_B,
-        "pseudo_terminations": gates.pseudo_terminations_B,
-        "trust": gates.trust_B,
-    }
-    return shares | {name: float(tensor.mean()) for name, tensor in others.items()}
+        return spread(batch["statistics"], batch["query_statistics"]).double().exp().numpy()
 
 
-def losses_by_family(
-    network: Gate | SpreadHead, objective: Objective, batch: Batch, family_B: np.ndarray
-) -> dict[str, float]:
+def half_widths(stderr_BQ: np.ndarray, examples: Examples) -> np.ndarray:
+    """Half of the 90 % interval, (B, Q), with the truth's own noise added in quadrature."""
+    return Z_LEVEL * np.hypot(stderr_BQ, examples.truth_stderr)
+
+
+def log_errors(values_BQ: np.ndarray, examples: Examples) -> np.ndarray:
+    """log(RMSE / std of the truth) by task, (B,); -inf for none."""
+    rmse_B = np.sqrt(np.square(values_BQ - examples.truth).mean(axis=1, dtype=np.float64))
+    with np.errstate(divide="ignore"):
+        return np.log(rmse_B / spread_of_truth(examples))
+
+
+def spread_of_truth(examples: Examples) -> np.ndarray:
+    """Standard deviation of the true values over the queries by task, (B,)."""
+    return examples.truth.std(axis=1, dtype=np.float64).clip(min=1e-9)
+
+
+def values_vary(examples: Examples) -> np.ndarray:
+    """(B,) bool: the true values spread by more than their noise. Where they do not, relative errors say nothing."""
+    std_B = spread_of_truth(examples)
+    noise_B = np.sqrt(np.square(examples.truth_stderr).mean(axis=1, dtype=np.float64))
+    return (std_B > 2 * noise_B) & (std_B > 1e-4)
+
+
+def losses_by_family(network: SpreadHead, objective: Objective, batch: Batch, family_B: np.ndarray) -> dict[str, float]:
     """The validation loss of each family that has a task, by name."""
     losses = {}
     for number in np.unique(family_B):
-        own = torch.as_tensor(np.flatnonzero(family_B == number), device=batch["truth"].device)
+        own = torch.as_tensor(np.flatnonzero(family_B == number), device=batch["error"].device)
         with torch.no_grad():
             losses[list(FAMILIES)[number]] = float(objective(network, {name: x[own] for name, x in batch.items()}))
     return losses

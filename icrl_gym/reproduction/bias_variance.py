@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from icrl_gym.evaluator.kernel import gaussian_attention
-from icrl_gym.evaluator.recursion import Equations, LayerParameters, Trace, run_layers
+from icrl_gym.evaluator.recursion import Columns, Equations, LayerParameters, Trace, run_layers
 from icrl_gym.scoring.figures import COLOURS, STYLES
 
 GAMMA, PERSISTENCE, NOISE, FREQUENCY = 0.95, 0.9, 0.5, 2.0
@@ -69,7 +69,7 @@ def read_outs(states: np.ndarray, width: float, trace: float, num_layers: int) -
     )
     attention = gaussian_attention(column, column[:, :-1], no_bias, no_sink)
     readout = run_layers(
-        equations, attention, LayerParameters(constant_mode=False), num_layers, start_at_constant=False
+        equations, Columns.of(attention), LayerParameters(constant_mode=False), num_layers, start_at_constant=False
     )
     return readout(gaussian_attention(query, column[:, :-1], no_bias, no_sink))[..., 0].numpy()
 

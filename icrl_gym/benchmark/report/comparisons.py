@@ -22,7 +22,7 @@ PARTS = (
     ("walks in the world, with the policy", "generalist", "generalist_at_rest"),
     ("the same, the policy known by its log alone", "generalist_from_log", "generalist_at_rest"),
     ("to be told the policy", "generalist", "generalist_from_log"),
-    ("the pretrained gate", "generalist_at_rest", res.REFERENCE),
+    ("ten heads in place of one", "generalist_at_rest", res.REFERENCE),
     ("all changes since the last version", "generalist", "generalist_before"),
     ("the same, without the policy", "generalist_from_log", "generalist_before"),
 )
@@ -141,7 +141,7 @@ def parts_table(groups: dict[str, Sequence[Record]]) -> Table:
     note = (
         "Error with the part over error without it, on the cells that both have: geometric mean over environments, "
         "each of equal weight, with a 95 % t interval over environments; in how many of them the mean error is "
-        "smaller with it. The gate is what pretraining adds to values; all else in them is untrained."
+        "smaller with it. No part of the values is trained; pretraining makes the error bars of softmax TD."
     )
     return Table("Error with the part over error without it", columns, tuple(rows), note)
 

@@ -9,8 +9,9 @@ import torch
 
 from icrl_gym.acting.policies import AskedPolicy
 from icrl_gym.context.trajectory import Trajectory
+from icrl_gym.evaluator.keys import evenly
 from icrl_gym.evaluator.world.actors import ActionFeatures, AskedActor, imitated, logged_space
-from icrl_gym.evaluator.world.checks import check_walks
+from icrl_gym.evaluator.world.checks import check_walks, checked_rows
 from icrl_gym.evaluator.world.imagination import HORIZONS, ImaginedValues, Leaf
 from icrl_gym.evaluator.world.model import World
 from icrl_gym.evaluator.world.walks import NOISE_SEED, Walker
@@ -18,6 +19,7 @@ from icrl_gym.evaluator.world.walks import NOISE_SEED, Walker
 __all__ = ["ImaginedValues", "imagine"]
 
 LEAST_DISTINCT = 0.5  # of the sources: below it states recur
+MOST_IMITATED = 2048  # transitions of a member from which a policy is imitated, evenly spaced
 SMALLEST_DISCOUNT = 0.1  # of the leaf after the longest walk, about
 
 
@@ -41,7 +43,7 @@ def imagine(
         or (asked is None and prompt.importance_ratios is not None)
     ):
         return None
-    if len(np.unique(states_ND, axis=0)) < LEAST_DISTINCT * len(prompt):
+    if len(prompt.first_visits) < LEAST_DISTINCT * len(prompt):
         return None
     space = logged_space(trajectory.actions) if asked is None else asked.action_space
     action_features = ActionFeatures(trajectory.actions, space)
@@ -50,16 +52,18 @@ def imagine(
     if world is None:
         return None
     if asked is None:
-        actors = tuple(imitated(states_ND[rows], trajectory.actions[rows], space) for rows in world.held_in)
+        seen = [evenly(rows, MOST_IMITATED) for rows in world.held_in]
+        actors = tuple(imitated(states_ND[rows], trajectory.actions[rows], space) for rows in seen)
     else:
         actors = (AskedActor(asked, feature_map),)
     walker = Walker(world, actors, action_features, prompt.gamma)
+    horizons = [steps for steps in HORIZONS if steps == 1 or prompt.gamma**steps >= SMALLEST_DISCOUNT]
     noise_NU = None
     if acted:
         noise_NU = np.random.default_rng(NOISE_SEED).uniform(1e-6, 1 - 1e-6, (len(prompt), walker.num_noise))
         if asked is not None:
-            noise_NU = actors[0].noise_behind(states_ND, trajectory.actions, noise_NU)
-    horizons = [steps for steps in HORIZONS if steps == 1 or prompt.gamma**steps >= SMALLEST_DISCOUNT]
+            rows = checked_rows(world, max(horizons))
+            noise_NU[rows] = actors[0].noise_behind(states_ND[rows], trajectory.actions[rows], noise_NU[rows])
     check = check_walks(
         walker, prompt, successors_ND, actions_NX, noise_NU, horizons,
         lambda features_BD: leaf.read(features_BD).by_layer_LQ[-1],

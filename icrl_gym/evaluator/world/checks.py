@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.world.model import World
 from icrl_gym.evaluator.world.walks import NOISE_SEED, Walker
 
 STARTS = 32  # of each member
@@ -110,6 +111,12 @@ def check_walks(
         for index, steps in enumerate(horizons)
     ]
     return Check(tuple(horizons), np.array([cost for cost, _ in found]), np.array([square for _, square in found]))
+
+
+def checked_rows(world: World, num_steps: int) -> np.ndarray:
+    """Transitions that walks of so many steps are compared with, rising."""
+    starts = np.concatenate([_starts(rows) for rows in world.held_out])
+    return np.unique((starts[:, None] + np.arange(num_steps)).clip(max=world.num_transitions - 1))
 
 
 def _cost(differences_B: np.ndarray, rows_B: np.ndarray, states_BD: np.ndarray, steps: int) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.compiled import Member, Reading
 from icrl_gym.evaluator.world.checks import Check
-from icrl_gym.evaluator.world.walks import Walker
+from icrl_gym.evaluator.world.walks import Stop, Walker
 
 HORIZONS = (1, 2, 3, 6, 12, 25, 50, 100, 200)
 PARTICLES = 16  # of each member
@@ -38,8 +38,8 @@ LEAST_WEIGHT = 0.01  # mean weight of a horizon that is still walked to
 NO_ERROR = 1e-24  # of the squared scale of values
 
 
-class Leaf(Protocol):
-    """Values without walks; see `CompiledMixture`."""
+class CompiledContext(Protocol):
+    """A context, ready for queries; see `CompiledMixture`."""
 
     @property
     def prompt(self) -> Prompt: ...
@@ -58,6 +58,12 @@ class Leaf(Protocol):
     def attention(self, features_QD: np.ndarray) -> np.ndarray: ...
 
     def attribution(self, features_QD: np.ndarray) -> np.ndarray: ...
+
+
+class Leaf(CompiledContext, Protocol):
+    """Values without walks."""
+
+    def pooled_attribution(self, features_QMD: np.ndarray, weights_QM: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,42 +203,51 @@ class ImaginedValues(OverLeaf):
 
     def attribution(self, features_QD: np.ndarray) -> np.ndarray:
         """The matrix W (Q, N) with values = W @ rewards: rewards on the way, at endings, and of the leaf."""
-        blocks = [
+        if not len(features_QD):
+            return self.leaf.attribution(features_QD)
+        parts = [
             self._attribution(features_QD[start : start + self.queries_at_once])
             for start in range(0, len(features_QD), self.queries_at_once)
         ]
-        return np.concatenate(blocks) if blocks else self.leaf.attribution(features_QD)
+        on_the_way_QN, ends_QMD, shares_QM = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return on_the_way_QN + self.leaf.pooled_attribution(ends_QMD, shares_QM)
 
     @property
     def num_members(self) -> int:
         """K."""
         return len(self.walker.world.rows_KM)
 
-    def _attribution(self, features_QD: np.ndarray) -> np.ndarray:
+    def _attribution(self, features_QD: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weights (Q, N) of the rewards on the way; features (Q, M, D) and shares (Q, M) of the states at which the
+        leaf takes over.
+        """
         num_queries, walker = len(features_QD), self.walker
-        weights_HQ = self.weights(expand(self.leaf, walker, features_QD, self.horizons, PARTICLES))
+        stops = walker.follow(features_QD, self.horizons, PARTICLES)
+        weights_HQ = self.weights(_expansion(self.leaf, features_QD, stops, PARTICLES))
         steps_TH = np.arange(max(self.horizons))[:, None] < np.array(self.horizons)
-        total_QN = walker.reward_weights(features_QD, steps_TH @ weights_HQ, PARTICLES)
-        for index, stop in enumerate(walker.follow(features_QD, self.horizons, PARTICLES)):
-            states_KQPD, discounts_KQP = (
-                _by_query(stop.states_KBD, num_queries),
-                _by_query(stop.discounts_KB, num_queries),
-            )
+        on_the_way_QN = walker.reward_weights(features_QD, steps_TH @ weights_HQ, PARTICLES)
+        ends, shares = [], []
+        for weights_Q, stop in zip(weights_HQ, stops, strict=True):
+            discounts_KQP = _by_query(stop.discounts_KB, num_queries)
             read_KQR = discounts_KQP[:, :, :: PARTICLES // LEAF_PARTICLES]
-            ends_KQRD = states_KQPD[:, :, :: PARTICLES // LEAF_PARTICLES]
+            ends_KQRD = _by_query(stop.states_KBD, num_queries)[:, :, :: PARTICLES // LEAF_PARTICLES]
             share_KQR = read_KQR * _corrected(discounts_KQP, read_KQR)[..., None]
-            share_KQR = share_KQR * weights_HQ[index][None, :, None] / (self.num_members * LEAF_PARTICLES)
-            rows_BN = self.leaf.attribution(ends_KQRD.reshape(-1, ends_KQRD.shape[-1]))
-            total_QN += np.einsum("kqr,kqrn->qn", share_KQR, rows_BN.reshape(*share_KQR.shape, -1))
-        return total_QN
+            share_KQR = share_KQR * weights_Q[:, None] / (self.num_members * LEAF_PARTICLES)
+            ends.append(np.moveaxis(ends_KQRD, 1, 0).reshape(num_queries, -1, features_QD.shape[1]))
+            shares.append(np.moveaxis(share_KQR, 1, 0).reshape(num_queries, -1))
+        return on_the_way_QN, np.concatenate(ends, axis=1), np.concatenate(shares, axis=1)
 
 
 def expand(
     leaf: Leaf, walker: Walker, features_QD: np.ndarray, horizons: tuple[int, ...], num_particles: int
 ) -> Expansion:
     """Walk from queries and read the leaf where the walks are after each horizon."""
+    return _expansion(leaf, features_QD, walker.follow(features_QD, horizons, num_particles), num_particles)
+
+
+def _expansion(leaf: Leaf, features_QD: np.ndarray, stops: list[Stop], num_particles: int) -> Expansion:
+    """Read the leaf where the walks from queries are."""
     num_queries, step = len(features_QD), max(1, num_particles // LEAF_PARTICLES)
-    stops = walker.follow(features_QD, horizons, num_particles)
     discounts_HKQP = np.stack([_by_query(stop.discounts_KB, num_queries) for stop in stops])
     earned_HKQ = np.stack([_by_query(stop.earned_KB, num_queries).mean(axis=-1) for stop in stops])
     ends_HKQRD = np.stack([_by_query(stop.states_KBD, num_queries)[:, :, ::step] for stop in stops[1:]])
@@ -244,7 +259,7 @@ def expand(
     leaves_LHKQ = (read_HKQR * ends_LHKQR).mean(axis=-1) * _corrected(discounts_HKQP[1:], read_HKQR)
     direct_LKQ = np.repeat(read.by_layer_LQ[:, None, :num_queries], len(discounts_HKQP[0]), axis=1)
     by_member_HKLQ = np.concatenate([direct_LKQ[:, None], earned_HKQ[1:] + leaves_LHKQ], axis=1).transpose(1, 2, 0, 3)
-    variance_HQ = np.zeros((len(horizons), num_queries))
+    variance_HQ = np.zeros((len(stops), num_queries))
     if read.stderr_Q is not None:
         variance_HQ[0] = np.square(read.stderr_Q[:num_queries])
         stderr_HKQR = read.stderr_Q[num_queries:].reshape(shape)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.keys import evenly
 from icrl_gym.evaluator.world.endings import Endings
 from icrl_gym.evaluator.world.regression import SmoothRegression
 
@@ -21,6 +22,7 @@ MEMBERS = 4
 PIECES = 16  # stretches of the context that the members leave out in turn
 MOST_ROWS = 768  # of a member, evenly spaced
 FEWEST_ROWS = 64
+MOST_ENDINGS = 256  # evenly spaced
 NEAR, FAR = 1.0, 4.0  # standard deviations beyond the context's range that still count as seen
 STAYING = ((5, 1), (2, 2), (0, 3))  # with at least so many endings, so many members stay near
 ENDING_BANDWIDTH = 0.8  # of the read of ending rewards
@@ -58,7 +60,7 @@ class World:
         rows_KM: transitions that each member holds.
         held_out: transitions (of those that may start a check) that each member was fitted without.
         endings: model of endings, or None.
-        ended_E: transitions that ended an episode.
+        ended_E: transitions that ended an episode, some of them where there are many.
         ended_features_ED: their successors.
         ending_rewards_E: their rewards.
         ending_width: width of the kernel that reads them, infinite for the mean.
@@ -94,15 +96,15 @@ class World:
             device: torch device.
         """
         states_ND = prompt.source_features
-        live_N, ended = prompt.discounts > 0, np.flatnonzero(prompt.discounts == 0)
+        live_N, ended = prompt.discounts > 0, evenly(np.flatnonzero(prompt.discounts == 0), MOST_ENDINGS)
         piece_N = np.arange(len(prompt)) * PIECES // len(prompt) % MEMBERS
         members = [np.flatnonzero(live_N & (piece_N != member)) for member in range(MEMBERS)]
         num_rows = min(MOST_ROWS, *map(len, members))
         if num_rows < FEWEST_ROWS:
             return None
-        live = _spread(np.flatnonzero(live_N), MOST_ROWS)
+        live = evenly(np.flatnonzero(live_N), MOST_ROWS)
         index_of = np.full(len(prompt), -1)
-        rows_KM = np.stack([_spread(rows, num_rows) for rows in members])
+        rows_KM = np.stack([evenly(rows, num_rows) for rows in members])
         used = np.union1d(live, rows_KM)
         index_of[used] = np.arange(len(used))
         outputs_NO = np.column_stack([successors_ND - states_ND, prompt.rewards])
@@ -158,13 +160,6 @@ def _margins(num_endings: int) -> np.ndarray:
     staying = next(count for least, count in STAYING if num_endings >= least)
     order = np.array([1, 3, 0, 2])  # so that it does not go with the endings' explanations
     return np.where(order < staying, NEAR, FAR)
-
-
-def _spread(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most so many rows, evenly spaced."""
-    if len(rows) <= most:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
 def _ending_weights(states_BD: Tensor, ended_ED: Tensor, width: float) -> Tensor:
