@@ -1,6 +1,5 @@
 """Landmarks: the equilibrium with a few states as the only keys, against NumPy written from its equation."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ import icrl_gym as icrl
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator import landmarks
 from icrl_gym.evaluator.certificates import certificates
-from icrl_gym.evaluator.heads import HEADS, at_length, heads_at_length
+from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.keys import keys
 from icrl_gym.evaluator.landmarks import LandmarkSystem
 from icrl_gym.evaluator.mixture import Generalist
@@ -369,16 +368,3 @@ def test_a_mixture_reads_its_statistics_from_a_head_with_every_source_as_a_key()
 def test_certificates_need_every_source_as_a_key():
     with pytest.raises(ValueError, match="compiled: certificates are of settings without landmarks"):
         certificates(compile_prompt(make_prompt(), PLAIN))
-
-
-def test_long_contexts_have_more_landmarks_less_forgetting_and_no_wide_heads():
-    short, middle, long = (heads_at_length(HEADS, n) for n in (1024, 2048, 32768))
-    assert short == HEADS
-    assert len(middle) == len(HEADS)
-    assert all(head.landmarks == round(200 * math.sqrt(2)) for head in middle)
-    assert [head.forgetting for head in middle[2:]] == [head.forgetting for head in HEADS[2:]]
-    assert [head.bandwidth for head in long] == [1.6, 1.2, 1.0, 1.0, 0.7, 0.7]
-    for before, after in zip(middle, long, strict=False):
-        assert (after.landmarks, after.forgetting) == (512, before.forgetting / 16)
-    assert at_length(Setting(), 8192, 8192) == Setting()
-    assert at_length(Setting(averaging=0.5), 10**6).landmarks == 0

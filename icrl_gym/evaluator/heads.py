@@ -13,9 +13,6 @@ from icrl_gym.evaluator.setting import Setting
 
 NUM_LANDMARKS, MOST_LANDMARKS = 200, 512
 MOST_SOURCES = 1024  # that are all keys in a mixture's heads; above it these have landmarks as well
-KEPT_FORGETTING = 2048  # transitions up to which forgetting stays as it is
-# More transitions need less smoothing: in longer contexts heads of a mixture wider than this are left out.
-LONG_CONTEXT, WIDEST_IN_LONG = 4096, 1.3
 LANDMARK_FORGETTING = 1e-3  # the forgetting of such a head is then this share of what it was: its unit is another
 
 HEADS: tuple[Setting, ...] = (
@@ -32,23 +29,11 @@ HEADS: tuple[Setting, ...] = (
 )
 
 
-def read_at_length(heads: tuple[Setting, ...], num_transitions: int) -> list[int]:
-    """Which of a mixture's heads read a context of this length: in long ones the first, and those that smooth less."""
-    narrow = [index for index, head in enumerate(heads) if not index or head.bandwidth <= WIDEST_IN_LONG]
-    return narrow if num_transitions > LONG_CONTEXT else list(range(len(heads)))
-
-
-def heads_at_length(heads: tuple[Setting, ...], num_transitions: int) -> tuple[Setting, ...]:
-    """A mixture's heads for a context of this length."""
-    return tuple(at_length(heads[index], num_transitions) for index in read_at_length(heads, num_transitions))
-
-
 def at_length(head: Setting, num_transitions: int, most_sources: int = 0) -> Setting:
     """A head for a context of this length, so that its cost grows no faster than the context.
 
     Above `MOST_SOURCES` transitions the number of landmarks grows with the square root of the length, up to
     `MOST_LANDMARKS`; a head with every source as a key has as many. One that does not go with landmarks stays as it is.
-    Above `KEPT_FORGETTING` transitions the forgetting, which is relative to sums over the context, falls as 1 / length.
 
     Args:
         head: the head for short contexts.
@@ -59,7 +44,8 @@ def at_length(head: Setting, num_transitions: int, most_sources: int = 0) -> Set
         return head
     grown = round((head.landmarks or NUM_LANDMARKS) * math.sqrt(num_transitions / MOST_SOURCES))
     count = max(head.landmarks, min(MOST_LANDMARKS, grown))
-    if not head.landmarks and not head.allows_landmarks:
+    if head.landmarks:
+        return replace(head, landmarks=count)
+    if not head.allows_landmarks:
         return head
-    kept = (1.0 if head.landmarks else LANDMARK_FORGETTING) * min(1.0, KEPT_FORGETTING / num_transitions)
-    return replace(head, landmarks=count, forgetting=kept * head.forgetting)
+    return replace(head, landmarks=count, forgetting=LANDMARK_FORGETTING * head.forgetting)

@@ -11,7 +11,7 @@ import torch
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.compiled import CompiledMixture, Member
 from icrl_gym.evaluator.error_bars import PretrainedError, SamplingError
-from icrl_gym.evaluator.heads import at_length, heads_at_length
+from icrl_gym.evaluator.heads import at_length
 from icrl_gym.evaluator.mixing import FREE_LEVEL, PSEUDO_TERMINATIONS
 from icrl_gym.evaluator.network import CompiledPrompt, Compiler, with_free_level
 from icrl_gym.evaluator.setting import Setting
@@ -77,7 +77,7 @@ class Generalist:
     def compile(self, prompt: Prompt, device: str | torch.device, dtype: torch.dtype) -> CompiledMixture:
         """Run a context through the first head as it stands, and through all heads at the dials."""
         compiler = Compiler(prompt, device=device, dtype=dtype)
-        heads = heads_at_length(self.heads, len(prompt))
+        heads = tuple(at_length(head, len(prompt)) for head in self.heads)
         first = compiler.compile(heads[0])
         statistics_S = torch.as_tensor(prompt_statistics(prompt, first), dtype=torch.float32)
         facts = QueryFacts.of(first, prompt.source_features[:0])

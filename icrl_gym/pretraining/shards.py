@@ -16,7 +16,7 @@ import torch
 from icrl_gym.context.features import FeatureMap
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.error_bars import SamplingError
-from icrl_gym.evaluator.heads import heads_at_length, read_at_length
+from icrl_gym.evaluator.heads import at_length
 from icrl_gym.evaluator.kernel import Rows
 from icrl_gym.evaluator.mixing import agreed
 from icrl_gym.evaluator.mixture import at_dials
@@ -57,8 +57,7 @@ class Examples:
     Attributes:
         statistics: (B, S) float32.
         query_statistics: (B, Q, T) float32.
-        values: (B, H, Q) float32, relative to ``constant``: every head at the mixture's dials; NaN for those that
-            do not read contexts of the length.
+        values: (B, H, Q) float32, relative to ``constant``: every head at the mixture's dials.
         constructed: (B, Q) float32, relative to ``constant``: the first head as it stands.
         sampling_error: (B, Q) float32, that of the first head as it stands; NaN where there is none.
         truth: (B, Q) float32, relative to ``constant``.
@@ -86,12 +85,7 @@ class Examples:
     @property
     def mixed(self) -> np.ndarray:
         """(B, Q) float64: what the mixture says, in units of ``scale`` and relative to ``constant``."""
-        found_BQ = np.full(self.truth.shape, np.nan)
-        read_BH = ~np.isnan(self.values).any(axis=2)
-        for read_H in np.unique(read_BH[read_BH.any(axis=1)], axis=0):
-            rows = np.flatnonzero((read_BH == read_H).all(axis=1))
-            found_BQ[rows] = agreed(torch.as_tensor(self.values[rows][:, read_H], dtype=torch.float64)).numpy()
-        return found_BQ
+        return agreed(torch.as_tensor(self.values, dtype=torch.float64)).numpy()
 
     def select(self, rows: np.ndarray) -> Examples:
         """The examples that an index or a mask picks."""
@@ -179,16 +173,13 @@ def solve_example(
         family: index into `icrl_gym.pretraining.prior.FAMILIES`, -1 for none.
     """
     compiler, rows = Compiler(prompt), Rows(query_QD)
-    read = read_at_length(heads, len(prompt))
-    num_heads, heads = len(heads), heads_at_length(heads, len(prompt))
+    heads = tuple(at_length(head, len(prompt)) for head in heads)
     first = compiler.compile(heads[0])
     facts, sampling_error = QueryFacts.of(first, query_QD), SamplingError.of(first)
     answering = at_dials(compiler, heads, first)
     by_head_HQ = np.stack([head.values(rows[head.kernel])[-1].double().cpu().numpy() for head in answering])
     if not facts.scale > 0 or not np.isfinite(by_head_HQ).all():
         return None
-    all_HQ = np.full((num_heads, len(query_QD)), np.nan)
-    all_HQ[read] = by_head_HQ
     mixed_Q = agreed(torch.as_tensor(by_head_HQ)[None])[0].numpy()
     no_error_Q = np.full_like(mixed_Q, np.nan)
     sampling_Q = no_error_Q if sampling_error is None else sampling_error(rows, by_head_HQ, mixed_Q)
@@ -199,7 +190,7 @@ def solve_example(
     return Examples(
         statistics=small(prompt_statistics(prompt, first)),
         query_statistics=small(query_statistics(facts, by_head_HQ, mixed_Q)),
-        values=small((all_HQ - facts.constant) / facts.scale),
+        values=small((by_head_HQ - facts.constant) / facts.scale),
         constructed=small((facts.values_Q - facts.constant) / facts.scale),
         sampling_error=small(sampling_Q / facts.scale),
         truth=small((truth_Q - facts.constant) / facts.scale),
