@@ -54,9 +54,9 @@ def _on_processes(num_workers: int, function: Callable[..., Any], calls: Sequenc
                     del left[number]
                     yield result
             return
-        except ChildProcessError:
+        except ChildProcessError as error:
             if attempt == RETRIES:
-                raise
+                raise ChildProcessError(f"workers: {len(left)} calls lost {RETRIES + 1} processes") from error
 
 
 def _numbered(number: int, function: Callable[..., Any], call: tuple[Any, ...]) -> tuple[int, Any]:

@@ -160,6 +160,12 @@ def loaded(part: Part, number: int) -> Trajectory:
     return found
 
 
+def check_finished(num_done: int, num_calls: int) -> None:
+    """Raise ChildProcessError where workers were lost for good, so that sums would lack transitions."""
+    if num_done < num_calls:
+        raise ChildProcessError(f"workers: {num_calls - num_done} of {num_calls} calls lost their workers for good")
+
+
 def _checked_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
     if isinstance(parts, (str, os.PathLike, Trajectory)) or not isinstance(parts, Sequence):
         raise TypeError(f"parts must be a sequence of trajectories, paths or functions, got {type(parts).__name__}")
@@ -219,6 +225,7 @@ def _in_order(
     for number, result in workers(function, calls):
         found[number] = result
         progress(name, len(found), len(calls))
+    check_finished(len(found), len(calls))
     return [found[number] for number in sorted(found)]
 
 

@@ -25,7 +25,18 @@ from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.evaluator.compiled import CompiledMixture, Member
 from icrl_gym.evaluator.error_bars import PretrainedError
-from icrl_gym.evaluator.held import DISTRIBUTED, LogInParts, Outline, Part, Where, Workers, check_alike, here, loaded
+from icrl_gym.evaluator.held import (
+    DISTRIBUTED,
+    LogInParts,
+    Outline,
+    Part,
+    Where,
+    Workers,
+    check_alike,
+    check_finished,
+    here,
+    loaded,
+)
 from icrl_gym.evaluator.kernel import Kernel
 from icrl_gym.evaluator.landmarks import LandmarkSystem
 from icrl_gym.evaluator.network import CompiledPrompt, Compiler
@@ -59,10 +70,10 @@ class FrozenHead:
     @classmethod
     def of(cls, head: CompiledPrompt, num_transitions: int) -> FrozenHead:
         """A head of the held context, for a log of so many transitions."""
-        kernel = of_length(head.kernel, num_transitions)
+        kernel, setting = of_length(head.kernel, num_transitions), head.tried or head.setting
         return cls(
-            head.setting, kernel.relevance_D, kernel.key_features_KD, kernel.log_weights_K,
-            head.setting.pseudo_terminations / num_transitions,
+            setting, kernel.relevance_D, kernel.key_features_KD, kernel.log_weights_K,
+            setting.pseudo_terminations / num_transitions,
         )  # fmt: skip
 
     def summed(self, prompt: Prompt, compiler: Compiler) -> LandmarkSystem:
@@ -216,14 +227,13 @@ class PartsSum:
         kernels = {id(head.kernel): of_length(head.kernel, self.num_transitions) for head in _heads(compiled)}
 
         def solved(head: CompiledPrompt) -> CompiledPrompt:
-            if head.fell_back:
-                return head
-            kernel = kernels[id(head.kernel)]
-            whole = replace(head, kernel=kernel, system=totals[_alike(head)]).solved_again()
+            setting, kernel, system = head.tried or head.setting, kernels[id(head.kernel)], totals[_alike(head)]
+            whole = replace(head, setting=setting, kernel=kernel, system=system, fell_back=False, tried=None)
+            whole = whole.solved_again()
             if not whole.exceeds:
                 return whole
-            fallen = compiler.compile(head.setting.fallback(), fall_back=False)
-            return replace(fallen, fell_back=True).without_matrices()
+            fallen = compiler.compile(setting.fallback(), fall_back=False)
+            return replace(fallen, fell_back=True, tried=setting).without_matrices()
 
         if isinstance(bars, PretrainedError):
             first = solved(bars.first)
@@ -262,21 +272,21 @@ def all_reduced(systems: Systems) -> Systems:
 
 
 def _heads(compiled: CompiledMixture) -> list[CompiledPrompt]:
-    """All heads that did not fall back, those of the error bars among them.
+    """All heads, those of the error bars among them.
 
     Raises:
-        ValueError: one of them is no sum over transitions, or they are not summed at all.
+        ValueError: one of them is no sum over transitions.
     """
     bars = compiled.error_bars
     heads = [member.head for member in compiled.members]
     heads += [bars.first] if isinstance(bars, PretrainedError) else []
     for head in heads:
-        if not head.fell_back and head.system is None:
+        if head.system is None and head.tried is None:
             raise ValueError(
                 f"parts: values of a log in parts need landmarks, and this head has none: {head.setting}; hold more "
                 "transitions (held), or leave out the options that do not go with landmarks"
             )
-    return [head for head in heads if not head.fell_back]
+    return heads
 
 
 def _systems(compiled: CompiledMixture) -> dict[tuple[int, float, float], CompiledPrompt]:
@@ -313,11 +323,12 @@ def _check_group() -> None:
 def _added_up(
     reader: Reader, calls: list[tuple[Reader, list[tuple[int, Part]]]], workers: Workers, progress: Progress
 ) -> Systems:
-    total = reader.empty()
+    total, done = reader.empty(), 0
     progress(SUMMING, 0, len(calls))
     for done, systems in enumerate(workers(_summed, calls), start=1):
         total = added(total, systems)
         progress(SUMMING, done, len(calls))
+    check_finished(done, len(calls))
     return total
 
 
