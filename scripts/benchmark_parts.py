@@ -4,9 +4,10 @@
 
 The log is a linear process with noise, in stretches of 1,000 steps that are all cut, so that its values are known. It
 is written to a temporary folder, fitted with `InContextEvaluator.fit_parts`, and asked for 64 values. Printed: seconds
-of every phase, peak memory, the error against the known values beside that of the held context alone, and the constants of
-docs/large_logs.md: time per transition and system (a head's sums), also in units of one product of a block's attention
-with itself, timed before and after in this same process; bytes of the systems; and what they make of larger logs.
+of every phase, peak memory, the error against the known values beside that of the held context alone, and the constants
+of docs/large_logs.md: time per transition and system (a head's sums), also in units of one product of a block's
+attention with itself, timed before and after in this same process; bytes of the systems; and what they make of larger
+logs.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -80,23 +81,48 @@ def test_processes_give_the_same_values_also_where_one_is_killed(tmp_path, paths
         np.testing.assert_allclose(fitted_while_one_dies(tmp_path, paths, workers), expected, rtol=1e-6)
 
 
-@pytest.mark.slow  # a real cluster of two nodes
-def test_a_ray_cluster_gives_the_same_values_also_where_a_worker_is_killed(tmp_path, paths, monkeypatch):
-    cluster_utils = pytest.importorskip("ray.cluster_utils")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "envs", ROOT / "tests"))))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else the cluster writes one into the home folder
+def check_a_cluster(folder, paths, expected):
+    """Run in a process of its own, as Ray reads its variables once."""
+    from ray.cluster_utils import Cluster
+
     node_options = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node_options)
+    cluster = Cluster(initialize_head=True, head_node_args=node_options)
     try:
         cluster.add_node(**node_options)
-        expected = values_of(paths)
         with icrl.open_workers(cluster.address) as workers:
+            nodes = {node for node, _ in workers(node_of_call, [(number,) for number in range(8)])}
+            assert len(nodes) == 2
             np.testing.assert_allclose(values_of(paths, workers), expected, rtol=1e-6)
-            np.testing.assert_allclose(fitted_while_one_dies(tmp_path, paths, workers), expected, rtol=1e-6)
+            np.testing.assert_allclose(fitted_while_one_dies(folder, paths, workers), expected, rtol=1e-6)
     finally:
         cluster.shutdown()
+
+
+def node_of_call(number):
+    """Where a call runs, after long enough for the other node to take one too."""
+    import ray
+
+    time.sleep(0.5)
+    return ray.get_runtime_context().get_node_id(), number
+
+
+@pytest.mark.slow  # a real cluster of two nodes
+def test_a_ray_cluster_gives_the_same_values_also_where_a_worker_is_killed(tmp_path, paths):
+    pytest.importorskip("ray")
+    np.save(tmp_path / "expected.npy", values_of(paths))
+    code = (
+        "import sys, numpy, pathlib, test_workers\nfolder, *paths = map(pathlib.Path, sys.argv[1:])\n"
+        "test_workers.check_a_cluster(folder, paths, numpy.load(folder / 'expected.npy'))"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "envs", ROOT / "tests"))),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else the cluster writes one into the home folder
+    }
+    command = [sys.executable, "-c", code, str(tmp_path), *map(str, paths)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 RANK = """
