@@ -13,11 +13,13 @@ import icrl_gym as icrl
 from icrl_gym.evaluator import heads, landmarks, parts
 from icrl_gym.evaluator.compiled import CompiledMixture
 from icrl_gym.evaluator.held import LogInParts, here
+from icrl_gym.evaluator.mixing import FREE_LEVEL
 from icrl_gym.evaluator.mixture import Construction, Generalist
 from icrl_gym.evaluator.network import Compiler
 from icrl_gym.evaluator.parts import PartsSum
 from icrl_gym.evaluator.setting import Setting
 from icrl_gym.evaluator.spread_head import SpreadHead
+from icrl_gym.evaluator.statistics import value_scale
 
 GAMMA = 0.95
 HELD = 480
@@ -58,8 +60,8 @@ def cut_at_ends(log, num_parts):
 
 
 def evaluator(imagination=False):
-    """A mixture of three heads: with a statistic's head, with landmarks, and with a trace."""
-    chosen = (heads.HEADS[0], replace(heads.HEADS[4], landmarks=60), replace(heads.HEADS[3], landmarks=60))
+    """A mixture of four heads: two of one kernel, of which one has a trace, and two of others."""
+    chosen = (heads.HEADS[0], *(replace(heads.HEADS[number], landmarks=60) for number in (2, 3, 4)))
     return icrl.InContextEvaluator(model=Generalist(chosen, SpreadHead(4)), imagination=imagination)
 
 
@@ -122,9 +124,8 @@ def test_a_log_cut_anywhere_at_its_ends_has_the_same_held_context_and_values(wei
     assert np.abs(values - held_alone.predict(states_of()).values).max() > 1e-3 * np.abs(values).max()
 
 
-def test_the_whole_log_is_solved_for_under_the_held_contexts_kernels():
-    log = make_log(1500, seed=3)
-    fitted = evaluator().fit_parts(cut_at_ends(log, 5), GAMMA, held=HELD)
+def solved_anew(fitted, log):
+    """The fitted heads from all transitions of the log, of which no part was taken."""
     prompt = icrl.Prompt.from_trajectory(log, GAMMA, fitted.prompt_.feature_map)
     compiler, members = Compiler(prompt), []
     for member in fitted.compiled_.members:
@@ -134,10 +135,30 @@ def test_the_whole_log_is_solved_for_under_the_held_contexts_kernels():
         kernel = replace(head.kernel, prompt=prompt)
         system = landmarks.LandmarkSystem.of(compiler.with_probe(equations), kernel)
         members.append(replace(member, head=replace(head, system=system).solved_again()))
-    anew = CompiledMixture(fitted.prompt_, tuple(members))
-    np.testing.assert_allclose(
-        reading(fitted.compiled_, fitted).by_layer_LQ, reading(anew, fitted).by_layer_LQ, rtol=TOLERANCE
-    )
+    return CompiledMixture(fitted.prompt_, tuple(members))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_whole_log_is_solved_for_under_the_held_contexts_kernels(weighted):
+    log = make_log(1500, seed=3, weighted=weighted)
+    fitted = evaluator().fit_parts(cut_at_ends(log, 5), GAMMA, held=HELD)
+    anew = reading(solved_anew(fitted, log), fitted)
+    np.testing.assert_allclose(reading(fitted.compiled_, fitted).by_layer_LQ, anew.by_layer_LQ, rtol=TOLERANCE)
+    bars = fitted.compiled_.error_bars
+    assert bars.facts.scale == pytest.approx(value_scale(bars.first))
+    assert bars.first.kernel is fitted.compiled_.members[0].head.kernel
+
+
+def test_a_head_that_fell_back_on_the_held_context_alone_answers_from_all_transitions_where_it_can():
+    log = make_log(1500, seed=2, weighted=True)
+    fitted = evaluator().fit_parts(cut_at_ends(log, 5), GAMMA, held=HELD)
+    assert evaluator().fit(fitted.trajectory_, GAMMA).compiled_.fell_back
+    assert not fitted.compiled_.fell_back
+    for member in fitted.compiled_.members:
+        assert member.setting.free_level == FREE_LEVEL
+        assert not member.setting.averaging
+    anew = reading(solved_anew(fitted, log), fitted)
+    np.testing.assert_allclose(reading(fitted.compiled_, fitted).by_layer_LQ, anew.by_layer_LQ, rtol=TOLERANCE)
 
 
 def test_a_part_that_is_cut_within_a_stretch_ends_like_a_log_that_stops():
@@ -179,6 +200,15 @@ def test_walks_are_those_of_the_held_context_and_end_in_values_of_all_transition
     assert ((attention.sum(axis=1) > 0) & (attention.sum(axis=1) <= 1)).all()
     with pytest.raises(RuntimeError, match="a log in parts keeps no transitions"):
         estimates.attribution()
+
+
+def test_action_values_are_those_of_the_held_context():
+    log = make_log(1500, seed=7)
+    fitted = evaluator().fit_parts(cut_at_ends(log, 4), GAMMA, held=HELD)
+    alone = evaluator().fit(fitted.trajectory_, GAMMA)
+    actions = np.zeros(40)
+    found, expected = (one.predict_q(states_of(), actions).values for one in (fitted, alone))
+    np.testing.assert_allclose(found, expected)
 
 
 def test_more_transitions_are_one_more_part():
