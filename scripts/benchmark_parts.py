@@ -161,10 +161,15 @@ def lines(config: Config) -> Iterator[str]:
     for name in clock.began:
         yield f"  {name}: {clock.seconds(name):.1f} s"
     yield f"fit {fitted - start:.0f} s, with {NUM_QUERIES} values {seconds:.0f} s; peak of this process {peak:.2f} GB"
+    start = time.perf_counter()
     held = icrl.InContextEvaluator.from_pretrained().fit(evaluator.trajectory_, GAMMA).predict(queries).values
+    alone = time.perf_counter() - start
     errors = [np.sqrt(np.mean(np.square(found - truth))) / truth.std() for found in (values, held)]
     yield f"RMSE / std: {errors[0]:.3f}, of the {len(evaluator.trajectory_):,} held transitions alone {errors[1]:.3f}"
     yield from constants(evaluator, clock.seconds(SUMMING), config, (before + after) / 2)
+    yield f"{POLICIES:.0e} policies, {len(evaluator.trajectory_):,} transitions each, by fit: {alone:.1f} s each, " + (
+        f"{alone * POLICIES / 3600:,.0f} core hours"
+    )
 
 
 def constants(evaluator: icrl.InContextEvaluator, summing: float, config: Config, product: float) -> Iterator[str]:
@@ -178,8 +183,6 @@ def constants(evaluator: icrl.InContextEvaluator, summing: float, config: Config
     yield f"seconds per transition and system on a core: {each:.2e}, {each * BLOCK / product:.1f} products of a block"
     hours = each * len(of_one) * PLANNED / 3600
     yield f"{PLANNED:.0e} transitions: {hours:.0f} core hours, {hours * 60 / 1000:.0f} minutes on 1,000 cores"
-    days = each * len(of_one) * POLICIES * config.held / 86400
-    yield f"{POLICIES:.0e} policies, {config.held:,} transitions each: {days:.0f} core days for the sums"
 
 
 def main(config: Config) -> None:

@@ -45,7 +45,7 @@ from icrl_gym.evaluator.statistics import QueryFacts
 from icrl_gym.evaluator.streaming import STALE
 from icrl_gym.runs import Progress
 
-MOST_JOBS = 256  # that the parts are shared out in; each returns one system for every head
+MOST_JOBS = 1024  # that the parts are shared out in; each returns one system for every head
 SUMMING = "summing the parts"  # what progress is told
 
 Systems = tuple[LandmarkSystem, ...]
