@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import icrl_gym as icrl
+from icrl_gym import workers
 
 HELD = 1536
 ROOT = Path(__file__).parents[1]
@@ -34,9 +36,9 @@ def paths(tmp_path):
     return [make_part(seed).save(tmp_path / f"{seed}.npz") for seed in range(6)]
 
 
-def values_of(paths, workers=None):
+def values_of(paths, where=None):
     evaluator = icrl.InContextEvaluator.from_pretrained(imagination=False)
-    evaluator.fit_parts(paths, 0.95, held=HELD, workers=workers)
+    evaluator.fit_parts(paths, 0.95, held=HELD, workers=where)
     assert len(evaluator.trajectory_) == HELD
     return evaluator.predict(make_part(99).observations[:50]).values
 
@@ -64,11 +66,35 @@ def test_workers_that_are_none_are_refused(where):
         pass
 
 
-def fitted_while_one_dies(tmp_path, paths, workers):
+@contextmanager
+def backend_that_loses_processes(name, num_workers):
+    """Processes that do one call, and then die; they never do the call of 13."""
+
+    def run(function, calls):
+        for call in calls[:1]:
+            if call[-1] != (13,):
+                yield function(*call)
+        if len(calls) > 1 or calls[0][-1] == (13,):
+            raise ChildProcessError("a worker process died")
+
+    yield run
+
+
+def test_calls_that_were_not_finished_when_a_process_died_are_made_again(monkeypatch):
+    monkeypatch.setattr(workers, "open_backend", backend_that_loses_processes)
+    made = []
+    with icrl.open_workers(2) as run:
+        assert list(run(lambda x: made.append(x) or -x, [(1,), (2,), (3,)])) == [-1, -2, -3]
+        assert made == [1, 2, 3]
+        with pytest.raises(ChildProcessError, match="workers: 2 calls lost 4 processes"):
+            list(run(abs, [(1,), (13,), (3,)]))
+
+
+def fitted_while_one_dies(tmp_path, paths, where):
     marker = tmp_path / "marker"
     given_parts = [*paths[:3], dies_once(marker, paths[3]), *paths[4:]]
     evaluator = icrl.InContextEvaluator.from_pretrained(imagination=False)
-    evaluator.fit_parts(given_parts, 0.95, held=HELD, workers=workers, progress=place_while_summing(marker))
+    evaluator.fit_parts(given_parts, 0.95, held=HELD, workers=where, progress=place_while_summing(marker))
     assert not marker.exists()
     return evaluator.predict(make_part(99).observations[:50]).values
 
@@ -76,9 +102,9 @@ def fitted_while_one_dies(tmp_path, paths, workers):
 @pytest.mark.slow  # starts processes
 def test_processes_give_the_same_values_also_where_one_is_killed(tmp_path, paths):
     expected = values_of(paths)
-    with icrl.open_workers(2) as workers:
-        np.testing.assert_allclose(values_of(paths, workers), expected, rtol=1e-6)
-        np.testing.assert_allclose(fitted_while_one_dies(tmp_path, paths, workers), expected, rtol=1e-6)
+    with icrl.open_workers(2) as opened:
+        np.testing.assert_allclose(values_of(paths, opened), expected, rtol=1e-6)
+        np.testing.assert_allclose(fitted_while_one_dies(tmp_path, paths, opened), expected, rtol=1e-6)
 
 
 def check_a_cluster(folder, paths, expected):
@@ -89,11 +115,11 @@ def check_a_cluster(folder, paths, expected):
     cluster = Cluster(initialize_head=True, head_node_args=node_options)
     try:
         cluster.add_node(**node_options)
-        with icrl.open_workers(cluster.address) as workers:
-            nodes = {node for node, _ in workers(node_of_call, [(number,) for number in range(8)])}
+        with icrl.open_workers(cluster.address) as opened:
+            nodes = {node for node, _ in opened(node_of_call, [(number,) for number in range(8)])}
             assert len(nodes) == 2
-            np.testing.assert_allclose(values_of(paths, workers), expected, rtol=1e-6)
-            np.testing.assert_allclose(fitted_while_one_dies(folder, paths, workers), expected, rtol=1e-6)
+            np.testing.assert_allclose(values_of(paths, opened), expected, rtol=1e-6)
+            np.testing.assert_allclose(fitted_while_one_dies(folder, paths, opened), expected, rtol=1e-6)
     finally:
         cluster.shutdown()
 
