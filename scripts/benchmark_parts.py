@@ -6,8 +6,7 @@ The log is a linear process with noise, in stretches of 1,000 steps that are all
 is written to a temporary folder, fitted with `InContextEvaluator.fit_parts`, and asked for 64 values. Printed: seconds
 of every phase, peak memory, the error against the known values beside that of the held context alone, and the constants
 of docs/large_logs.md: time per transition and system (a head's sums), also in units of one product of a block's
-attention with itself, timed before and after in this same process; bytes of the systems; and what they make of larger
-logs.
+attention with itself, timed between the parts; bytes of the systems; and what they make of larger logs.
 """
 
 from __future__ import annotations
@@ -61,14 +60,17 @@ class Config:
 
 @dataclass
 class Clock:
-    """Seconds at which the phases began and ended, as a progress callback."""
+    """Seconds at which the phases began and ended, as a progress callback, and the yardstick between the parts."""
 
     began: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
+    products: list[float] = field(default_factory=list)
 
     def __call__(self, name: str, done: int, total: int) -> None:
-        self.began.setdefault(name, time.perf_counter())
-        self.ended[name] = time.perf_counter()
+        self.ended[name] = time.perf_counter() - sum(self.products)
+        if name == SUMMING:
+            self.products += product_seconds()
+        self.began.setdefault(name, time.perf_counter() - sum(self.products))
         print(f"\r{name}: {done} of {total}   ", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
     def seconds(self, name: str) -> float:
@@ -127,15 +129,15 @@ def written(process: Process, config: Config, folder: Path) -> list[Path]:
     return [process.part(count, 1 + n).save(folder / f"part-{n:03}.npz") for n in range(config.parts)]
 
 
-def product_seconds(num_keys: int) -> float:
-    """The yardstick: the product of a block's attention with itself, median of 20."""
-    attention = torch.rand(BLOCK, num_keys, dtype=torch.float64)
-    total, seconds = torch.zeros(num_keys, num_keys, dtype=torch.float64), []
-    for _ in range(20):
+def product_seconds() -> list[float]:
+    """The yardstick: a product of a block's attention over 512 keys with itself, three times."""
+    attention = torch.rand(BLOCK, 512, dtype=torch.float64)
+    total, seconds = torch.zeros(512, 512, dtype=torch.float64), []
+    for _ in range(3):
         start = time.perf_counter()
         total.addmm_(attention.mT, attention)
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return seconds
 
 
 def lines(config: Config) -> Iterator[str]:
@@ -147,7 +149,6 @@ def lines(config: Config) -> Iterator[str]:
         start = time.perf_counter()
         paths = written(process, config, Path(folder))
         yield f"written: {config.transitions:,} transitions in {len(paths)} parts, {time.perf_counter() - start:.0f} s"
-        before = product_seconds(512)
         workers = icrl.open_workers(config.workers) if config.workers else nullcontext()
         start = time.perf_counter()
         with workers as opened:
@@ -157,7 +158,6 @@ def lines(config: Config) -> Iterator[str]:
         values = evaluator.predict(queries).values
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    after = product_seconds(512)
     for name in clock.began:
         yield f"  {name}: {clock.seconds(name):.1f} s"
     yield f"fit {fitted - start:.0f} s, with {NUM_QUERIES} values {seconds:.0f} s; peak of this process {peak:.2f} GB"
@@ -166,7 +166,7 @@ def lines(config: Config) -> Iterator[str]:
     alone = time.perf_counter() - start
     errors = [np.sqrt(np.mean(np.square(found - truth))) / truth.std() for found in (values, held)]
     yield f"RMSE / std: {errors[0]:.3f}, of the {len(evaluator.trajectory_):,} held transitions alone {errors[1]:.3f}"
-    yield from constants(evaluator, clock.seconds(SUMMING), config, (before + after) / 2)
+    yield from constants(evaluator, clock.seconds(SUMMING), config, statistics.mean(clock.products))
     yield f"{POLICIES:.0e} policies, {len(evaluator.trajectory_):,} transitions each, by fit: {alone:.1f} s each, " + (
         f"{alone * POLICIES / 3600:,.0f} core hours"
     )
