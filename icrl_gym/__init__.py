@@ -32,6 +32,7 @@ _PUBLIC = {
     "acting.sb3_models": ["load_sb3_model"],
     "rivals.critics": ["sb3_critic_values"],
     "scoring.score": ["Score", "score"],
+    "workers": ["open_workers"],
     "audit.callback": ["CriticAuditCallback"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -32,6 +32,7 @@ FLOORS = (
     "main_job",
     "pretraining",
     "benchmark",
+    "workers",
     "reproduction",
     "cli",
     "__main__",

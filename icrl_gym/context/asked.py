@@ -53,6 +53,11 @@ def asked_policy(policy: Any, trajectory: Trajectory) -> tuple[AskedPolicy | Non
     return asked, notes
 
 
+def has_acted(asked: AskedPolicy | None, trajectory: Trajectory) -> bool:
+    """Whether the policy to be evaluated, or None for the one that acted, is known to have acted in the log."""
+    return asked is None or (trajectory.policy == asked.identity and trajectory.importance_ratios is None)
+
+
 def check_acted(policy: Any, trajectory: Trajectory, name: str) -> None:
     """Refuse a policy that a method which knows it by its actions alone cannot evaluate from this log.
 

@@ -55,6 +55,7 @@ class Prompt:
         importance_ratios: (N,) pi / mu of the logged actions, or None where the policy itself acted.
         end_mixtures: what the end columns are mixtures of, or None where each is one state.
         log_weights: (N,) log weights of the transitions, where older ones count less, or None.
+        log_rewards: least and largest reward of a longer log that this context was taken from, or None.
     """
 
     source_features: np.ndarray
@@ -69,6 +70,7 @@ class Prompt:
     importance_ratios: np.ndarray | None = None
     end_mixtures: EndMixtures | None = None
     log_weights: np.ndarray | None = None
+    log_rewards: tuple[float, float] | None = None
 
     @classmethod
     def from_trajectory(cls, trajectory: Trajectory, gamma: float, feature_map: FeatureMap | None = None) -> Prompt:
@@ -127,6 +129,11 @@ class Prompt:
         if self.log_weights is not None:
             ratio_N = ratio_N * np.exp(self.log_weights)
         return float((ratio_N * self.rewards).sum() / (ratio_N * (1.0 - self.discounts)).sum())
+
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        """The least and the largest reward that was seen."""
+        return self.log_rewards or (float(self.rewards.min()), float(self.rewards.max()))
 
     @cached_property
     def first_visits(self) -> np.ndarray:

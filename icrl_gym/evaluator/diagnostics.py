@@ -82,7 +82,8 @@ def query_warnings(
 
 def possible_values(prompt: Prompt) -> tuple[float, float]:
     """Least and largest sum of rewards like the context's; an episode may also end at once, hence 0 in between."""
-    low, high = min(prompt.rewards.min(), 0.0), max(prompt.rewards.max(), 0.0)
+    least, largest = prompt.reward_range
+    low, high = min(least, 0.0), max(largest, 0.0)
     return float(low / (1 - prompt.gamma)), float(high / (1 - prompt.gamma))
 
 

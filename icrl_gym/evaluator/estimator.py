@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from icrl_gym.acting.policies import AskedPolicy
-from icrl_gym.context.asked import asked_policy
+from icrl_gym.context.asked import asked_policy, has_acted
 from icrl_gym.context.features import FeatureFunction, FeatureMap
 from icrl_gym.context.pairs import (
     as_pairs,
@@ -29,7 +30,9 @@ from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.evaluator.answer import estimates_of
 from icrl_gym.evaluator.checkpoint import available_checkpoints, bundled_checkpoint, load_checkpoint
 from icrl_gym.evaluator.compiled import CompiledMixture
+from icrl_gym.evaluator.held import LogInParts, Part, Where
 from icrl_gym.evaluator.mixture import Construction, Generalist, Network
+from icrl_gym.evaluator.parts import PartsSum
 from icrl_gym.evaluator.rewards import RewardValues
 from icrl_gym.evaluator.setting import Options
 from icrl_gym.evaluator.streaming import Stream, gone_on
@@ -38,6 +41,7 @@ from icrl_gym.evaluator.world import ImaginedValues, imagine
 from icrl_gym.evaluator.world.tabled import TabledValues
 from icrl_gym.evaluator.world.tables import TableWorld
 from icrl_gym.observations import Observations, as_batch
+from icrl_gym.runs import Progress
 from icrl_gym.values import ValueEstimates
 
 CONSTRUCTED = "constructed"
@@ -160,6 +164,45 @@ class InContextEvaluator:
         self.asked_policy_, self._policy_notes = asked_policy(policy, trajectory)
         return self._compile(trajectory, prompt)
 
+    def fit_parts(
+        self,
+        parts: Sequence[Part],
+        gamma: float,
+        policy: Any = None,
+        *,
+        held: int = 32_768,
+        workers: Where = None,
+        progress: Progress = lambda *_: None,
+    ) -> Self:
+        """Take a log that is larger than memory, or than one machine, as a context; see docs/large_logs.md.
+
+        Every part is loaded, summed and let go of. A log of at most ``held`` transitions is joined and goes to `fit`.
+        Of a longer one so many, evenly over it, become ``trajectory_``: features, keys, error bars, walks and action
+        values are read off these, the values of states off all transitions. A part ends like a log that stops: no trace
+        passes on. Attention falls on the held transitions; there is no attribution.
+
+        Args:
+            parts: trajectories, paths that `Trajectory.save` wrote, or functions that return a trajectory, each of
+                which is loaded up to three times.
+            gamma, policy: as in `fit`; the policy has to be the one that acted.
+            held: at most so many transitions are held in memory.
+            workers: None: this process; or what `icrl_gym.open_workers` gives; or "torch.distributed": every process of
+                an initialised group calls this with the same parts, and sums its share.
+            progress: called as ``progress(part of the work, done, total)``.
+
+        Raises:
+            TypeError, ValueError: as `fit` does; parts of another kind, or that differ in what they must share; a
+                policy that did not act; or options under which every transition is a key.
+            RuntimeError: "torch.distributed" without a process group.
+        """
+        log = LogInParts.read(parts, held, workers, progress)
+        if log.is_held:
+            return self.fit(log.held, gamma, policy)
+        prompt, (asked, notes) = log.prompt(gamma, self.features), log.asked(policy)
+        total = PartsSum.of(self.model.compile(prompt, self.device, self.dtype), log, workers, progress)
+        self.asked_policy_, self._policy_notes = asked, notes
+        return self._compile(log.held, prompt, total)
+
     def update(
         self,
         trajectory: Trajectory,
@@ -172,7 +215,8 @@ class InContextEvaluator:
         """Append transitions to the context; feature statistics stay frozen unless ``refit``.
 
         Above 1,024 transitions softmax TD's part costs in the new transitions, not in the context (streaming.py); what
-        is read off the whole context is read again each time that half as many transitions have come as it had.
+        is read off the whole context is read again each time that half as many transitions have come as it had. For a
+        log in parts they are one more part; its held context stays.
 
         Args:
             trajectory: more transitions of the same environment.
@@ -185,13 +229,19 @@ class InContextEvaluator:
         Raises:
             RuntimeError: called before `fit`.
             ValueError: the log is of another environment, policy or observation space, ``policy`` does not fit it, or
-                window or decay is out of range.
+                window or decay is out of range; or refit, policy or window beside a log in parts.
         """
         self._check_fitted()
         if window is not None and (isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1):
             raise ValueError(f"window must be an int of at least 1 or None, got {window!r}")
         if not 0.0 < decay <= 1.0:
             raise ValueError(f"decay must be in (0, 1], got {decay!r}")
+        stream = self._stream
+        if isinstance(stream, PartsSum):
+            if refit or policy is not None or window is not None:
+                raise ValueError("refit, policy, window: a log in parts keeps no transitions; call fit_parts anew")
+            stream = stream.plus(trajectory, decay, self.trajectory_)
+            return self._compile(self.trajectory_, stream.prompt, stream)
         joined, feature_map = self.trajectory_.append(trajectory), self.prompt_.feature_map
         dropped = 0 if window is None else max(0, len(joined) - window)
         joined = joined[dropped:] if dropped else joined
@@ -201,8 +251,9 @@ class InContextEvaluator:
         prompt = gone_on(self.prompt_, Prompt.from_trajectory(joined, self.prompt_.gamma, feature_map), dropped, decay)
         if policy is not None:
             self.asked_policy_, self._policy_notes = asked_policy(policy, joined)
-        stream = None if refit or policy is not None else self._stream
-        return self._compile(joined, prompt, stream and stream.extended(prompt, dropped, decay))
+        if stream is not None:
+            stream = stream.extended(prompt, dropped, decay) if policy is None and not refit else None
+        return self._compile(joined, prompt, stream)
 
     def predict(self, observations: Observations) -> ValueEstimates:
         """Values of raw observations (Q,) + shape, as `ValueEstimates` with standard errors, layers and diagnostics.
@@ -305,19 +356,19 @@ class InContextEvaluator:
         features_QD = self.prompt_.queries(observations)
         return self._compiled_at(observations).attention(features_QD)
 
-    def _compile(self, trajectory: Trajectory, prompt: Prompt, stream: Stream | None = None) -> Self:
+    def _compile(self, trajectory: Trajectory, prompt: Prompt, stream: Stream | PartsSum | None = None) -> Self:
         if self.asked_policy_ is not None:
             prompt = replace(prompt, estimand=replace(prompt.estimand, policy=self.asked_policy_.identity))
         self.trajectory_, self.prompt_ = trajectory, prompt
         self._of_pairs: Self | None = None
-        self._stream: Stream | None = stream
+        self._stream: Stream | PartsSum | None = stream
         self.compiled_ = self._run(prompt)
         return self
 
     def _run(self, prompt: Prompt) -> Compiled:
         """The context as it is answered from: under the network, and in its world where that holds."""
         log, asked = self.trajectory_, self.asked_policy_
-        acted = asked is None or (log.policy == asked.identity and log.importance_ratios is None)
+        acted = has_acted(asked, log)
         leaf = self._leaf(prompt, None if acted else asked)
         if not self.imagination:
             return leaf

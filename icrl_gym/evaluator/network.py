@@ -43,6 +43,7 @@ class CompiledPrompt:
         readout: constants and memories per layer.
         fell_back: whether the averager took over.
         system: the sums that a landmark equilibrium is solved from, else None; its last reward is the probe's.
+        tried: the setting with landmarks that the averager took over from, else None.
     """
 
     prompt: Prompt
@@ -52,6 +53,7 @@ class CompiledPrompt:
     readout: Readout
     fell_back: bool
     system: LandmarkSystem | None = None
+    tried: Setting | None = None
 
     @property
     def attention_CK(self) -> Tensor:
@@ -218,7 +220,7 @@ class Compiler:
             LandmarkSystem.of(self.with_probe(equations), kernel),
         ).solved_again()  # fmt: skip
         if fall_back and solved.exceeds:
-            return replace(self._by_landmarks(setting.fallback(), rewards, False), fell_back=True)
+            return replace(self._by_landmarks(setting.fallback(), rewards, False), fell_back=True, tried=setting)
         return solved
 
     def with_probe(self, equations: Equations) -> Equations:
@@ -312,7 +314,11 @@ def with_free_level(compiled: CompiledPrompt, free_level: float) -> CompiledProm
         compiled: a compiled prompt whose setting has the free level 0.
         free_level: the level wanted, in [-1, 1].
     """
-    if not free_level or (compiled.system is None and compiled.readout.factors is None):
+    if not free_level:
+        return compiled
+    if compiled.tried is not None:
+        return replace(compiled, tried=replace(compiled.tried, free_level=free_level))
+    if compiled.system is None and compiled.readout.factors is None:
         return compiled
     setting = replace(compiled.setting, free_level=free_level)
     if compiled.system is not None:
