@@ -62,7 +62,8 @@ class Stream:
         bars = self.mixture.error_bars
         if isinstance(bars, PretrainedError):
             bars = replace(bars, first=step.extended(bars.first))
-        return Stream(CompiledMixture(prompt, members, bars, self.mixture.trust), self.num_compiled, num_added)
+        mixture = replace(self.mixture, prompt=prompt, members=members, error_bars=bars)
+        return Stream(mixture, self.num_compiled, num_added)
 
 
 def _streams(mixture: CompiledMixture) -> bool:
