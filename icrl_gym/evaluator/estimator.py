@@ -203,6 +203,12 @@ class InContextEvaluator:
         streams = self._stream is not None and not refit and policy is None
         return self._compile(joined, prompt, self._stream.extended(prompt, dropped, decay) if streams else None)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether `update` costs in its new transitions alone: not in short contexts, nor where values are walked to."""
+        self._check_fitted()
+        return not self.imagination and self._stream is not None and self._stream.goes_on
+
     def predict(self, observations: Observations) -> ValueEstimates:
         """Values of raw observations (Q,) + shape, as `ValueEstimates` with standard errors, layers and diagnostics.
 

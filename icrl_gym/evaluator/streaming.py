@@ -43,6 +43,11 @@ class Stream:
         """A context that was just compiled."""
         return cls(mixture, len(mixture.prompt))
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the context is made of sums, so that it can go on."""
+        return _streams(self.mixture)
+
     def extended(self, prompt: Prompt, dropped: int, decay: float) -> Stream | None:
         """The same context gone on, or None where it has to be compiled anew.
 
