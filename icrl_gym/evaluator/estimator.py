@@ -205,7 +205,7 @@ class InContextEvaluator:
 
     @property
     def goes_on(self) -> bool:
-        """Whether `update` costs in its new transitions alone: not in short contexts, nor where values are walked to."""
+        """Whether `update` costs in its new transitions alone: not in short contexts, nor where there are walks."""
         self._check_fitted()
         return not self.imagination and self._stream is not None and self._stream.goes_on
 

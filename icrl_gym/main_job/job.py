@@ -61,7 +61,9 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None, *, resume
             evaluation = _evaluation(config, subject, estimator, exact, remark, folder.final, parts)
             save_tables(evaluation, folder.path)
             if config.tensorboard:
+                subject.progress("figures", 0, 1)
                 _log(evaluation, subject, estimator, writer)
+                subject.progress("figures", 1, 1)
         parts.discard()
     return evaluation
 

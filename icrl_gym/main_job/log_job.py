@@ -57,9 +57,12 @@ def evaluate_log(config: LogConfig, progress: Progress | None = None) -> LogEval
         write_json(folder.path / "config.json", dataclasses.asdict(config))
         write_json(folder.path / "versions.json", versions())
         with open_writer(folder.path if config.tensorboard else None) as writer:
-            evaluation = _evaluation(config, log, source, estimator, gamma, folder.final, progress or (lambda *_: None))
+            advance = progress or (lambda *_: None)
+            evaluation = _evaluation(config, log, source, estimator, gamma, folder.final, advance)
+            advance("tables and figures", 0, 1)
             save_log_tables(evaluation, folder.path)
             _draw(evaluation, folder.path, writer)
+            advance("tables and figures", 1, 1)
     return evaluation
 
 
