@@ -64,7 +64,8 @@ class EvaluateCommand(EvaluateConfig):
     --trust-model), or "module:callable" from (B,) + observation shape to (B,) + action shape. Default: "demo"; with
     --log the policy that acted."""
     context_length: int | None = None
-    """Transitions that the estimator gets to see. Default: 512; of a log up to 2,048."""
+    """Transitions that the estimator gets to see. Default: 512; of a log up to 100,000, fewer where observations are
+    large."""
     log: str | None = None
     """Evaluate from this log instead of an environment: .npz of ours, .csv, .parquet, .hdf5 or .h5 in D4RL's names, or
     "minari:DATASET"."""

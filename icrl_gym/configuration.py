@@ -150,7 +150,8 @@ class LogConfig:
     estimator: str = DEFAULT_ESTIMATOR
     """Who estimates the values."""
     context_length: int | None = None
-    """Transitions that the estimator gets to see at most, as whole episodes. Default: 2,048."""
+    """Transitions that the estimator gets to see at most, as whole episodes. Default: 100,000, fewer where observations
+    are large."""
     gamma: float | None = None
     """Discount in [0, 1). Default: the model's own, else 0.99."""
     num_queries: int = 64

@@ -1,7 +1,8 @@
 """Wrappers that evaluate the acting policy in context while it runs, from a window of its latest transitions.
 
 Nothing is computed for a number that nobody reads. Every ``every`` steps the window is set aside; the evaluator is
-fitted on it, and values are predicted, when somebody looks at ``info["in_context_value"]``.
+fitted on it, and values are predicted, when somebody looks at ``info["in_context_value"]``. Where windows are long and
+overlap, and the evaluator can, it goes on from the window before instead.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ class _LiveEvaluation:
         self._marks: list[tuple[int, Observations]] = []
         self._fitted: Any = None
         self._fitted_on: Stretch | Trajectory | None = None
+        self._fitted_anew_on: Stretch | Trajectory | None = None
 
     def count(self) -> bool:
         """Count a step; returns whether the window is to be set aside."""
@@ -195,12 +197,31 @@ class _LiveEvaluation:
     def values(self, states: list[Observations], window: Stretch | Trajectory) -> list[Any]:
         """The values at successive steps: a float each, of a vector (B,) each."""
         if self._fitted_on is not window:  # an old info may be read after a newer one
-            trajectory = window.trajectory() if isinstance(window, Stretch) else window
-            self._fitted = self._evaluator.fit(trajectory, self._gamma, policy=self._policy)
+            if not self._went_on(window):
+                trajectory = window.trajectory() if isinstance(window, Stretch) else window
+                self._fitted = self._evaluator.fit(trajectory, self._gamma, policy=self._policy)
+                self._fitted_anew_on = window
             self._fitted_on = window
         batch = stack(states) if self._num_envs is None else concatenate(states)
         values = np.asarray(self._fitted.predict(batch).values, dtype=np.float64)
         return values.tolist() if self._num_envs is None else list(values.reshape(len(states), self._num_envs))
+
+    def _went_on(self, window: Stretch | Trajectory) -> bool:
+        """Whether the evaluator could go on to this window from the one that it was fitted on, which it then has.
+
+        It does so while more than half of the window is of the one that it was last fitted on anew.
+        """
+        before, anew = self._fitted_on, self._fitted_anew_on
+        if not (isinstance(window, Stretch) and isinstance(before, Stretch) and isinstance(anew, Stretch)):
+            return False
+        if self._policy is not None or not getattr(self._fitted, "goes_on", False):
+            return False
+        new, since_anew = window.rows_after(before), window.rows_after(anew)
+        if new is None or since_anew is None or 2 * len(since_anew.rows) >= len(window.rows):
+            return False
+        if new.rows:
+            self._fitted.update(new.trajectory(), window=len(window.rows))
+        return True
 
 
 class EvaluateInContext(gymnasium.Wrapper, RecordConstructorArgs):

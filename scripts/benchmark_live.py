@@ -1,7 +1,10 @@
 """How much live in-context values slow down the loop of a policy of Stable-Baselines3 in CartPole-v1.
 
 python scripts/benchmark_live.py
+python scripts/benchmark_live.py --window 4096 --steps 8000 --repetitions 3
 
+With a window above 1,024 transitions the default evaluator goes on from window to window; it is then held against one
+that is fitted anew at each read.
 The plain loop, the recorded one and the evaluated ones alternate within one run, since a machine's speed drifts; a row
 is the median over repetitions of its time over the plain loop's time right before it.
 """
@@ -19,6 +22,7 @@ import torch
 import tyro
 
 import icrl_gym as icrl
+from icrl_gym.evaluator.heads import MOST_SOURCES
 from icrl_gym.live import INFO_KEY
 
 
@@ -36,6 +40,12 @@ class Config:
     """Steps between windows."""
     threads: int = 1
     """Threads of torch."""
+
+
+class FittedAnew(icrl.InContextEvaluator):
+    """The default evaluator of live values, fitted anew on each window."""
+
+    goes_on = False
 
 
 class Points:
@@ -66,12 +76,18 @@ def loop(env: gymnasium.Env, model: Any, steps: int, read: Callable[[int, dict[s
 def cases(config: Config) -> dict[str, tuple[Callable[[gymnasium.Env], gymnasium.Env], Callable[..., None]]]:
     """Name -> the wrapper, and what is done with each info."""
 
-    def live(evaluator: str | None = None, every: int = config.every, writer: Any = None) -> Any:
+    def live(evaluator: Any = None, every: int = config.every, writer: Any = None) -> Any:
         return lambda env: icrl.EvaluateInContext(env, evaluator, window=config.window, every=every, writer=writer)
 
     def at_multiples(of: int) -> Callable[[int, dict[str, Any]], None]:
         return lambda step, info: info[INFO_KEY] if step % of == 0 else None
 
+    if config.window > MOST_SOURCES:
+        anew = FittedAnew.from_pretrained("generalist", imagination=False)
+        return {
+            f"live, read at every {config.every}th step, fitted anew": (live(anew), at_multiples(config.every)),
+            f"live, read at every {config.every}th step": (live(), at_multiples(config.every)),
+        }
     rare = config.steps // 2
     return {
         "recorded only (RecordTrajectory)": (icrl.RecordTrajectory, never),
@@ -99,6 +115,9 @@ def main(config: Config) -> None:
     for name, found in ratios.items():
         spread = f"{min(found):.2f} to {max(found):.2f}"
         print(f"{name:<46} time x {median(found):5.2f} ({spread}), {speed / median(found):,.0f} steps a second")
+        if config.window > MOST_SOURCES:
+            num_reads = config.steps // config.every
+            print(f"{'':<46} {(median(found) - 1) * config.steps / speed / num_reads:.3f} seconds a read")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -120,7 +121,7 @@ def test_the_critic_of_the_same_policy_is_scored_beside_the_estimate(demo):
 def test_progress_is_reported_to_the_end_of_every_long_part(demo):
     _, heard = demo
     last = {part: (done, total) for part, done, total in heard}
-    assert list(last) == ["collecting the context", "fitting", "measuring the truth", "values in context"]
+    assert list(last) == ["collecting the context", "fitting", "measuring the truth", "values in context", "figures"]
     assert all(done == total for done, total in last.values())
 
 
@@ -374,3 +375,21 @@ def test_without_a_critic_the_verdict_compares_with_a_constant():
     verdict = a_result([2.0, 3.0, 4.0, 5.0]).verdict
     assert f"{1 / math.sqrt(1.25):.2g} of the truth's standard deviation" in verdict
     assert "no spread" in a_result([2.0, 3.0], truth=(1.0, 1.0)).verdict
+
+
+def test_of_a_very_long_episode_the_first_steps_are_drawn_with_their_whole_returns(monkeypatch):
+    monkeypatch.setattr(job_module, "MOST_STEPS", 5)
+    zeros, ends = np.zeros((9, 1)), np.arange(9) == 8
+    log = Trajectory(zeros, np.zeros(9), np.ones(9), zeros, ends, np.zeros(9, dtype=bool))
+    asked = []
+
+    def predict(observations):
+        asked.append(len(observations))
+        return ValueEstimates(np.zeros(len(observations)), observations, Estimand(None, None, 0.5))
+
+    evaluation = SimpleNamespace(trajectory=log, ours="ours", estimates={}, gamma=0.5)
+    subject = SimpleNamespace(source=SimpleNamespace(critic_name="critic"))
+    figure = job_module._episode_figure(evaluation, subject, SimpleNamespace(predict=predict))
+    assert asked == [5]
+    assert figure.axes[0].get_title().endswith("(ended in a terminal state; its first 5 steps)")
+    np.testing.assert_allclose(figure.axes[0].lines[-1].get_ydata(), [2 - 0.5 ** (8 - k) for k in range(5)])

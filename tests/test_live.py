@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from copy import copy, deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gymnasium
@@ -17,7 +18,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from icrl_gym.context.collection import collect
 from icrl_gym.context.recorder import Recorder, Tape, batch_of_one
+from icrl_gym.context.wrappers import RecordTrajectory
+from icrl_gym.evaluator import heads
 from icrl_gym.evaluator.estimator import InContextEvaluator
+from icrl_gym.evaluator.heads import HEADS
+from icrl_gym.evaluator.mixture import Generalist
+from icrl_gym.evaluator.spread_head import SpreadHead
 from icrl_gym.live import INFO_KEY, LIVE_TAG, LONGEST_BLOCK, EvaluateInContext, VectorEvaluateInContext
 from icrl_gym.observations import batch_size, stack
 
@@ -62,6 +68,92 @@ def walk(env, num_steps: int, read=lambda info: None) -> list:
             observation, info = env.reset()
             shown.append((observation, info))
     return shown
+
+
+# --- long windows ---------------------------------------------------------------------------------------------------
+
+
+class GoesOn(InContextEvaluator):
+    """An evaluator of contexts made of sums, which remembers what it was asked to do."""
+
+    def __init__(self, **options) -> None:
+        chosen = (HEADS[0], replace(HEADS[3], landmarks=40))
+        super().__init__(model=Generalist(chosen, SpreadHead(4)), imagination=False, **options)
+        self.calls = []
+
+    def fit(self, trajectory, gamma, policy=None):
+        self.calls.append(("fit", len(trajectory)))
+        return super().fit(trajectory, gamma, policy=policy)
+
+    def update(self, trajectory, *arguments, **options):
+        self.calls.append(("update", len(trajectory)))
+        return super().update(trajectory, *arguments, **options)
+
+
+@pytest.fixture
+def short_contexts_have_landmarks(monkeypatch):
+    monkeypatch.setattr(heads, "MOST_SOURCES", 100)
+    monkeypatch.setattr(heads, "NUM_LANDMARKS", 30)
+
+
+def read_at(steps, evaluator, num_steps=600, window=200, **options):
+    """What is shown at the steps at which the value is read, with the recorded transitions."""
+    recorded = RecordTrajectory(cartpole())
+    env, seen = EvaluateInContext(recorded, evaluator, window=window, every=20, **options), {}
+    observation, _ = env.reset(seed=3)
+    for step in range(1, num_steps + 1):
+        observation, _, terminated, truncated, info = env.step(int(lean(observation)))
+        if step in steps:
+            seen[step] = observation, info[INFO_KEY]
+        if terminated or truncated:
+            observation, _ = env.reset()
+    return seen, recorded.trajectory
+
+
+@pytest.mark.usefixtures("short_contexts_have_landmarks")
+def test_of_long_windows_only_what_is_new_is_read_until_half_has_come():
+    evaluator = GoesOn()
+    seen, log = read_at({200, 220, 280, 300, 320, 600}, evaluator)
+    assert evaluator.calls == [("fit", 200), ("update", 20), ("update", 60), ("fit", 200), ("update", 20), ("fit", 200)]
+    assert len(evaluator.trajectory_) == 200
+    expected = GoesOn().fit(log[:200], 0.99).update(log[200:220], window=200).update(log[220:280], window=200)
+    observation, value = seen[280]
+    np.testing.assert_array_equal(value, expected.predict(observation[None]).values[0])
+    observation, value = seen[300]
+    np.testing.assert_array_equal(value, GoesOn().fit(log[100:300], 0.99).predict(observation[None]).values[0])
+
+
+def test_short_windows_are_always_fitted_anew():
+    evaluator = GoesOn()
+    seen, log = read_at({200, 220, 240}, evaluator, num_steps=250)
+    assert evaluator.calls == [("fit", 200)] * 3
+    for step, (observation, value) in seen.items():
+        expected = GoesOn().fit(log[step - 200 : step], 0.99).predict(observation[None]).values[0]
+        np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.usefixtures("short_contexts_have_landmarks")
+@pytest.mark.parametrize(
+    ("options", "live"), [({"imagination": True}, {}), ({"averaging": 0.5}, {}), ({}, {"policy": "random"})], ids=str
+)
+def test_where_going_on_saves_nothing_windows_are_fitted_anew(options, live):
+    evaluator = GoesOn()
+    evaluator.imagination = options.pop("imagination", False)
+    if options:
+        evaluator.model = GoesOn(**options).model
+    read_at({200, 220}, evaluator, num_steps=220, **live)
+    assert evaluator.calls == [("fit", 200)] * 2
+
+
+@pytest.mark.usefixtures("short_contexts_have_landmarks")
+def test_an_old_info_read_after_a_newer_one_has_its_own_window():
+    evaluator, kept = GoesOn(), {}
+    env = EvaluateInContext(cartpole(), evaluator, window=200, every=20)
+    shown = walk(env, 240)
+    infos = [info for _, info in shown if INFO_KEY in info]
+    kept = [infos[-1][INFO_KEY], infos[-40][INFO_KEY], infos[-1][INFO_KEY]]
+    assert evaluator.calls[0][0] == evaluator.calls[1][0] == "fit"
+    assert kept[0] == kept[2]
 
 
 # --- what is published ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 
 import numpy as np
 import pandas
@@ -13,7 +14,7 @@ from icrl_gym.acting.policies import as_policy
 from icrl_gym.configuration import LogConfig
 from icrl_gym.context.collection import collect
 from icrl_gym.context.trajectory import Trajectory
-from icrl_gym.main_job.log_job import evaluate_log, whole_episodes
+from icrl_gym.main_job.log_job import default_length, evaluate_log, whole_episodes
 
 FILES = {"config.json", "versions.json", "trajectory.npz", "starts.csv", "episodes.csv"}
 QUICK = ("--estimator", "constructed")
@@ -183,6 +184,22 @@ def test_of_a_long_log_whole_episodes_are_seen(walked):
     assert whole_episodes(walked, 300) is walked
     one = collect("Pendulum-v1", "random", num_transitions=150, seed=0)
     assert len(whole_episodes(one, 60)) == 60
+
+
+def test_a_log_is_cut_in_a_moment_however_many_episodes_it_has():
+    num_rows, rng = 400_000, np.random.default_rng(0)
+    ended = rng.random(num_rows) < 0.2
+    log = Trajectory(np.zeros((num_rows, 1)), None, np.ones(num_rows), np.zeros((num_rows, 1)), ended, ~ended)
+    begin = time.process_time()
+    part = whole_episodes(log, 100_000)
+    assert 90_000 < len(part) <= 100_000
+    assert time.process_time() - begin < 2.0  # trying one count after another takes minutes
+
+
+def test_as_much_of_a_log_is_seen_by_default_as_its_observations_allow(walked):
+    assert default_length(walked) == 100_000
+    images = Trajectory(np.zeros((3, 64, 64, 3)), None, np.ones(3), np.zeros((3, 64, 64, 3)), *np.zeros((2, 3), bool))
+    assert default_length(images) == 2**25 // (64 * 64 * 3)
 
 
 def test_stretches_by_their_numbers(walked):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -63,6 +63,13 @@ class Stretch:
             observation_space=self.observation_space,
             env_id=self.env_id,
         )
+
+    def rows_after(self, earlier: Stretch) -> Stretch | None:
+        """What came after an earlier stretch of the same tape, or None where its last row is not in this one."""
+        for count, row in enumerate(reversed(self.rows)):
+            if row is earlier.rows[-1]:
+                return replace(self, rows=self.rows[len(self.rows) - count :])
+        return None
 
 
 class Tape:

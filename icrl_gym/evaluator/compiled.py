@@ -91,12 +91,14 @@ class CompiledMixture:
         error_bars: gives the standard errors, or None where there are none.
         trust: how far the context is like those that the error bars were trained on, in [0, 1]; 1 where nothing was
             trained. The values do not depend on it.
+        notes: sentences on where a head is not the one that was asked for.
     """
 
     prompt: Prompt
     members: tuple[Member, ...]
     error_bars: ErrorBars | None = None
     trust: float = 1.0
+    notes: tuple[str, ...] = ()
 
     @property
     def fell_back(self) -> bool:
@@ -106,7 +108,7 @@ class CompiledMixture:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences on what to be careful about in this context."""
-        found = []
+        found = list(self.notes)
         if self.fell_back:
             count = sum(member.fell_back for member in self.members)
             where = f" in {count} of {len(self.members)} heads" if len(self.members) > 1 else ""

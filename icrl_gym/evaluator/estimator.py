@@ -35,7 +35,7 @@ from icrl_gym.evaluator.mixture import Construction, Generalist, Network
 from icrl_gym.evaluator.parts import PartsSum
 from icrl_gym.evaluator.rewards import RewardValues
 from icrl_gym.evaluator.setting import Options
-from icrl_gym.evaluator.streaming import Stream, gone_on
+from icrl_gym.evaluator.streaming import Stream, check_going_on, gone_on
 from icrl_gym.evaluator.target_values import TargetValues
 from icrl_gym.evaluator.world import ImaginedValues, imagine
 from icrl_gym.evaluator.world.tabled import TabledValues
@@ -232,10 +232,7 @@ class InContextEvaluator:
                 window or decay is out of range; or refit, policy or window beside a log in parts.
         """
         self._check_fitted()
-        if window is not None and (isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1):
-            raise ValueError(f"window must be an int of at least 1 or None, got {window!r}")
-        if not 0.0 < decay <= 1.0:
-            raise ValueError(f"decay must be in (0, 1], got {decay!r}")
+        check_going_on(window, decay)
         stream = self._stream
         if isinstance(stream, PartsSum):
             if refit or policy is not None or window is not None:
@@ -254,6 +251,12 @@ class InContextEvaluator:
         if stream is not None:
             stream = stream.extended(prompt, dropped, decay) if policy is None and not refit else None
         return self._compile(joined, prompt, stream)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether `update` costs in its new transitions alone: not in short contexts, nor where there are walks."""
+        self._check_fitted()
+        return not self.imagination and isinstance(self._stream, Stream) and self._stream.goes_on
 
     def predict(self, observations: Observations) -> ValueEstimates:
         """Values of raw observations (Q,) + shape, as `ValueEstimates` with standard errors, layers and diagnostics.

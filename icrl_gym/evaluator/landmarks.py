@@ -29,6 +29,7 @@ from icrl_gym.evaluator.recursion import Equations, LayerParameters
 
 BLOCK = 2048  # transitions whose attention is held at once
 TRACE_ENDS = 1e-14  # of a trace, below which it has ended
+TAIL = 256  # transitions at a time, after those that are taken out, that their traces are followed through
 CHUNK = 64  # of them over which a trace is one product of matrices
 LEAST_DETERMINED = 1e-3  # cancellation in the free level's denominator below which the level stays at c0
 Factors = tuple[Tensor, Tensor]  # LU factors and pivots
@@ -98,7 +99,7 @@ class LandmarkSystem:
         gone = gone.extended(replace(equations, weights_N1=weights_N1[:count]), kernel, 0)
         unweighted = replace(equations, weights_N1=torch.zeros_like(weights_N1))
         while count < num_sources and float(gone.trace_1K.abs().max()) > TRACE_ENDS:
-            stop = min(num_sources, count + BLOCK)
+            stop = min(num_sources, count + TAIL)
             gone = gone.extended(replace(unweighted, weights_N1=unweighted.weights_N1[:stop]), kernel, count)
             count = stop
         traces = ("trace_1K", "level_trace_11") if count < num_sources else ()

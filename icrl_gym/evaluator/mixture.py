@@ -12,6 +12,7 @@ from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.compiled import CompiledMixture, Member
 from icrl_gym.evaluator.error_bars import PretrainedError, SamplingError
 from icrl_gym.evaluator.heads import at_length
+from icrl_gym.evaluator.memory import by_length_note, heads_that_fit
 from icrl_gym.evaluator.mixing import FREE_LEVEL, PSEUDO_TERMINATIONS
 from icrl_gym.evaluator.network import CompiledPrompt, Compiler, with_free_level
 from icrl_gym.evaluator.setting import Setting
@@ -49,10 +50,20 @@ class Construction:
         return (self.setting,)
 
     def compile(self, prompt: Prompt, device: str | torch.device, dtype: torch.dtype) -> CompiledMixture:
-        """Run a context through the head; the error bars are those of its sampling error."""
+        """Run a context through the head; the error bars are those of its sampling error.
+
+        Raises:
+            ValueError: the context does not fit into memory.
+        """
+        setting = at_length(self.setting, len(prompt), MOST_SOURCES_ALONE)
+        fitting = heads_that_fit(prompt, (setting,), device, dtype)
+        notes = fitting.notes
+        if setting.landmarks and not self.setting.landmarks:
+            notes = (by_length_note(prompt, setting, MOST_SOURCES_ALONE), *notes)
         compiler = Compiler(prompt, device=device, dtype=dtype)
-        head = compiler.compile(at_length(self.setting, len(prompt), MOST_SOURCES_ALONE))
-        mixture = CompiledMixture(prompt, (Member(1.0, head.without_matrices()),), SamplingError.of(head))
+        head = compiler.compile(fitting.heads[0])
+        members = (Member(1.0, head.without_matrices()),)
+        mixture = CompiledMixture(prompt, members, SamplingError.of(head), notes=notes)
         compiler.release()
         return mixture
 
@@ -75,9 +86,14 @@ class Generalist:
             raise ValueError(f"heads: the first one must have every source as a key, got {self.heads[:1]}")
 
     def compile(self, prompt: Prompt, device: str | torch.device, dtype: torch.dtype) -> CompiledMixture:
-        """Run a context through the first head as it stands, and through all heads at the dials."""
-        compiler = Compiler(prompt, device=device, dtype=dtype)
+        """Run a context through the first head as it stands, and through all heads at the dials.
+
+        Raises:
+            ValueError: the context does not fit into memory.
+        """
         heads = tuple(at_length(head, len(prompt)) for head in self.heads)
+        heads = heads_that_fit(prompt, heads, device, dtype).heads
+        compiler = Compiler(prompt, device=device, dtype=dtype)
         first = compiler.compile(heads[0])
         statistics_S = torch.as_tensor(prompt_statistics(prompt, first), dtype=torch.float32)
         facts = QueryFacts.of(first, prompt.source_features[:0])

@@ -244,7 +244,8 @@ class PartsSum:
             bars = replace(bars, first=first, facts=QueryFacts.of(first, compiled.prompt.source_features[:0]))
         members = tuple(Member(member.share, solved(member.head)) for member in compiled.members)
         compiler.release()
-        return SummedMixture(compiled.prompt, members, bars, compiled.trust, self.num_added / self.num_transitions)
+        grown = self.num_added / self.num_transitions
+        return SummedMixture(compiled.prompt, members, bars, compiled.trust, compiled.notes, grown)
 
 
 def of_length(kernel: Kernel, num_transitions: int) -> Kernel:

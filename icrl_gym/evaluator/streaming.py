@@ -43,6 +43,11 @@ class Stream:
         """A context that was just compiled."""
         return cls(mixture, len(mixture.prompt))
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the context is made of sums, so that it can go on."""
+        return _streams(self.mixture)
+
     def extended(self, prompt: Prompt, dropped: int, decay: float) -> Stream | None:
         """The same context gone on, or None where it has to be compiled anew.
 
@@ -62,7 +67,8 @@ class Stream:
         bars = self.mixture.error_bars
         if isinstance(bars, PretrainedError):
             bars = replace(bars, first=step.extended(bars.first))
-        return Stream(CompiledMixture(prompt, members, bars, self.mixture.trust), self.num_compiled, num_added)
+        mixture = replace(self.mixture, prompt=prompt, members=members, error_bars=bars)
+        return Stream(mixture, self.num_compiled, num_added)
 
 
 def _streams(mixture: CompiledMixture) -> bool:
@@ -118,3 +124,11 @@ def gone_on(prompt: Prompt, joined: Prompt, dropped: int, decay: float) -> Promp
     old_N = np.zeros(len(prompt)) if prompt.log_weights is None else prompt.log_weights
     new_N = np.zeros(len(joined) - len(prompt) + dropped)
     return replace(joined, log_weights=np.concatenate([old_N[dropped:] + np.log(decay), new_N]))
+
+
+def check_going_on(window: int | None, decay: float) -> None:
+    """Raise ValueError for a window or a decay out of range."""
+    if window is not None and (isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1):
+        raise ValueError(f"window must be an int of at least 1 or None, got {window!r}")
+    if not 0.0 < decay <= 1.0:
+        raise ValueError(f"decay must be in (0, 1], got {decay!r}")

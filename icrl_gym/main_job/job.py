@@ -31,6 +31,8 @@ from icrl_gym.scoring.score import Score, score
 from icrl_gym.tracking import EventWriter, open_writer
 from icrl_gym.values import ValueEstimates
 
+MOST_STEPS = 1000  # of the longest episode, whose values are drawn
+
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None, *, resumed: Path | None = None) -> Evaluation:
     """Run the main job. Whatever can be refused is refused before any work; a failed run leaves no folder.
@@ -59,7 +61,9 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None, *, resume
             evaluation = _evaluation(config, subject, estimator, exact, remark, folder.final, parts)
             save_tables(evaluation, folder.path)
             if config.tensorboard:
+                subject.progress("figures", 0, 1)
                 _log(evaluation, subject, estimator, writer)
+                subject.progress("figures", 1, 1)
         parts.discard()
     return evaluation
 
@@ -178,8 +182,9 @@ def _figures(evaluation: Evaluation, subject: Subject, estimator: Estimator) -> 
         drawn["details/error_by_layer"] = figures.error_by_layer({ours: own.by_layer}, truth, floor)
     if hasattr(estimator, "attention"):
         weights = estimator.attention(truth.observations)  # type: ignore[attr-defined]
-        sources = estimator.predict(evaluation.trajectory.observations).values
-        drawn["details/attention"] = figures.attention_map(weights, own.values, sources)
+        seen = np.flatnonzero(weights.any(axis=0))  # in long contexts the landmarks
+        sources = estimator.predict(take(evaluation.trajectory.observations, seen)).values
+        drawn["details/attention"] = figures.attention_map(weights[:, seen], own.values, sources)
     return drawn
 
 
@@ -190,13 +195,15 @@ def _episode_figure(evaluation: Evaluation, subject: Subject, estimator: Estimat
     starts = np.concatenate([[0], ends[:-1] + 1])
     longest = int(np.argmax(ends - starts))
     rows = slice(int(starts[longest]), int(ends[longest]) + 1)
-    observations, last = take(trajectory.observations, rows), ends[longest]
+    shown = slice(rows.start, min(rows.stop, rows.start + MOST_STEPS))
+    observations, last = take(trajectory.observations, shown), ends[longest]
     values = {evaluation.ours: estimator.predict(observations)}
     if subject.source.critic_name in evaluation.estimates:
         values[subject.source.critic_name] = subject.critic_along(observations)
+    part = "" if shown == rows else f"; its first {MOST_STEPS:,} steps"
     if not trajectory.terminated[last]:
         ending = "cut by the time limit" if trajectory.truncated[last] else "still going when the context ended"
-        return figures.value_along_episode(values, ending=ending)
+        return figures.value_along_episode(values, ending=ending + part)
     rewards = trajectory.rewards[rows]
-    realised = decayed_sums(rewards, np.full(len(rewards), evaluation.gamma))
-    return figures.value_along_episode(values, realised, ending="ended in a terminal state")
+    realised = decayed_sums(rewards, np.full(len(rewards), evaluation.gamma))[:MOST_STEPS]
+    return figures.value_along_episode(values, realised, ending="ended in a terminal state" + part)

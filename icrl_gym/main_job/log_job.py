@@ -21,13 +21,14 @@ from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.main_job.job import estimator_on
 from icrl_gym.main_job.log_figures import values_along_episodes, values_at_starts
 from icrl_gym.main_job.log_result import EpisodeValues, LogEvaluation, save_log_tables
-from icrl_gym.observations import take
+from icrl_gym.observations import named_leaves, take
 from icrl_gym.registry import Estimator
 from icrl_gym.runs import Progress, run_folder, versions, write_json
 from icrl_gym.tracking import EventWriter, open_writer
 from icrl_gym.values import ValueEstimates
 
-CONTEXT_LENGTH = 2048  # transitions seen at most, unless told
+CONTEXT_LENGTH = 100_000  # transitions seen at most, unless told
+CONTEXT_NUMBERS = 2**25  # numbers in the observations of these: of large ones fewer are seen
 MOST_EPISODES = 3  # whose values are drawn
 MOST_STEPS = 50  # of each
 NEGLIGIBLE = 0.01  # weight of what lies beyond an episode that did not terminate, so that its return counts as known
@@ -56,9 +57,12 @@ def evaluate_log(config: LogConfig, progress: Progress | None = None) -> LogEval
         write_json(folder.path / "config.json", dataclasses.asdict(config))
         write_json(folder.path / "versions.json", versions())
         with open_writer(folder.path if config.tensorboard else None) as writer:
-            evaluation = _evaluation(config, log, source, estimator, gamma, folder.final, progress or (lambda *_: None))
+            advance = progress or (lambda *_: None)
+            evaluation = _evaluation(config, log, source, estimator, gamma, folder.final, advance)
+            advance("tables and figures", 0, 1)
             save_log_tables(evaluation, folder.path)
             _draw(evaluation, folder.path, writer)
+            advance("tables and figures", 1, 1)
     return evaluation
 
 
@@ -75,7 +79,7 @@ def _evaluation(
     progress: Progress,
 ) -> LogEvaluation:  # fmt: skip
     whole = log.trajectory
-    context = whole_episodes(whole, config.context_length or CONTEXT_LENGTH)
+    context = whole_episodes(whole, config.context_length or default_length(whole))
     start_rows = _spread(_starts(whole), config.num_queries)
     shown = _spread(np.arange(int(context.episode_ends.sum())), MOST_EPISODES)
     progress("fitting", 0, 1)
@@ -98,16 +102,30 @@ def _evaluation(
     return dataclasses.replace(found, notes=(*notes, *_disagreement(found)))
 
 
+def default_length(trajectory: Trajectory) -> int:
+    """Transitions of a log that are seen unless told: so many that a common machine holds their features."""
+    numbers = sum(leaf.size for _, leaf in named_leaves(trajectory.observations, "observations"))
+    return max(1, min(CONTEXT_LENGTH, CONTEXT_NUMBERS * len(trajectory) // max(1, numbers)))
+
+
 def whole_episodes(trajectory: Trajectory, most: int) -> Trajectory:
-    """Whole episodes, spread evenly over a log, with at most ``most`` transitions; of a single longer one its start."""
+    """Whole episodes, spread evenly over a log, with at most ``most`` transitions; of a single longer one its start.
+
+    There are as many of them as bisection finds to fit.
+    """
     if len(trajectory) <= most:
         return trajectory
     ends = np.flatnonzero(trajectory.episode_ends)
     lengths = np.diff(np.concatenate([[-1], ends]))
-    for count in range(min(len(ends), most), 0, -1):
-        chosen = _spread(np.arange(len(ends)), count)
-        if lengths[chosen].sum() <= most:
-            return trajectory.episodes(chosen)
+    fits, too_many = 0, len(ends)
+    while too_many - fits > 1:
+        count = (fits + too_many) // 2
+        if lengths[_spread(np.arange(len(ends)), count)].sum() <= most:
+            fits = count
+        else:
+            too_many = count
+    if fits:
+        return trajectory.episodes(_spread(np.arange(len(ends)), fits))
     return trajectory.episodes([0])[:most]
 
 
