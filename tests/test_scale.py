@@ -11,6 +11,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 import icrl_gym as icrl
 from icrl_gym.benchmark.scale import measurements
@@ -299,3 +300,11 @@ def test_the_script_measures_resumes_and_writes_its_page(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "out" / "rows").glob("*.json"))] == begun
     assert "Against what people use" in (tmp_path / "page.md").read_text(encoding="utf-8")
+
+
+def test_products_that_are_added_in_place_are_counted():
+    matrix = torch.zeros(8, 6)
+    with measurements.product_counter() as counter:
+        matrix.addmm_(torch.ones(8, 5), torch.ones(5, 6))
+        torch.ones(8, 5) @ torch.ones(5, 6)
+    assert counter.get_total_flops() == 2 * 2 * 8 * 5 * 6
