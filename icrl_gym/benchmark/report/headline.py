@@ -56,7 +56,7 @@ class Groups:
 
 def results(records: Sequence[Record], subject: str) -> list[Section]:
     """One screen: the claim, one figure, one table, where it loses, contexts of another policy."""
-    groups = Groups.of(records)
+    groups = Groups.of(_at_compared_lengths(records))
     main = groups.untouched or groups.selection or groups.off_policy
     words = claim(main, subject)
     shown: list[str | Table | Picture] = [words] if words else []
@@ -76,6 +76,12 @@ def results(records: Sequence[Record], subject: str) -> list[Section]:
     if groups.off_policy:
         found.append(Section("Contexts in which another policy acted", (tally(groups.off_policy, subject),)))
     return [section for section in found if any(section.parts)]
+
+
+def _at_compared_lengths(records: Sequence[Record]) -> list[Record]:
+    """Without context lengths at which the critic was not run, if it was at any: they are on the suites' pages."""
+    compared = {record.cell.context_length for record in records if record.cell.variant.estimator == CRITIC}
+    return [record for record in records if not compared or record.cell.context_length in compared]
 
 
 def claim(records: Sequence[Record], subject: str) -> str:
