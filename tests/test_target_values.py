@@ -14,8 +14,8 @@ from icrl_gym.context.target_pairs import (
     ActionLikeness,
     WeightedActions,
     expected_actions,
+    spread_actions,
     stratified_noise,
-    successors_actions,
     target_pair_prompt,
 )
 from icrl_gym.evaluator.network import Compiler
@@ -292,7 +292,7 @@ def test_actions_are_weighted_by_probabilities_or_asked_and_once_where_chance_ha
     acts = expected_actions(asked(lambda x: (x[:, 2] > 0).astype(int), log), log.observations)
     np.testing.assert_array_equal(acts.actions[:, 0], log.observations[:, 2] > 0)
     assert acts.weights_BM.tolist() == [[1.0]] * 20
-    drawn = successors_actions(asked("random", log, BOX), log.observations)
+    drawn = spread_actions(asked("random", log, BOX), log.observations)
     assert drawn.actions.shape == (20, 8, 2)
     np.testing.assert_allclose(drawn.actions.mean(axis=(0, 1)), 0.0, atol=1e-9)  # of a linear function exact
 

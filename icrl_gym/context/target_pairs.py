@@ -95,14 +95,23 @@ def expected_actions(policy: AskedPolicy, observations: Observations, num_draws:
     return _asked(policy, observations, np.repeat(noise_MU[:, None], batch_size(observations), axis=1))
 
 
-def successors_actions(policy: AskedPolicy, observations: Observations) -> WeightedActions:
-    """The target's actions in E successors of a log; where they are asked, the noise is stratified over all of them."""
+def spread_actions(policy: AskedPolicy, observations: Observations, least_draws: int = 1) -> WeightedActions:
+    """The policy's actions in B states of a log; where they are asked, the noise is stratified over all of them.
+
+    Args:
+        policy: the policy.
+        observations: B raw observations.
+        least_draws: actions in each state, however many states there are.
+
+    Raises:
+        ValueError: the policy fails, see `AskedPolicy`.
+    """
     stated = _stated(policy, observations)
     if stated is not None:
         return stated
-    num_ends = batch_size(observations)
-    num_draws = int(np.clip(MOST_PARTS // max(1, num_ends), 1, NUM_DRAWS))
-    return _asked(policy, observations, stratified_noise(num_ends, num_draws, policy.num_noise))
+    num_states = batch_size(observations)
+    num_draws = int(np.clip(MOST_PARTS // max(1, num_states), least_draws, NUM_DRAWS))
+    return _asked(policy, observations, stratified_noise(num_states, num_draws, policy.num_noise))
 
 
 def stratified_noise(num_rows: int, num_draws: int, num_noise: int) -> np.ndarray:
@@ -130,7 +139,7 @@ def target_pair_prompt(trajectory: Trajectory, gamma: float, states: FeatureMap,
     logged = trajectory.actions_for("policy: evaluating a given policy")
     open_rows = np.flatnonzero(~trajectory.terminated)
     following = take(trajectory.next_observations, open_rows)
-    drawn = successors_actions(policy, following)
+    drawn = spread_actions(policy, following)
     actions_MEX = np.moveaxis(drawn.actions, 1, 0)
     pair_space = spaces.Tuple((trajectory.observation_space, policy.action_space))
     likeliest = drawn.actions[np.arange(len(open_rows)), drawn.weights_BM.argmax(axis=1)]

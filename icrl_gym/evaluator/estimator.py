@@ -25,7 +25,7 @@ from icrl_gym.context.pairs import (
     state_action_trajectory,
 )
 from icrl_gym.context.prompt import Prompt
-from icrl_gym.context.target_pairs import ActionLikeness, WeightedActions, expected_actions, target_pair_prompt
+from icrl_gym.context.target_pairs import WeightedActions, expected_actions
 from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.evaluator.answer import estimates_of
 from icrl_gym.evaluator.checkpoint import available_checkpoints, bundled_checkpoint, load_checkpoint
@@ -37,7 +37,7 @@ from icrl_gym.evaluator.rewards import RewardValues
 from icrl_gym.evaluator.setting import Options
 from icrl_gym.evaluator.streaming import Stream, check_going_on, gone_on
 from icrl_gym.evaluator.target_values import TargetValues
-from icrl_gym.evaluator.world import ImaginedValues, imagine
+from icrl_gym.evaluator.world import ExpectedValues, ImaginedValues, Scene
 from icrl_gym.evaluator.world.tabled import TabledValues
 from icrl_gym.evaluator.world.tables import TableWorld
 from icrl_gym.observations import Observations, as_batch
@@ -45,8 +45,8 @@ from icrl_gym.runs import Progress
 from icrl_gym.values import ValueEstimates
 
 CONSTRUCTED = "constructed"
-ACTIONS_AT_ENDS = 2
-Compiled = CompiledMixture | TargetValues | ImaginedValues | TabledValues
+Compiled = CompiledMixture | TargetValues | ExpectedValues | ImaginedValues | TabledValues
+IMAGINATIONS = (None, True, False, "log", "expected")
 
 
 class InContextEvaluator:
@@ -68,8 +68,9 @@ class InContextEvaluator:
         dtype: torch.float64 (default) or torch.float32.
         model: a mixture of heads with pretrained error bars, or None for the construction alone. Options given by hand
             hold in all its heads.
-        imagination: whether values are followed in the context's world before softmax TD takes over; None: with a
-            mixture they are. "log": they are, but a policy that acted is known by its logged actions alone.
+        imagination: whether the context's world is used: transitions in expectation over the policy's action, and
+            values followed in it before softmax TD takes over. None: with a mixture it is. "expected": the first
+            alone; "log": the second alone, a policy that acted being known by its logged actions.
 
     Attributes:
         model: the network as selected; ``model.heads`` are its settings.
@@ -98,7 +99,7 @@ class InContextEvaluator:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float64,
         model: Generalist | None = None,
-        imagination: bool | Literal["log"] | None = None,
+        imagination: bool | Literal["log", "expected"] | None = None,
     ) -> None:
         options = Options(num_layers, bandwidth, trace_decay, sink, forgetting, step_size, averaging)
         if model is not None and plain:
@@ -108,8 +109,8 @@ class InContextEvaluator:
             self.model = Construction(options.setting(plain))
         else:
             self.model = replace(model, heads=tuple(map(options.on, model.heads)))
-        if imagination not in (None, True, False, "log"):
-            raise ValueError(f"imagination must be True, False, 'log' or None, got {imagination!r}")
+        if imagination not in IMAGINATIONS:
+            raise ValueError(f"imagination must be one of {IMAGINATIONS}, got {imagination!r}")
         self.imagination = model is not None if imagination is None else imagination
         self.features = features
         self.device = torch.device(device)
@@ -199,7 +200,7 @@ class InContextEvaluator:
         if log.is_held:
             return self.fit(log.held, gamma, policy)
         prompt, (asked, notes) = log.prompt(gamma, self.features), log.asked(policy)
-        total = PartsSum.of(self.model.compile(prompt, self.device, self.dtype), log, workers, progress)
+        total = PartsSum.of(self._compiled(prompt), log, workers, progress)
         self.asked_policy_, self._policy_notes = asked, notes
         return self._compile(log.held, prompt, total)
 
@@ -372,29 +373,37 @@ class InContextEvaluator:
         """The context as it is answered from: under the network, and in its world where that holds."""
         log, asked = self.trajectory_, self.asked_policy_
         acted = has_acted(asked, log)
-        leaf = self._leaf(prompt, None if acted else asked)
         if not self.imagination:
-            return leaf
+            return self._leaf(prompt, None if acted else asked)
         if acted and self.imagination == "log":
             asked = None
         table = None if asked is None else TableWorld.fit(log, prompt, asked)
         if table is not None:
+            leaf = self._leaf(prompt, None if acted else asked)
             return TabledValues(leaf, lambda seen: _at(leaf, asked, seen), table)
-        return imagine(leaf, log, asked, acted=acted, device=self.device) or leaf
+        scene = Scene.of(prompt, log, asked, acted=acted, device=self.device)
+        leaf = self._leaf(prompt, None if acted else asked, scene)
+        walked = None if scene is None or self.imagination == "expected" else scene.values(leaf)
+        return walked or leaf
 
-    def _leaf(self, prompt: Prompt, other: AskedPolicy | None) -> CompiledMixture | TargetValues:
-        """The context under the network: as states, or as pairs where another policy is asked."""
-        if other is None:
-            if self._stream is None:
-                self._stream = Stream.of(self.model.compile(prompt, self.device, self.dtype))
-            return self._stream.mixture
-        log, features = self.trajectory_, prompt.feature_map
-        compiled = self.model.compile(target_pair_prompt(log, prompt.gamma, features, other), self.device, self.dtype)
-        ask = None
-        if features.invertible:  # walks end in many states, over which a few actions in each are averaged
-            ask = lambda states: expected_actions(other, features.inverse(states), ACTIONS_AT_ENDS)  # noqa: E731
-        likeness = ActionLikeness.of(other.action_space, log.actions_for("policy"))
-        return TargetValues(prompt, compiled, likeness, ask)
+    def _leaf(
+        self, prompt: Prompt, other: AskedPolicy | None, scene: Scene | None = None
+    ) -> CompiledMixture | ExpectedValues | TargetValues:
+        """The context under the network: as pairs where another policy is asked, else as states, with transitions in
+        expectation over the policy's action where the scene knows it. A log in parts stays as it is.
+        """
+        if other is not None:
+            return TargetValues.of(self.trajectory_, prompt, other, self._compiled)
+        variates = None if scene is None or isinstance(self._stream, PartsSum) else scene.variates()
+        if variates is not None:
+            self._stream = None
+            return ExpectedValues(variates, self._compiled(variates.expected))
+        if self._stream is None:
+            self._stream = Stream.of(self._compiled(prompt))
+        return self._stream.mixture
+
+    def _compiled(self, prompt: Prompt) -> CompiledMixture:
+        return self.model.compile(prompt, self.device, self.dtype)
 
     def _compiled_at(self, observations: Observations) -> Compiled:
         """The compiled context for these queries."""

@@ -13,11 +13,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from icrl_gym.acting.policies import AskedPolicy
 from icrl_gym.context.pairs import StateActionFeatures
 from icrl_gym.context.prompt import Prompt
-from icrl_gym.context.target_pairs import ActionLikeness, WeightedActions
+from icrl_gym.context.target_pairs import ActionLikeness, WeightedActions, expected_actions, target_pair_prompt
+from icrl_gym.context.trajectory import Trajectory
 from icrl_gym.evaluator.compiled import CompiledMixture, Member, Reading
 
+ACTIONS_AT_ENDS = 2
 PAIR_BLOCK = 1024  # rows of attention held at once
 Ask = Callable[[np.ndarray], WeightedActions]  # features of states (Q, D) -> the target's actions there
 
@@ -40,6 +43,25 @@ class TargetValues:
     pairs: CompiledMixture
     likeness: ActionLikeness
     ask: Ask | None = None
+
+    @classmethod
+    def of(
+        cls, log: Trajectory, prompt: Prompt, target: AskedPolicy, compile_prompt: Callable[[Prompt], CompiledMixture]
+    ) -> TargetValues:
+        """The values of a target from a log.
+
+        Args:
+            log: transitions of any behaviour.
+            prompt: the log as states.
+            target: the policy to be evaluated.
+            compile_prompt: runs a prompt through the network.
+        """
+        features, ask = prompt.feature_map, None
+        if features.invertible:  # walks end in many states, over which a few actions in each are averaged
+            ask = lambda states: expected_actions(target, features.inverse(states), ACTIONS_AT_ENDS)  # noqa: E731
+        pairs = compile_prompt(target_pair_prompt(log, prompt.gamma, features, target))
+        likeness = ActionLikeness.of(target.action_space, log.actions_for("policy"))
+        return cls(prompt, pairs, likeness, ask)
 
     @property
     def members(self) -> tuple[Member, ...]:

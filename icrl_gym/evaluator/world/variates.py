@@ -1,0 +1,218 @@
+"""Transitions in expectation over the policy's action: what chance had a part in is replaced by its mean, unbiased.
+
+In a simulator most of the noise of a transition is the policy's own choice of an action. Where the policy can be asked
+and the world m(s, a) tells what an action does, that choice is a control variate for the attention s' of a successor
+over the keys, and for the reward:
+
+    s'_k  ->  s'_k - b (K(. | m(S_k, A_k)) - sum_j p_j K(. | m(S_k, a_j)))
+    R_k   ->  R_k  - b (r(S_k, A_k) - sum_j p_j r(S_k, a_j))
+
+with a_j actions of the policy in S_k and p_j their weights. The bracket has mean zero whatever m is, as long as m was
+not fitted to the transition; so every transition is read by a member of the world that was fitted without it, and a
+wrong model costs variance alone. The share b says how much of what an action is foretold to do it does; rewards do not
+enter it. This is the control variate of doubly robust evaluation (Jiang & Li 2016), put into softmax TD's equations.
+
+An ending is no successor, so a transition that ended stays as it was.
+
+Shape legend: N transitions, K members, B rows of each member, M parts, X action features, D features, P terms,
+L logged rows of a member, Q queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from icrl_gym.context.prompt import EndMixtures, Prompt
+from icrl_gym.evaluator.compiled import CompiledMixture, Member, Reading
+from icrl_gym.evaluator.world.model import Step, World
+
+ROWS_AT_ONCE = 512  # of each member
+LEAST_SHARE = 0.1  # below it a model says too little of what actions do
+
+
+@dataclass(frozen=True, eq=False)
+class Actions:
+    """Logged actions, and the policy's in the same states.
+
+    Attributes:
+        logged_NX: features of the logged ones.
+        asked_MNX: features of the policy's.
+        weights_MN: weights of these; over M they sum to 1.
+    """
+
+    logged_NX: np.ndarray
+    asked_MNX: np.ndarray
+    weights_MN: np.ndarray
+
+    @property
+    def parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Features (N, X) and signed weights (N,): the logged actions less the mean of the policy's."""
+        yield self.logged_NX, np.ones(len(self.logged_NX))
+        yield from zip(self.asked_MNX, -self.weights_MN, strict=True)
+
+
+@dataclass(frozen=True, eq=False)
+class ActionVariates:
+    """Control variates of one context.
+
+    Attributes:
+        prompt: the context as it was.
+        world: what foretells the transitions.
+        actions: logged and asked.
+        share: b.
+        expected: the context in expectation: rewards as above, and for every transition that went on an end column
+            that is a mixture.
+    """
+
+    prompt: Prompt
+    world: World
+    actions: Actions
+    share: float
+    expected: Prompt
+
+    @classmethod
+    def of(cls, prompt: Prompt, world: World, successors_ND: np.ndarray, actions: Actions) -> ActionVariates | None:
+        """The variates of a prompt, or None where actions are no matter of chance or the world does not know what
+        they do.
+
+        Args:
+            prompt: the context; its end columns are states.
+            world: its world.
+            successors_ND: features of the true successors.
+            actions: logged and asked.
+        """
+        live = np.flatnonzero(prompt.discounts > 0)
+        predicted = [_predicted(prompt, world, features_NX) for features_NX, _ in actions.parts]
+        next_MND, rewards_MN = (np.stack(part) for part in zip(*predicted, strict=True))
+        weights_MN = np.stack([weights_N for _, weights_N in actions.parts])
+        foretold_ND = np.einsum("mn,mnd->nd", weights_MN, next_MND)[live]
+        happened_ND = successors_ND[live] - next_MND[0, live] + foretold_ND  # from the mean of the policy's actions
+        power = float(np.square(foretold_ND).sum())
+        share = min(1.0, float((foretold_ND * happened_ND).sum()) / power) if power > 0 else 0.0
+        if share < LEAST_SHARE:
+            return None
+        parts_MED = np.concatenate([successors_ND[None], next_MND])[:, live]
+        weights_ME = np.concatenate([np.ones((1, len(live))), -share * weights_MN[:, live]])
+        mixtures = EndMixtures(parts_MED, weights_ME)
+        successors, rewards_N = np.arange(len(prompt)), prompt.rewards.copy()
+        successors[live] = len(prompt) + np.arange(len(live))
+        rewards_N[live] -= share * np.einsum("mn,mn->n", weights_MN, rewards_MN)[live]
+        expected = replace(
+            prompt, end_features=mixtures.mean_ED, end_mixtures=mixtures, successors=successors, rewards=rewards_N
+        )
+        return cls(prompt, world, actions, share, expected)
+
+    def transposed(self, weights_QN: np.ndarray) -> np.ndarray:
+        """Weights (Q, N) of the rewards as they were, from those of the rewards in expectation."""
+        live_QN = weights_QN * (self.prompt.discounts > 0)
+        regression, device = self.world.regression, self.world.low_KD.device
+        terms_KQP, kernel_KQL = None, None
+        for rows_KB, counted_KB in _blocks(self.world):
+            weights_KQB = torch.as_tensor(np.moveaxis(live_QN[:, rows_KB] * counted_KB, 0, 1), device=device)
+            terms_KBP, kernel_KBL = self._differences(rows_KB)
+            terms_KQP = _plus(terms_KQP, weights_KQB @ terms_KBP)
+            kernel_KQL = kernel_KQL if kernel_KBL is None else _plus(kernel_KQL, weights_KQB @ kernel_KBL)
+        assert terms_KQP is not None
+        found_KQL = regression.reward_attribution(terms_KQP, kernel_KQL, torch.zeros_like(terms_KQP[..., :1]))
+        total_QN = weights_QN.copy()
+        for rows_L, found_QL in zip(self.world.rows_KM, found_KQL.cpu().numpy(), strict=True):
+            total_QN[:, rows_L] -= self.share * found_QL
+        return total_QN
+
+    def _differences(self, rows_KB: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """What the regression reads at the logged actions less the mean of that at the policy's."""
+        terms_KBP, kernel_KBL = None, None
+        for features_NX, weights_N in self.actions.parts:
+            step = _advance(self.prompt, self.world, features_NX, rows_KB)
+            weights_KB1 = torch.as_tensor(weights_N[rows_KB, None], device=step.terms_KBP.device)
+            terms_KBP = _plus(terms_KBP, weights_KB1 * step.terms_KBP)
+            if step.kernel_KBM is not None:
+                kernel_KBL = _plus(kernel_KBL, weights_KB1 * step.kernel_KBM)
+        assert terms_KBP is not None
+        return terms_KBP, kernel_KBL
+
+
+@dataclass(frozen=True, eq=False)
+class ExpectedValues:
+    """Values of softmax TD from transitions in expectation; it reads as a `CompiledMixture` does.
+
+    Attributes:
+        variates: what the context's rewards and successors were replaced by.
+        mixture: the context in expectation, under the network.
+    """
+
+    variates: ActionVariates
+    mixture: CompiledMixture
+
+    @property
+    def prompt(self) -> Prompt:
+        """The context as it was."""
+        return self.variates.prompt
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The heads that answer."""
+        return self.mixture.members
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether the safe averager took over in any member."""
+        return self.mixture.fell_back
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on what to be careful about in this context."""
+        return self.mixture.warnings
+
+    def read(self, features_QD: np.ndarray) -> Reading:
+        """Values, standard errors and support of queries."""
+        return self.mixture.read(features_QD)
+
+    def attention(self, features_QD: np.ndarray) -> np.ndarray:
+        """Attention of queries over the context's sources, (Q, N)."""
+        return self.mixture.attention(features_QD)
+
+    def attribution(self, features_QD: np.ndarray) -> np.ndarray:
+        """The matrix W (Q, N) with values = W @ rewards."""
+        return self.variates.transposed(self.mixture.attribution(features_QD))
+
+    def pooled_attribution(self, features_QMD: np.ndarray, weights_QM: np.ndarray) -> np.ndarray:
+        """The matrix W (Q, N) with weighted sums of values = W @ rewards; see `CompiledMixture`."""
+        return self.variates.transposed(self.mixture.pooled_attribution(features_QMD, weights_QM))
+
+
+def _blocks(world: World) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every transition once, in blocks: rows (K, B) that each member was fitted without, and whether they count; the
+    members' last rows are repeated where one has fewer.
+    """
+    longest = max(map(len, world.held_out))
+    rows_KB = np.stack([np.pad(rows, (0, longest - len(rows)), mode="edge") for rows in world.held_out])
+    counted_KB = np.arange(longest) < np.array([[len(rows)] for rows in world.held_out])
+    for start in range(0, longest, ROWS_AT_ONCE):
+        block = slice(start, start + ROWS_AT_ONCE)
+        yield rows_KB[:, block], counted_KB[:, block]
+
+
+def _advance(prompt: Prompt, world: World, actions_NX: np.ndarray, rows_KB: np.ndarray) -> Step:
+    """One step from rows of the context with given actions."""
+    device = world.low_KD.device
+    states_KBD = torch.as_tensor(prompt.source_features[rows_KB], dtype=torch.float64, device=device)
+    return world.advance(states_KBD, torch.as_tensor(actions_NX[rows_KB], dtype=torch.float64, device=device))
+
+
+def _predicted(prompt: Prompt, world: World, actions_NX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Successors (N, D) and rewards (N,) of going on, each by a member that was fitted without the transition."""
+    next_ND, rewards_N = np.empty_like(prompt.source_features, dtype=np.float64), np.empty(len(prompt))
+    for rows_KB, _ in _blocks(world):
+        step = _advance(prompt, world, actions_NX, rows_KB)
+        next_ND[rows_KB], rewards_N[rows_KB] = step.next_KBD.cpu().numpy(), step.rewards_KB.cpu().numpy()
+    return next_ND, rewards_N
+
+
+def _plus(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total + more
