@@ -62,6 +62,9 @@ _constructed = partial(InContextEvaluator.from_pretrained, "constructed")
 _BUILT_IN: dict[str, Registration] = {
     "generalist": Registration(partial(InContextEvaluator.from_pretrained, "generalist")),
     "generalist_from_log": Registration(partial(InContextEvaluator.from_pretrained, "generalist", imagination="log")),
+    "generalist_expected": Registration(
+        partial(InContextEvaluator.from_pretrained, "generalist", imagination="expected")
+    ),
     "generalist_at_rest": Registration(partial(InContextEvaluator.from_pretrained, "generalist", imagination=False)),
     "constructed": Registration(_constructed, {"bandwidth": (0.8, 1.6, 2.4), "forgetting": (1e-5, 1e-4, 1e-3)}),
     "softmax_td": Registration(

@@ -109,8 +109,9 @@ def test_endings_count():
 
 def test_a_path_that_is_cut_counts_up_to_there():
     case = Case(linear_log(limit=6))
-    found = case.check(case.noise(), case.shifted(1.0), leaf=lambda features: np.zeros(len(features)))
-    np.testing.assert_allclose(found.errors_H[:3], [spent(1) ** 2, spent(2) ** 2, spent(6) ** 2], rtol=1e-3)
+    found = case.check(case.noise(), case.shifted(0.1), leaf=lambda features: np.zeros(len(features)))
+    expected = [(0.1 * spent(steps)) ** 2 for steps in (1, 2, 6)]
+    np.testing.assert_allclose(found.errors_H[:3], expected, rtol=1e-3)
     assert np.isnan(found.errors_H[3])
 
 

@@ -25,12 +25,16 @@ class Linear:
     ending: float = 0.0
     chance: float = 0.0
     edge: float = np.inf
+    price: float = np.inf
     calls: list = field(default_factory=list)
     rows_KM = np.zeros((MEMBERS, 1), int)
     low_KD = torch.zeros(MEMBERS, 2)
 
     def seen(self, states_KBD):
         return (states_KBD.abs() <= self.edge).all(dim=-1)
+
+    def pays_as_seen(self, rewards_KB):
+        return rewards_KB.abs() <= self.price
 
     def advance(self, states_KBD, actions_KBX):
         self.calls.append(states_KBD.shape[1])
@@ -51,7 +55,7 @@ def walker(world, actor=None, gamma=GAMMA):
     return Walker(world, (actor or Deterministic(),), Raw(), gamma)
 
 
-def by_hand(x, steps, wall=np.inf, ending=0.0, chance=0.0, edge=np.inf, gamma=GAMMA, noise=None):
+def by_hand(x, steps, wall=np.inf, ending=0.0, chance=0.0, edge=np.inf, price=np.inf, gamma=GAMMA, noise=None):
     """State, discount and earnings of one walk, step by step."""
     earned, discount = 0.0, 1.0
     for step in range(steps):
@@ -59,6 +63,8 @@ def by_hand(x, steps, wall=np.inf, ending=0.0, chance=0.0, edge=np.inf, gamma=GA
             break
         action = law(x[None])[0] + (0.0 if noise is None else noise[step] - 0.5)
         reward = PRICE @ np.concatenate([x, action])
+        if abs(reward) > price:
+            break
         x = x @ MOVES + action * PUSH
         ends = 1.0 if x[0] > wall else chance
         earned += discount * ((1.0 - ends) * reward + ends * ending)
@@ -106,6 +112,14 @@ def test_walks_that_leave_what_was_seen_stop_there():
     assert not left.all()
     torch.testing.assert_close(stops[-1].states_KBD[:, -1], torch.tensor([1.5, 0.0]).double().expand(MEMBERS, 2))
     assert (stops[-1].discounts_KB[left] > 0).all(), "the leaf takes over where a walk left"
+
+
+def test_walks_stop_before_a_reward_beyond_those_that_were_seen():
+    stops = check_against_hand(price=0.6)
+    assert (~stops[0].going_KB).any(), "some start where the reward is too large"
+    left = ~stops[-1].going_KB
+    assert (stops[-1].earned_KB[left] != 0).any(), "some on the way"
+    assert not left.all()
 
 
 def test_walks_whose_discount_is_spent_stop():

@@ -25,6 +25,8 @@ FEWEST_ROWS = 64
 MOST_ENDINGS = 256  # evenly spaced
 NEAR, FAR = 1.0, 4.0  # standard deviations beyond the context's range that still count as seen
 STAYING = ((5, 1), (2, 2), (0, 3))  # with at least so many endings, so many members stay near
+REWARD_MARGIN = 0.25  # of the range of the context's rewards, beyond it
+TINY = 1e-9
 ENDING_BANDWIDTH = 0.8  # of the read of ending rewards
 
 
@@ -66,6 +68,7 @@ class World:
         ending_width: width of the kernel that reads them, infinite for the mean.
         low_KD, high_KD: range of the context's states with each member's margin.
         still_D: features that never move.
+        low_reward, high_reward: range of the context's rewards of going on, with a margin.
     """
 
     regression: SmoothRegression
@@ -80,6 +83,8 @@ class World:
     low_KD: Tensor
     high_KD: Tensor
     still_D: Tensor
+    low_reward: float
+    high_reward: float
 
     @classmethod
     def fit(
@@ -123,7 +128,7 @@ class World:
         return cls(
             regression, len(prompt), rows_KM, held_out, endings, ended, tensors[0], tensors[1],
             _ending_width(tensors[0], tensors[1], prompt.kernel_width(ENDING_BANDWIDTH)),
-            tensors[2], tensors[3], still_D,
+            tensors[2], tensors[3], still_D, *_paid(prompt.rewards[live_N]),
         )  # fmt: skip
 
     @property
@@ -135,6 +140,10 @@ class World:
         """Which states (K, B) lie within what the member takes as seen."""
         low_K1D, high_K1D = self.low_KD[:, None], self.high_KD[:, None]
         return ((states_KBD >= low_K1D) & (states_KBD <= high_K1D)).all(dim=-1)
+
+    def pays_as_seen(self, rewards: Tensor) -> Tensor:
+        """Which rewards lie within what counts as seen."""
+        return (rewards >= self.low_reward) & (rewards <= self.high_reward)
 
     def advance(self, states_KBD: Tensor, actions_KBX: Tensor) -> Step:
         """One step of every state."""
@@ -150,6 +159,13 @@ class World:
         weights_KBE = _ending_weights(next_KBD, self.ended_features_ED, self.ending_width)
         ending_rewards_KB = weights_KBE @ self.ending_rewards_E
         return Step(next_KBD, rewards_KB, endings_KB, ending_rewards_KB, terms_KBP, kernel_KBM, weights_KBE)
+
+
+def _paid(rewards_N: np.ndarray) -> tuple[float, float]:
+    """Range of rewards with its margin; what rounds a constant reward lies within it."""
+    low, high = float(rewards_N.min()), float(rewards_N.max())
+    margin = REWARD_MARGIN * (high - low) + TINY * max(abs(low), abs(high))
+    return low - margin, high + margin
 
 
 def _margins(num_endings: int) -> np.ndarray:

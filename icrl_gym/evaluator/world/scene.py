@@ -21,6 +21,7 @@ from icrl_gym.evaluator.world.walks import NOISE_SEED, Walker
 
 LEAST_DISTINCT = 0.5  # of the sources: below it states recur
 MOST_IMITATED = 2048  # transitions of a member from which a policy is imitated, evenly spaced
+MOST_VARIED = 16_384  # transitions; in longer contexts chance in the actions averages out by itself
 LEAST_DRAWS = 2  # actions in each state whose mean is taken for the policy's
 SMALLEST_DISCOUNT = 0.1  # of the leaf after the longest walk, about
 
@@ -86,7 +87,7 @@ class Scene:
 
         An imitated policy has none: where it errs, the variates' mean is not zero.
         """
-        if self.asked is None or not self.acted:
+        if self.asked is None or not self.acted or len(self.prompt) > MOST_VARIED:
             return None
         drawn = spread_actions(self.asked, self.trajectory.observations, LEAST_DRAWS)
         asked_MNX = np.stack([self.walker.action_features(actions) for actions in np.moveaxis(drawn.actions, 1, 0)])

@@ -36,7 +36,7 @@ class Stop:
         states_KBD: their states.
         discounts_KB: discount times probability of having got there.
         earned_KB: discounted rewards on the way.
-        going_KB: whether they go on; a particle that leaves what the context shows stays where it left.
+        going_KB: whether they take the next step; a particle that leaves what the context shows stays where it left.
     """
 
     states_KBD: Tensor
@@ -96,14 +96,15 @@ class Walker:
         for index in range(num_steps):
             if whose_KA.shape[1] and int(going_KB.sum(dim=1).max()) < GATHER_AGAIN * whose_KA.shape[1]:
                 whose_KA = _going_first(going_KB)
-            stop = Stop(states_KBD, discounts_KB, earned_KB, going_KB)
             if not whose_KA.shape[1]:
-                yield stop, None, whose_KA
+                yield Stop(states_KBD, discounts_KB, earned_KB, going_KB), None, whose_KA
                 continue
             spread_KAD = whose_KA[..., None].expand(-1, -1, num_features)
-            now_KAD, going_KA = states_KBD.gather(1, spread_KAD), going_KB.gather(1, whose_KA)
+            now_KAD = states_KBD.gather(1, spread_KAD)
             step = self.world.advance(now_KAD, act(index, now_KAD, whose_KA.cpu().numpy()))
-            yield stop, step, whose_KA
+            going_KA = going_KB.gather(1, whose_KA) & self.world.pays_as_seen(step.rewards_KB)
+            going_KB = going_KB.scatter(1, whose_KA, going_KA)
+            yield Stop(states_KBD, discounts_KB, earned_KB, going_KB), step, whose_KA
             lives_KA, at_KA = 1.0 - step.endings_KB, discounts_KB.gather(1, whose_KA)
             reward_KA = lives_KA * step.rewards_KB + step.endings_KB * step.ending_rewards_KB
             next_KAD = torch.where(going_KA[..., None], step.next_KBD, now_KAD)
