@@ -17,10 +17,11 @@ from icrl_gym.scoring.verdict import Verdict, by_group, error_ratio, judge
 CLASSICAL = ("lstd", "kbrl", "softmax_td", "nadaraya_watson")  # who is tuned in hindsight, together
 HINDSIGHT = "best in hindsight"
 # Other forms of the subject: earlier, without the policy, without walks. They are compared with, and are no rivals.
-FORMS = ("generalist_before", "generalist_from_log", "generalist_at_rest")
+FORMS = ("generalist_before", "generalist_from_log", "generalist_at_rest", "generalist_expected")
 PARTS = (
-    ("walks in the world, with the policy", "generalist", "generalist_at_rest"),
-    ("the same, the policy known by its log alone", "generalist_from_log", "generalist_at_rest"),
+    ("the policy's action in expectation", "generalist_expected", "generalist_at_rest"),
+    ("walks in the world beside it", "generalist", "generalist_expected"),
+    ("walks, the policy known by its log alone", "generalist_from_log", "generalist_at_rest"),
     ("to be told the policy", "generalist", "generalist_from_log"),
     ("ten heads in place of one", "generalist_at_rest", res.REFERENCE),
     ("all changes since the last version", "generalist", "generalist_before"),
