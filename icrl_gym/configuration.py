@@ -287,7 +287,7 @@ class BenchmarkConfig:
     """
 
     suite: str = "small"
-    """Name of the suite: small, exact, classic, box2d, mujoco, grid, pixels, off_policy."""
+    """Name of the suite: small, exact, classic, box2d, mujoco, grid, pixels, packages, off_policy."""
     out: Path = Path("runs/benchmark")
     """Folder of records and truths; finished cells in it are kept."""
     estimators: tuple[str, ...] = ()

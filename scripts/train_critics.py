@@ -1,6 +1,6 @@
 """Train the Stable-Baselines3 agents whose policies are evaluated and whose critics are the rivals.
 
-    python scripts/train_critics.py --suites exact classic box2d mujoco grid pixels off_policy   # what these need
+    python scripts/train_critics.py --suites exact classic box2d mujoco grid pixels packages off_policy   # for these
     python scripts/train_critics.py                                   # the first recipe of every environment, seed 0
     python scripts/train_critics.py --envs CartPole-v1 --seeds 0 1 2  # some environments, several seeds
     python scripts/train_critics.py --envs Pendulum-v1 --algorithms SAC TD3 TQC

@@ -187,6 +187,7 @@ def test_a_missing_environment_names_the_extra_and_skips_only_its_cells(tmp_path
         ("Box2D", Task("LunarLander-v3", extra="box2d")),
         ("mujoco", Task("InvertedPendulum-v5", extra="mujoco")),
         ("nowhere", Task("CartPole-v1", wrapper="nowhere.wrappers:Some", extra="minigrid")),
+        ("highway_env", Task("highway_env:merge-v1", extra="packages")),
     ],
 )
 def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, package, task):

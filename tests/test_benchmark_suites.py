@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+import tomllib
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -18,6 +20,7 @@ import icrl_gym as icrl
 from icrl_gym import registry
 from icrl_gym.acting.policies import as_policy
 from icrl_gym.benchmark import SUITES, Suite, Task, contexts, runner
+from icrl_gym.benchmark.report.errors import SELECTION
 from icrl_gym.benchmark.truths import Truths
 from icrl_gym.configuration import BenchmarkConfig
 
@@ -34,7 +37,7 @@ def test_tasks_keep_their_ids():
 
 
 def test_suites_have_two_stages_of_each_trained_policy_and_five_contexts():
-    for name in ("exact", "classic", "box2d", "mujoco", "grid", "off_policy"):
+    for name in ("exact", "classic", "box2d", "mujoco", "grid", "packages", "off_policy"):
         assert len(SUITES[name].seeds) == 5
         trained = [task for task in SUITES[name].tasks if task.policy != "random"]
         for env in {task.env for task in trained}:
@@ -43,6 +46,42 @@ def test_suites_have_two_stages_of_each_trained_policy_and_five_contexts():
     assert len({task.id for suite in SUITES.values() for task in suite.tasks}) == sum(
         len(suite.tasks) for suite in SUITES.values()
     )
+
+
+def test_the_environments_of_other_packages_are_tests_and_their_snapshots_are_named_without_the_package():
+    tasks = SUITES["packages"].tasks
+    assert not {task.env for task in tasks} & set(SELECTION)
+    assert [task.env for task in tasks if task.policy == "random"] == ["Blackjack-v1"]
+    for task in tasks[1:]:
+        assert task.policy.startswith(f"{task.env.rpartition(':')[2]}/ppo-seed0/steps")
+
+
+def test_every_extra_that_a_suite_names_is_one_of_the_package():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    named = {task.extra for suite in SUITES.values() for task in suite.tasks} - {""}
+    assert "packages" in named
+    assert named <= set(project["optional-dependencies"])
+
+
+@pytest.fixture
+def known_ids():
+    """Ids that were known before: gymnasium-robotics registers some of gymnasium's again, which other tests need."""
+    before = dict(gymnasium.registry)
+    yield
+    gymnasium.registry.update(before)
+
+
+@pytest.mark.usefixtures("known_ids")
+@pytest.mark.parametrize("env", sorted({task.env for task in SUITES["packages"].tasks}))
+def test_an_environment_of_another_package_gives_contexts_and_values(env):
+    module = env.rpartition(":")[0]
+    if module:
+        pytest.importorskip(module)
+    task = replace(next(task for task in SUITES["packages"].tasks if task.env == env), policy="random")
+    log = contexts.task_context(task, "random", 24, 0, Path())
+    truth = icrl.monte_carlo_values(task.spec, "random", num_queries=2, num_rollouts=2, gamma=0.5, seed=1)
+    estimate = icrl.make_estimator("constructed").fit(log, 0.5, contexts.evaluated_policy(task, "random"))
+    assert np.isfinite(estimate.predict(truth.observations).values).all()
 
 
 @pytest.mark.parametrize("behaviour", ["random", "epsilon:0.3"])

@@ -26,7 +26,7 @@ class Suite:
 
 def _stages(env: str, algorithm: str, *steps: int, extra: str, **options: Any) -> tuple[Task, ...]:
     """The policy of one training run after so many steps each."""
-    folder = env.replace("/", "-")
+    folder = env.rpartition(":")[2].replace("/", "-")
     return tuple(Task(env, f"{folder}/{algorithm}-seed0/steps{n}.zip", extra=extra, **options) for n in steps)
 
 
@@ -75,6 +75,15 @@ _PIXELS = _stages(
     gamma=0.95, wrapper="icrl_envs.small_frames:SmallFrames", env_kwargs=(("obs_type", "grayscale"),), extra="atari",
     features="policy",
 )  # fmt: skip
+_BLACKJACK: dict[str, Any] = {"wrapper": "gymnasium.wrappers:FlattenObservation", "extra": "classic"}
+_BIRD: dict[str, Any] = {"env_kwargs": (("use_lidar", False),), "extra": "packages"}
+_PACKAGES = (
+    Task("Blackjack-v1", **_BLACKJACK),
+    *_stages("Blackjack-v1", "ppo", 5000, 30000, **_BLACKJACK),
+    *_stages("flappy_bird_gymnasium:FlappyBird-v0", "ppo", 50000, 150000, **_BIRD),
+    *_stages("highway_env:merge-v1", "ppo", 6000, 15000, extra="packages"),
+    *_stages("gymnasium_robotics:PointMaze_UMaze-v3", "ppo", 30000, 100000, extra="packages"),
+)
 _OFF_POLICY = (
     *_stages("FrozenLake-v1", "ppo", 10000, 30000, extra="classic", truth="exact", behaviour="random"),
     *_stages("CliffWalking-v1", "dqn", 5000, 10000, extra="classic", truth="exact", behaviour="epsilon:0.3"),
@@ -96,6 +105,7 @@ SUITES: dict[str, Suite] = {
     "mujoco": Suite(_MUJOCO),
     "grid": Suite(_GRID),
     "pixels": Suite(_PIXELS),
+    "packages": Suite(_PACKAGES),
     "off_policy": Suite(_OFF_POLICY),
 }
 

@@ -57,7 +57,7 @@ def find_run(snapshot: str) -> tuple[Recipe, int]:
 
 def run_folder(recipe: Recipe, seed: int, out: Path) -> Path:
     """Folder of the snapshots of one training run."""
-    return out / recipe.env.replace("/", "-") / f"{recipe.algorithm.lower()}-seed{seed}"
+    return out / recipe.env.rpartition(":")[2].replace("/", "-") / f"{recipe.algorithm.lower()}-seed{seed}"
 
 
 def train(

@@ -163,6 +163,29 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("Pendulum-v1", "SAC", (5_000, 10_000), num_envs=1, options=_SMALL_NETS),
     Recipe("Pendulum-v1", "TD3", (5_000, 10_000), num_envs=1, options=_SMALL_NETS),
     Recipe("Pendulum-v1", "TQC", (5_000, 10_000), num_envs=1, options=_SMALL_NETS),
+    Recipe(
+        "Blackjack-v1",  # SB3 knows no tuples, so they are flattened to one-hot numbers
+        "PPO",
+        (5_000, 30_000),
+        wrapper="gymnasium.wrappers:FlattenObservation",
+        options=_SHORT_ROLLOUTS,
+    ),
+    Recipe(
+        "flappy_bird_gymnasium:FlappyBird-v0",  # without lidar it is told how fast it falls
+        "PPO",
+        (50_000, 150_000),
+        env_kwargs={"use_lidar": False},
+        options=_SHORT_ROLLOUTS,
+    ),
+    Recipe("highway_env:merge-v1", "PPO", (6_000, 15_000), num_envs=4, options=_SHORT_ROLLOUTS),
+    Recipe(
+        "gymnasium_robotics:PointMaze_UMaze-v3",
+        "PPO",
+        (30_000, 100_000),
+        num_envs=4,
+        policy_class="MultiInputPolicy",
+        options={"n_steps": 512},
+    ),
 )
 
 
