@@ -11,6 +11,7 @@ from icrl_gym.scoring.score import Score, score
 from icrl_gym.values import Estimand, ValueEstimates
 
 ESTIMAND = Estimand("Toy-v0", "random", 0.9)
+Z = stats.norm.ppf(0.95)
 
 
 def estimates(values, stderr=None, observations=None, estimand=ESTIMAND):
@@ -90,12 +91,11 @@ def test_correction_never_goes_below_zero():
 
 
 def test_coverage_adds_the_truths_noise_in_quadrature():
-    z = stats.norm.ppf(0.95)
     estimate = estimates([0.0, 0.0, 0.0, 0.0], stderr=[3.0, 3.0, 3.0, 3.0])
-    offsets = np.array([4.99, 5.01, -4.99, -5.01]) * z  # the joint standard error is 5
+    offsets = np.array([4.99, 5.01, -4.99, -5.01]) * Z  # the joint standard error is 5
     result = score(estimate, estimates(offsets, stderr=[4.0, 4.0, 4.0, 4.0]))
     assert result.coverage == 0.5
-    assert result.width == pytest.approx(2 * z * 3)
+    assert result.width == pytest.approx(2 * Z * 3)
     assert score(estimate, estimates(offsets)).coverage == 0.0
 
 
@@ -108,6 +108,25 @@ def test_coverage_of_honest_intervals_is_the_level():
     assert score(honest, truth).coverage == pytest.approx(0.9, abs=0.01)
     overconfident = estimates(honest.values, stderr=np.full(20_000, own / 3))
     assert score(overconfident, truth).coverage < 0.85
+
+
+def test_the_interval_score_of_the_best_constant_interval_is_one():
+    truth = estimates(np.linspace(-1.0, 1.0, 201))
+    half = np.quantile(truth.values, 0.95)
+    ratios = {
+        factor: score(estimates(np.zeros(201), np.full(201, factor * half / Z)), truth).interval_score_ratio
+        for factor in (0.5, 1.0, 1.5)
+    }
+    assert ratios[1.0] == pytest.approx(1.0)
+    assert min(ratios[0.5], ratios[1.5]) > 1.1
+    assert score(estimates(truth.values, np.full(201, 0.01)), truth).interval_score_ratio < 0.05
+
+
+def test_the_interval_score_counts_what_lies_outside_twenty_times():
+    truth = estimates([0.0, 1.0])
+    estimate = estimates([0.0, 0.0], np.full(2, 0.5 / Z))
+    constant = 0.9 + 20 * 0.05  # the best constant interval, from .05 to .95
+    assert score(estimate, truth).interval_score_ratio == pytest.approx((1.0 + 20 * 0.5 / 2) / constant)
 
 
 def test_without_intervals_coverage_is_undefined_and_says_so():

@@ -16,6 +16,9 @@ e_i = u_i - t_i and i = 1..n over the queries, all weighted alike, in units of t
                                                      clipped to [-1, 1] (correction for attenuation)
     coverage            = share of queries whose t lies in the estimate's 90 % interval, each side of it widened by
                           z s_i in quadrature; width = mean width of the estimate's own interval
+    interval_score_ratio = interval score of these widened intervals over that of the best constant interval, the one
+                          between the truth's own 5 % and 95 % quantiles; the interval score (Gneiting & Raftery 2007)
+                          is the mean of width + (2 / .1) * how far t_i lies outside
 
 The corrections assume that noise is independent between queries, has mean zero and does not depend on the estimate.
 A figure that is not defined (no spread, one query, no interval) is NaN, and ``notes`` says why.
@@ -55,6 +58,7 @@ class Score:
     spearman: float
     coverage: float
     width: float
+    interval_score_ratio: float
     noise_floor: float
     bias_noise: float
     truth_std: float
@@ -96,8 +100,8 @@ def score(estimate: ValueEstimates, truth: ValueEstimates) -> Score:
     for name, array in (("estimate.values", estimate.values), ("truth.values", truth.values), ("truth.stderr", noise)):
         check_finite(np.asarray(array), name)
     spread = _spread_figures(estimate.values, truth.values, float(np.sqrt(np.mean(noise**2))))
-    coverage, width = _interval_figures(estimate, truth.values, noise)
-    return Score(n=len(truth), coverage=coverage, width=width, notes=_notes(estimate, truth, spread), **spread)
+    intervals = _interval_figures(estimate, truth.values, noise)
+    return Score(n=len(truth), notes=_notes(estimate, truth, spread), **intervals, **spread)
 
 
 def _spread_figures(values: np.ndarray, truth: np.ndarray, noise_floor: float) -> dict[str, float]:
@@ -147,16 +151,28 @@ def _spearman(values: np.ndarray, truth: np.ndarray) -> float:
     return rank_correlation(values, truth)
 
 
-def _interval_figures(estimate: ValueEstimates, truth: np.ndarray, noise: np.ndarray) -> tuple[float, float]:
-    """Coverage of the truth and mean width, (NaN, NaN) without intervals."""
+def _interval_figures(estimate: ValueEstimates, truth: np.ndarray, noise: np.ndarray) -> dict[str, float]:
+    """Every figure that concerns intervals, NaN without them."""
     if estimate.stderr is None:
-        return math.nan, math.nan
+        return dict.fromkeys(("coverage", "width", "interval_score_ratio"), math.nan)
     low, high = estimate.interval(INTERVAL_LEVEL)
     check_finite(high - low, "estimate.interval")
     margin = NormalDist().inv_cdf(0.5 + INTERVAL_LEVEL / 2) * noise
-    below, above = np.hypot(estimate.values - low, margin), np.hypot(high - estimate.values, margin)
-    covered = (truth >= estimate.values - below) & (truth <= estimate.values + above)
-    return float(np.mean(covered)), float(np.mean(high - low))
+    wider_low = estimate.values - np.hypot(estimate.values - low, margin)
+    wider_high = estimate.values + np.hypot(high - estimate.values, margin)
+    constant = np.quantile(truth, (0.5 - INTERVAL_LEVEL / 2, 0.5 + INTERVAL_LEVEL / 2))
+    spread = 0.0 if _std(truth) == 0 else _interval_score(*constant, truth)
+    return {
+        "coverage": float(np.mean((truth >= wider_low) & (truth <= wider_high))),
+        "width": float(np.mean(high - low)),
+        "interval_score_ratio": _ratio(_interval_score(wider_low, wider_high, truth), spread),
+    }
+
+
+def _interval_score(low: np.ndarray | float, high: np.ndarray | float, truth: np.ndarray) -> float:
+    """Mean width, and what lies outside at 2 over the share that may."""
+    outside = np.maximum(low - truth, 0.0) + np.maximum(truth - high, 0.0)
+    return float(np.mean(high - low + 2.0 / (1.0 - INTERVAL_LEVEL) * outside))
 
 
 def _notes(estimate: ValueEstimates, truth: ValueEstimates, figures: dict[str, float]) -> tuple[str, ...]:
@@ -171,7 +187,7 @@ def _notes(estimate: ValueEstimates, truth: ValueEstimates, figures: dict[str, f
     if figures["truth_magnitude"] == 0:
         notes.append("the truth is zero everywhere: RMSE / mean magnitude is not defined")
     if estimate.stderr is None:
-        notes.append("the estimate has no standard error: coverage and width are not defined")
+        notes.append("the estimate has no standard error: coverage, width and interval score are not defined")
     return tuple(notes)
 
 

@@ -15,6 +15,7 @@ from icrl_gym.benchmark.report.comparisons import Rows, against, tuned_errors
 from icrl_gym.scoring.document import MISSING, Field, Table, interval, number, share, text
 from icrl_gym.scoring.statistics import interquartile_mean
 
+SMALLEST_RATIO = 1e-3  # of interval scores
 WANTED_COVERAGE = (0.85, 0.95)  # where intervals that promise 90 % should lie
 MEBIBYTE = 2**20
 
@@ -78,23 +79,33 @@ def interval_table(records: Sequence[Record]) -> Table:
                 continue
             means = [float(group.mean()) for group in _by_environment(coverage).values()]
             widths = [_width(r) for r in part if _is(r, name)]
+            ratios = res.figures(part, name, "interval_score_ratio")
             within = sum(WANTED_COVERAGE[0] <= value <= WANTED_COVERAGE[1] for value in means)
             rows.append((
                 number(length, ",d"), text(name), number(len(coverage), "d"), number(float(np.mean(means))),
                 number(min(means)), share(within, len(means)), number(_median(widths)),
+                number(_geometric(ratios)),
             ))  # fmt: skip
         return rows
 
     low, high = WANTED_COVERAGE
     columns = (
         "context", "estimator", "cells", "coverage", "least", f"environments in {low:.2f}-{high:.2f}", "width / std",
+        "interval score",
     )  # fmt: skip
     note = (
         "Share of query states whose truth lies in the 90 % interval (the truth's own noise accounted for): mean over "
         f"environments, and the environment with the least; {low:.0%} to {high:.0%} is wanted. Width: median over "
-        "cells, in standard deviations of the truth."
+        "cells, in standard deviations of the truth. Interval score: over that of the best constant one, geometric "
+        "mean over environments; below 1 the intervals say more."
     )
     return Table("90 % intervals", columns, _by_length(records, rows_at), note)
+
+
+def _geometric(ratios: res.Figures) -> float | None:
+    """Geometric mean over contexts, then over environments; None of nothing."""
+    by_environment = _by_environment({key: np.log(max(value, SMALLEST_RATIO)) for key, value in ratios.items()})
+    return float(np.exp(np.mean([group.mean() for group in by_environment.values()]))) if ratios else None
 
 
 def _by_environment(figures: res.Figures) -> dict[str, np.ndarray]:
