@@ -281,6 +281,26 @@ def test_contexts_of_another_policy_are_judged_apart(suite):
     assert "of 1 environments" in found[-1].parts[0]
 
 
+def test_another_policys_values_are_compared_with_fitted_q_evaluation(suite):
+    mixed = replace(CART, behaviour="epsilon:0.3")
+    other = [
+        record(mixed, name, error, seed) for seed in range(3) for name, error in (("constructed", 0.3), ("fqe", 0.6))
+    ]
+    words = headline.results([*defaults(), *other], "constructed")[-1].parts[0]
+    assert "over that of fitted Q evaluation (`fqe`), which is given the same policy, is 0.50" in words
+    without = [r for r in other if r.cell.variant.estimator != "fqe"]
+    assert "fitted Q" not in headline.results([*defaults(), *without], "constructed")[-1].parts[0]
+
+
+def test_interval_scores_are_geometric_means_over_environments(suite):
+    scored = [replace(r, scores={**r.scores, "interval_score_ratio": 0.4 if r.cell.task == CART else 0.9})
+              for r in defaults()]  # fmt: skip
+    found = only(tables.interval_table(scored), context="512", estimator="constructed")
+    assert found["interval score"] == "0.60"
+    assert "interval score is 0.60 times" in words_of(headline.results(scored, "constructed"))
+    assert only(tables.interval_table(defaults()), context="512", estimator="constructed")["interval score"] == "-"
+
+
 def test_what_a_partial_sweep_lacks_is_said(suite):
     whole = pages.suite_page("small", everything((CART, BALANCE, POLE)), pages.choose(everything(), "constructed"))
     assert "Missing" not in whole.parts[0]

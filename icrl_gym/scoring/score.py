@@ -160,8 +160,8 @@ def _interval_figures(estimate: ValueEstimates, truth: np.ndarray, noise: np.nda
     margin = NormalDist().inv_cdf(0.5 + INTERVAL_LEVEL / 2) * noise
     wider_low = estimate.values - np.hypot(estimate.values - low, margin)
     wider_high = estimate.values + np.hypot(high - estimate.values, margin)
-    constant = np.quantile(truth, (0.5 - INTERVAL_LEVEL / 2, 0.5 + INTERVAL_LEVEL / 2))
-    spread = 0.0 if _std(truth) == 0 else _interval_score(*constant, truth)
+    least, most = (float(np.quantile(truth, 0.5 + side * INTERVAL_LEVEL / 2)) for side in (-1, 1))
+    spread = 0.0 if _std(truth) == 0 else _interval_score(least, most, truth)
     return {
         "coverage": float(np.mean((truth >= wider_low) & (truth <= wider_high))),
         "width": float(np.mean(high - low)),

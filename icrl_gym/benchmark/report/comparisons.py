@@ -16,6 +16,7 @@ from icrl_gym.scoring.verdict import Verdict, by_group, error_ratio, judge
 
 CLASSICAL = ("lstd", "kbrl", "softmax_td", "nadaraya_watson")  # who is tuned in hindsight, together
 HINDSIGHT = "best in hindsight"
+FQE = "fqe"
 # Other forms of the subject: earlier, without the policy, without walks. They are compared with, and are no rivals.
 FORMS = ("generalist_before", "generalist_from_log", "generalist_at_rest", "generalist_expected")
 PARTS = (
@@ -114,7 +115,7 @@ def pooled_table(records: Sequence[Record], subject: str, title: str) -> Table:
 def pooled_ratios(part: Sequence[Record], subject: str) -> dict[str, tuple[Aggregate, int, int]]:
     """Per rival the ratio over environments, the environments in which the subject is ahead, and all of them."""
     good = res.usable(part)
-    names = (CRITIC, *FORMS, res.REFERENCE, "fqe", *CLASSICAL)
+    names = (CRITIC, *FORMS, res.REFERENCE, FQE, *CLASSICAL)
     rivals = {name: res.figures(good, name) for name in names if name != subject}
     rivals[HINDSIGHT] = hindsight(good)
     ours = res.figures(good, subject)

@@ -14,7 +14,8 @@ from icrl_gym.benchmark.cells import CRITIC
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report import comparisons, figures
 from icrl_gym.benchmark.report import errors as res
-from icrl_gym.benchmark.report.comparisons import pooled_ratios
+from icrl_gym.benchmark.report.comparisons import FQE, pooled_ratios
+from icrl_gym.benchmark.report.tables import mean_over_environments
 from icrl_gym.scoring.document import Picture, Section, Table, interval
 from icrl_gym.scoring.verdict import Call
 
@@ -74,7 +75,9 @@ def results(records: Sequence[Record], subject: str) -> list[Section]:
         short = Table(table.title, table.columns, table.rows)
         found.append(Section("The environments that chose the design", (claim(groups.selection, subject), short)))
     if groups.off_policy:
-        found.append(Section("Contexts in which another policy acted", (tally(groups.off_policy, subject),)))
+        sentences = [over_fqe(groups.off_policy, subject), tally(groups.off_policy, subject)]
+        words = " ".join(sentence for sentence in sentences if sentence)
+        found.append(Section("Contexts in which another policy acted", (words,)))
     return [section for section in found if any(section.parts)]
 
 
@@ -109,6 +112,19 @@ def claim(records: Sequence[Record], subject: str) -> str:
     if others:
         sentences.append(f"From {max(found):,} transitions it is {_listed(others)}.")
     return " ".join(sentences)
+
+
+def over_fqe(records: Sequence[Record], subject: str) -> str:
+    """The subject against fitted Q evaluation at every context length."""
+    good = res.usable(records)
+    found = {length: pooled_ratios(res.at_length(good, length), subject).get(FQE) for length in res.lengths_of(good)}
+    phrases = [f"{interval(ratio[0]).text} from {length:,} transitions" for length, ratio in found.items() if ratio]
+    if not phrases or subject == FQE:
+        return ""
+    return (
+        f"The error of `{subject}` over that of fitted Q evaluation (`{FQE}`), which is given the same policy, is "
+        f"{_listed(phrases)}."
+    )
 
 
 def _trained(part: Sequence[Record]) -> str:
@@ -234,5 +250,12 @@ def _coverage(longest: Sequence[Record], subject: str) -> str:
     least = min(coverage, key=lambda env: coverage[env])
     return (
         f"Its 90 % intervals hold {np.mean(list(coverage.values())):.0%} of the true values, mean over environments, "
-        f"and as little as {coverage[least]:.0%} on {least}."
+        f"and as little as {coverage[least]:.0%} on {least}.{_interval_score(longest, subject)}"
     )
+
+
+def _interval_score(longest: Sequence[Record], subject: str) -> str:
+    ratio = mean_over_environments(res.figures(longest, subject, "interval_score_ratio"))
+    if ratio is None:
+        return ""
+    return f" Their interval score is {ratio:.2f} times that of the best constant interval."

@@ -84,7 +84,7 @@ def interval_table(records: Sequence[Record]) -> Table:
             rows.append((
                 number(length, ",d"), text(name), number(len(coverage), "d"), number(float(np.mean(means))),
                 number(min(means)), share(within, len(means)), number(_median(widths)),
-                number(_geometric(ratios)),
+                number(mean_over_environments(ratios)),
             ))  # fmt: skip
         return rows
 
@@ -102,7 +102,7 @@ def interval_table(records: Sequence[Record]) -> Table:
     return Table("90 % intervals", columns, _by_length(records, rows_at), note)
 
 
-def _geometric(ratios: res.Figures) -> float | None:
+def mean_over_environments(ratios: res.Figures) -> float | None:
     """Geometric mean over contexts, then over environments; None of nothing."""
     by_environment = _by_environment({key: np.log(max(value, SMALLEST_RATIO)) for key, value in ratios.items()})
     return float(np.exp(np.mean([group.mean() for group in by_environment.values()]))) if ratios else None
