@@ -248,6 +248,27 @@ def test_nine_tenths_of_the_errors_are_within_the_interval():
     assert np.mean(inside_third) < 0.7
 
 
+def test_rewards_by_chance_at_the_ends_of_episodes_are_noise():
+    """One action ends the episode with a reward by chance, which successors do not show; three visits of a state."""
+    num_states, length, inside = 40, 120, []
+    everywhere = np.arange(num_states)
+    chance_S = np.random.default_rng(0).uniform(0.3, 0.7, num_states)
+    onwards_SS = np.full((num_states, num_states), 0.5 * GAMMA / num_states)
+    truth = np.linalg.solve(np.eye(num_states) - onwards_SS, 0.5 * (2 * chance_S - 1))
+    for seed in range(40):
+        generator = np.random.default_rng([seed, 5])
+        states, following = generator.integers(num_states, size=(2, length))
+        rewards = np.where(generator.random(length) < chance_S[states], 1.0, -1.0)
+        ended = generator.integers(2, size=length) == 0
+        columns = states, 1 - ended, ended * rewards, np.where(ended, states, following), ended
+        log = log_of(list(zip(*columns, strict=True)), truncated=~ended, space=spaces.Discrete(num_states))
+        world = world_of(log, asked_table(np.full((num_states, 2), 0.5)))
+        values, stderr = world.read(everywhere, lambda o: (np.zeros(len(o)), np.zeros(len(o))))
+        assert stderr is not None
+        inside.append((np.abs(values - truth) < 1.645 * stderr).mean())
+    assert 0.82 < np.mean(inside) < 0.98
+
+
 def test_there_is_no_table_where_states_do_not_recur_or_are_too_many(monkeypatch):
     log = sampled_log(*process(), random_policy(), 100)
     prompt, asked = Prompt.from_trajectory(log, GAMMA), asked_table(random_policy())

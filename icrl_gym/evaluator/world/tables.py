@@ -220,7 +220,10 @@ class TableWorld:
         counts_S = np.bincount(self.sources, minlength=len(self.unseen))
         _, squares_S = _moments(backups_N, self.sources, np.maximum(counts_S, 1))
         state_S = (squares_S + VARIANCE_VISITS * pooled) / (np.maximum(counts_S - 1, 0) + VARIANCE_VISITS)
-        expected_P = self.noise_share * state_S[self.pair_states]
+        # Successors do not tell how far rewards are a matter of chance, least of all where episodes end.
+        within = squares_S.sum() / max(float(np.maximum(counts_S - 1, 0).sum()), 1.0)
+        share = max(self.noise_share, min(pooled / within, 1.0)) if within > 0 else self.noise_share
+        expected_P = share * state_S[self.pair_states]
         noise_P = (squares_P + VARIANCE_VISITS * expected_P) / (self.counts - 1 + VARIANCE_VISITS) / self.counts
         effect = _effect_variance(mean_P, noise_P, self.pair_states)
         variance_P = self.weights**2 * noise_P + (self.weights - self.chances) ** 2 * effect
