@@ -71,7 +71,8 @@ def results(records: Sequence[Record], subject: str) -> list[Section]:
     if worth.rows:
         found.append(Section("What each part is worth", (worth,)))
     if groups.selection and groups.untouched:
-        table = comparisons.verdict_table(groups.selection, subject, "The design was chosen on these")
+        longest = res.at_length(groups.selection, res.lengths_of(groups.selection)[-1])  # the others: suites' pages
+        table = comparisons.verdict_table(longest, subject, "The design was chosen on these")
         short = Table(table.title, table.columns, table.rows)
         found.append(Section("The environments that chose the design", (claim(groups.selection, subject), short)))
     if groups.off_policy:
