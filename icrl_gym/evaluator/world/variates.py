@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from icrl_gym.context.prompt import EndMixtures, Prompt
-from icrl_gym.evaluator.compiled import CompiledMixture, Member, Reading
+from icrl_gym.evaluator.compiled import CompiledMixture, Reading
+from icrl_gym.evaluator.world.imagination import OverLeaf
 from icrl_gym.evaluator.world.model import Step, World
 
 ROWS_AT_ONCE = 512  # of each member
@@ -138,52 +139,37 @@ class ActionVariates:
 
 
 @dataclass(frozen=True, eq=False)
-class ExpectedValues:
+class ExpectedValues(OverLeaf):
     """Values of softmax TD from transitions in expectation; it reads as a `CompiledMixture` does.
 
     Attributes:
         variates: what the context's rewards and successors were replaced by.
-        mixture: the context in expectation, under the network.
+        leaf: the context in expectation, under the network.
     """
 
     variates: ActionVariates
-    mixture: CompiledMixture
+    leaf: CompiledMixture
 
     @property
     def prompt(self) -> Prompt:
         """The context as it was."""
         return self.variates.prompt
 
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """The heads that answer."""
-        return self.mixture.members
-
-    @property
-    def fell_back(self) -> bool:
-        """Whether the safe averager took over in any member."""
-        return self.mixture.fell_back
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Sentences on what to be careful about in this context."""
-        return self.mixture.warnings
-
     def read(self, features_QD: np.ndarray) -> Reading:
         """Values, standard errors and support of queries."""
-        return self.mixture.read(features_QD)
+        return self.leaf.read(features_QD)
 
     def attention(self, features_QD: np.ndarray) -> np.ndarray:
         """Attention of queries over the context's sources, (Q, N)."""
-        return self.mixture.attention(features_QD)
+        return self.leaf.attention(features_QD)
 
     def attribution(self, features_QD: np.ndarray) -> np.ndarray:
         """The matrix W (Q, N) with values = W @ rewards."""
-        return self.variates.transposed(self.mixture.attribution(features_QD))
+        return self.variates.transposed(self.leaf.attribution(features_QD))
 
     def pooled_attribution(self, features_QMD: np.ndarray, weights_QM: np.ndarray) -> np.ndarray:
         """The matrix W (Q, N) with weighted sums of values = W @ rewards; see `CompiledMixture`."""
-        return self.variates.transposed(self.mixture.pooled_attribution(features_QMD, weights_QM))
+        return self.variates.transposed(self.leaf.pooled_attribution(features_QMD, weights_QM))
 
 
 def _blocks(world: World) -> Iterator[tuple[np.ndarray, np.ndarray]]:
