@@ -1,6 +1,10 @@
 """Many contexts in batches, against fits one by one."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +37,27 @@ def logs():
 
 def alone(log, observations, options):
     return icrl.InContextEvaluator.from_pretrained("constructed", **options).fit(log, 0.9).predict(observations)
+
+
+TWO_THREADS = """
+import numpy as np, torch
+import icrl_gym as icrl
+from random_prompts import make_log
+torch.set_num_threads(2)
+logs = [make_log(seed, 256) for seed in range(10)]
+found = icrl.evaluate_many(logs, 0.9)
+for log, estimates in zip(logs, found, strict=True):
+    evaluator = icrl.InContextEvaluator.from_pretrained("constructed").fit(log, 0.9)
+    np.testing.assert_allclose(estimates.values, evaluator.predict(log.observations[:1]).values, rtol=1e-6)
+"""
+
+
+def test_two_threads_of_torch_say_the_same():
+    """In a process of its own: the other tests have one thread."""
+    here = str(Path(__file__).parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, *sys.path])}
+    done = subprocess.run([sys.executable, "-c", TWO_THREADS], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def check(found, expected):

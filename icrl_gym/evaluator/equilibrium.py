@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from icrl_gym.evaluator.inverse import lu_factors
 from icrl_gym.evaluator.landmarks import LEAST_DETERMINED, Factors
 from icrl_gym.evaluator.recursion import Equations, LayerParameters, Readout
 
@@ -32,7 +33,7 @@ def solve_equilibrium(equations: Equations, attention_CN: Tensor, parameters: La
         source_attention = attention_CN[..., : right_NR.shape[-2], :]
         memory_NR = torch.linalg.pinv(source_attention @ matrix_NN, rtol=1e-12) @ (source_attention @ right_NR)
         return _readout(attention_CN, constant_1R, memory_NR, None)
-    factors = torch.linalg.lu_factor(matrix_NN)
+    factors = lu_factors(matrix_NN)
     solved = constant_1R, torch.linalg.lu_solve(*factors, right_NR)
     if parameters.free_level:
         solved = _moved_level(equations, parameters, factors, *solved)
@@ -116,7 +117,7 @@ def transposed_equilibrium(
         return transposed_solve(equations, parameters, factors, rows_NQ, constants_1Q)
     _, matrix_NN, _ = equilibrium_system(equations, attention_CN, parameters)
     if parameters.shrinks:
-        return transposed_solve(equations, parameters, torch.linalg.lu_factor(matrix_NN), rows_NQ, constants_1Q)
+        return transposed_solve(equations, parameters, lu_factors(matrix_NN), rows_NQ, constants_1Q)
     source_NN = attention_CN[: len(rows_NQ)]
     adjoint_NQ = source_NN.mT @ (torch.linalg.pinv(source_NN @ matrix_NN, rtol=1e-12).mT @ rows_NQ)
     weights_NQ = parameters.step_size * equations.trace.transposed(adjoint_NQ)
