@@ -44,7 +44,7 @@ def test_a_context_that_does_not_fit_gets_landmarks_and_says_so(monkeypatch):
         only(small, 10_000_000)
         warned = only_landmarks.fit(log, 0.9).predict(log.observations[:3]).diagnostics
     assert only_landmarks.compiled_.members[0].setting.landmarks > 0
-    said = "600 transitions with every source as a key need about 0.014 GB, 0.01 GB are free: 73 landmarks are the keys"
+    said = "600 transitions with every source as a key need about 0.023 GB, 0.01 GB are free: 73 landmarks are the keys"
     assert any(said in note for note in warned.warnings)
     only(monkeypatch, 100_000_000)
     plenty = icrl.InContextEvaluator().fit(log, 0.9)

@@ -107,9 +107,9 @@ def _with_every_key(prompt: Prompt, heads: Sequence[Setting], alone: bool, items
     attention = float(itemsize * num_sources * (num_sources + len(prompt.end_features)))
     num_kernels = len({(head.kernel, head.bandwidth, head.sink, head.relevance) for head in heads})
     solving = max(_matrices_of_a_system(head) for head in heads)
-    if alone:  # an inverse is taken for its diagonal, from an identity and the factors
+    if alone:  # the factors, both triangles' inverses, and what masks and multiplies them
         shrinks = heads[0].parameters.shrinks and num_sources <= LARGEST_CONTEXT
-        solving = max(solving, 3 if shrinks else 0)
+        solving = max(solving, 6 if shrinks else 0)
     else:  # the factors of the first head are held
         solving += 1
     kept = num_kernels if matrix < KEPT_BY_ALLOCATOR else 0
