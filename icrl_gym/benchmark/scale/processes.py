@@ -27,7 +27,7 @@ class Process(Protocol):
 
     @property
     def action_space(self) -> spaces.Space:
-        """Of one environment."""
+        """Action space of one environment."""
         ...
 
     def start(self, rng: np.random.Generator, num: int) -> np.ndarray:

@@ -34,7 +34,7 @@ class Measurement:
 
     @property
     def file_name(self) -> str:
-        """Of its row."""
+        """Name of the file of its row."""
         return re.sub(r"[^a-z0-9]+", "-", f"{self.topic} {self.method} {self.log} n{self.size}".lower()) + ".json"
 
 

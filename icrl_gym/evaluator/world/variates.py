@@ -12,7 +12,8 @@ not fitted to the transition; so every transition is read by a member of the wor
 wrong model costs variance alone. The share b says how much of what an action is foretold to do it does; rewards do not
 enter it. This is the control variate of doubly robust evaluation (Jiang & Li 2016), put into softmax TD's equations.
 
-An ending is no successor, so a transition that ended stays as it was.
+An ending is no successor, so a transition that ended stays as it was; where the action decides on an ending, the mean
+over the others is not exactly zero.
 
 Shape legend: N transitions, K members, B rows of each member, M parts, X action features, D features, P terms,
 L logged rows of a member, Q queries.
