@@ -49,27 +49,27 @@ _EXACT = (
     *_stages("Taxi-v4", "dqn", 25000, 50000, extra="classic", truth="exact"),
 )
 _CLASSIC = (
-    *_stages("CartPole-v1", "ppo", 10000, 30000, extra="classic"),
-    *_stages("Acrobot-v1", "ppo", 30000, 60000, extra="classic"),
-    *_stages("Pendulum-v1", "ppo", 10000, 30000, extra="classic"),
-    *_stages("MountainCar-v0", "dqn", 80000, 120000, extra="classic"),
-    *_stages("MountainCarContinuous-v0", "sac", 10000, 20000, extra="classic"),
+    *_stages("CartPole-v1", "ppo", 10000, 20000, 30000, extra="classic"),
+    *_stages("Acrobot-v1", "ppo", 15000, 30000, 60000, extra="classic"),
+    *_stages("Pendulum-v1", "ppo", 10000, 20000, 30000, extra="classic"),
+    *_stages("MountainCar-v0", "dqn", 40000, 80000, 120000, extra="classic"),
+    *_stages("MountainCarContinuous-v0", "sac", 10000, 20000, 30000, extra="classic"),
 )
 _BOX2D = (
-    *_stages("LunarLander-v3", "ppo", 50000, 100000, extra="box2d"),
-    *_stages("BipedalWalker-v3", "ppo", 25000, 50000, extra="box2d"),
+    *_stages("LunarLander-v3", "ppo", 25000, 50000, 100000, extra="box2d"),
+    *_stages("BipedalWalker-v3", "ppo", 12500, 25000, 50000, extra="box2d"),
 )
 _MUJOCO = (
-    *_stages("InvertedPendulum-v5", "ppo", 10000, 20000, extra="mujoco"),
-    *_stages("Hopper-v5", "ppo", 20000, 60000, extra="mujoco"),
-    *_stages("HalfCheetah-v5", "ppo", 20000, 40000, extra="mujoco"),
-    *_stages("Walker2d-v5", "ppo", 20000, 40000, extra="mujoco"),
-    *_stages("Reacher-v5", "ppo", 20000, 60000, extra="mujoco"),
-    *_stages("Swimmer-v5", "ppo", 20000, 60000, extra="mujoco"),
-    *_stages("InvertedDoublePendulum-v5", "ppo", 15000, 60000, extra="mujoco"),
+    *_stages("InvertedPendulum-v5", "ppo", 10000, 20000, 30000, extra="mujoco"),
+    *_stages("Hopper-v5", "ppo", 20000, 40000, 60000, extra="mujoco"),
+    *_stages("HalfCheetah-v5", "ppo", 10000, 20000, 40000, extra="mujoco"),
+    *_stages("Walker2d-v5", "ppo", 10000, 20000, 40000, extra="mujoco"),
+    *_stages("Reacher-v5", "ppo", 20000, 40000, 60000, extra="mujoco"),
+    *_stages("Swimmer-v5", "ppo", 20000, 40000, 60000, extra="mujoco"),
+    *_stages("InvertedDoublePendulum-v5", "ppo", 15000, 30000, 60000, extra="mujoco"),
 )
 _MINIGRID: dict[str, Any] = {"wrapper": "minigrid.wrappers:ImgObsWrapper", "extra": "minigrid"}
-_GRID = _stages("MiniGrid-Empty-5x5-v0", "ppo", 10000, 40000, **_MINIGRID)
+_GRID = _stages("MiniGrid-Empty-5x5-v0", "ppo", 10000, 20000, 40000, **_MINIGRID)
 _PIXELS = _stages(
     "ALE/Pong-v5", "ppo", 8000,
     gamma=0.95, wrapper="icrl_envs.small_frames:SmallFrames", env_kwargs=(("obs_type", "grayscale"),), extra="atari",
@@ -79,10 +79,10 @@ _BLACKJACK: dict[str, Any] = {"wrapper": "gymnasium.wrappers:FlattenObservation"
 _BIRD: dict[str, Any] = {"env_kwargs": (("use_lidar", False),), "extra": "packages"}
 _PACKAGES = (
     Task("Blackjack-v1", **_BLACKJACK),
-    *_stages("Blackjack-v1", "ppo", 5000, 30000, **_BLACKJACK),
-    *_stages("flappy_bird_gymnasium:FlappyBird-v0", "ppo", 50000, 150000, **_BIRD),
-    *_stages("highway_env:merge-v1", "ppo", 6000, 15000, extra="packages"),
-    *_stages("gymnasium_robotics:PointMaze_UMaze-v3", "ppo", 30000, 100000, extra="packages"),
+    *_stages("Blackjack-v1", "ppo", 5000, 15000, 30000, **_BLACKJACK),
+    *_stages("flappy_bird_gymnasium:FlappyBird-v0", "ppo", 50000, 100000, 150000, **_BIRD),
+    *_stages("highway_env:merge-v1", "ppo", 3000, 6000, 15000, extra="packages"),
+    *_stages("gymnasium_robotics:PointMaze_UMaze-v3", "ppo", 30000, 60000, 100000, extra="packages"),
 )
 _OFF_POLICY = (
     *_stages("FrozenLake-v1", "ppo", 10000, 30000, extra="classic", truth="exact", behaviour="random"),

@@ -125,12 +125,12 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "BipedalWalker-v3",
         "PPO",
-        (25_000, 50_000),
+        (12_500, 25_000, 50_000),
         options={"n_steps": 256, "gae_lambda": 0.95, "learning_rate": 3e-4},
     ),
     Recipe("InvertedPendulum-v5", "PPO", (10_000, 20_000, 30_000), num_envs=4, options=_SHORT_ROLLOUTS),
-    Recipe("HalfCheetah-v5", "PPO", (20_000, 40_000), num_envs=4, options={"n_steps": 512}),
-    Recipe("Walker2d-v5", "PPO", (20_000, 40_000), num_envs=4, options={"n_steps": 512}),
+    Recipe("HalfCheetah-v5", "PPO", (10_000, 20_000, 40_000), num_envs=4, options={"n_steps": 512}),
+    Recipe("Walker2d-v5", "PPO", (10_000, 20_000, 40_000), num_envs=4, options={"n_steps": 512}),
     Recipe("Hopper-v5", "PPO", (20_000, 40_000, 60_000), num_envs=4, options={"n_steps": 512}),
     Recipe("Reacher-v5", "PPO", (20_000, 40_000, 60_000), num_envs=4, options={"n_steps": 256}),
     Recipe("Swimmer-v5", "PPO", (20_000, 40_000, 60_000), num_envs=4, options={"n_steps": 512}),
@@ -166,22 +166,22 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "Blackjack-v1",  # SB3 knows no tuples, so they are flattened to one-hot numbers
         "PPO",
-        (5_000, 30_000),
+        (5_000, 15_000, 30_000),
         wrapper="gymnasium.wrappers:FlattenObservation",
         options=_SHORT_ROLLOUTS,
     ),
     Recipe(
         "flappy_bird_gymnasium:FlappyBird-v0",  # without lidar it is told how fast it falls
         "PPO",
-        (50_000, 150_000),
+        (50_000, 100_000, 150_000),
         env_kwargs={"use_lidar": False},
         options=_SHORT_ROLLOUTS,
     ),
-    Recipe("highway_env:merge-v1", "PPO", (6_000, 15_000), num_envs=4, options=_SHORT_ROLLOUTS),
+    Recipe("highway_env:merge-v1", "PPO", (3_000, 6_000, 15_000), num_envs=4, options=_SHORT_ROLLOUTS),
     Recipe(
         "gymnasium_robotics:PointMaze_UMaze-v3",
         "PPO",
-        (30_000, 100_000),
+        (30_000, 60_000, 100_000),
         num_envs=4,
         policy_class="MultiInputPolicy",
         options={"n_steps": 512},
