@@ -52,7 +52,7 @@ _CLASSIC = (
     *_stages("CartPole-v1", "ppo", 10000, 20000, 30000, extra="classic"),
     *_stages("Acrobot-v1", "ppo", 15000, 30000, 60000, extra="classic"),
     *_stages("Pendulum-v1", "ppo", 10000, 20000, 30000, extra="classic"),
-    *_stages("MountainCar-v0", "dqn", 40000, 80000, 120000, extra="classic"),
+    *_stages("MountainCar-v0", "dqn", 80000, 100000, 120000, extra="classic"),
     *_stages("MountainCarContinuous-v0", "sac", 10000, 20000, 30000, extra="classic"),
 )
 _BOX2D = (

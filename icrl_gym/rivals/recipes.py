@@ -143,7 +143,7 @@ RECIPES: tuple[Recipe, ...] = (
         options=_PIXELS_AS_NUMBERS,
     ),
     Recipe("MountainCarContinuous-v0", "SAC", (10_000, 20_000, 30_000), num_envs=1, options=_CAR_SAC),
-    Recipe("MountainCar-v0", "DQN", (40_000, 80_000, 120_000), num_envs=1, options=_CAR_DQN),
+    Recipe("MountainCar-v0", "DQN", (80_000, 100_000, 120_000), num_envs=1, options=_CAR_DQN),
     Recipe(
         "ALE/Pong-v5",
         "PPO",
