@@ -134,7 +134,8 @@ def test_values_are_the_robust_mean_of_heads_with_equal_shares_at_the_dials(equa
     assert (FREE_LEVEL, PSEUDO_TERMINATIONS) == (0.9, 0.7)
     prompt = make_prompt(ends=ends, num_rows=60)
     prompt = of_one_reward(prompt, 1 / 3) if equal else prompt
-    queries, pseudo = make_queries(prompt), 0.7 if equal else 0.0
+    assert prompt.num_terminations == (prompt.discounts == 0).sum()
+    queries, pseudo = make_queries(prompt), 0.7 / (1 + prompt.num_terminations) if equal else 0.0
     mixture = compiled(untrained(), prompt)
     assert shares_of(mixture) == [0.1] * len(HEADS)
     assert {m.setting.free_level for m in mixture.members if not m.fell_back} == {0.9}
@@ -152,7 +153,7 @@ def test_one_reward_that_differs_leaves_pseudo_terminations_out():
     used = [
         {member.setting.pseudo_terminations for member in compiled(untrained(), p).members} for p in (prompt, other)
     ]
-    assert used == [{PSEUDO_TERMINATIONS}, {0.0}]
+    assert used == [{PSEUDO_TERMINATIONS / (1 + prompt.num_terminations)}, {0.0}]
 
 
 def test_a_weighted_log_is_read_by_the_heads_without_traces_if_any():

@@ -131,6 +131,11 @@ class Prompt:
         return float((ratio_N * self.rewards).sum() / (ratio_N * (1.0 - self.discounts)).sum())
 
     @property
+    def num_terminations(self) -> int:
+        """How many transitions ended an episode; 0 where gamma is, since nothing follows there anyway."""
+        return int((self.discounts == 0).sum()) if self.gamma > 0 else 0
+
+    @property
     def reward_range(self) -> tuple[float, float]:
         """The least and the largest reward that was seen."""
         return self.log_rewards or (float(self.rewards.min()), float(self.rewards.max()))

@@ -116,13 +116,17 @@ def at_dials(compiler: Compiler, heads: Sequence[Setting], first: CompiledPrompt
         heads: what to solve.
         first: the prompt under a head as it stands, which is not solved again.
     """
-    pseudo = PSEUDO_TERMINATIONS if has_equal_rewards(first.prompt) else 0.0
-    solved = []
+    pseudo, solved = expected_terminations(first.prompt), []
     for head in heads:
         setting = replace(head, pseudo_terminations=head.pseudo_terminations + pseudo)
         compiled = first if setting == first.setting else compiler.compile(setting)
         solved.append(with_free_level(compiled, FREE_LEVEL).without_matrices())
     return solved
+
+
+def expected_terminations(prompt: Prompt) -> float:
+    """Pseudo-terminations of a context: the fewer, the more terminations it holds; 0 where rewards differ."""
+    return PSEUDO_TERMINATIONS / (1 + prompt.num_terminations) if has_equal_rewards(prompt) else 0.0
 
 
 def _readable(heads: tuple[Setting, ...], prompt: Prompt) -> tuple[Setting, ...]:

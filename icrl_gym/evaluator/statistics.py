@@ -56,7 +56,7 @@ def prompt_statistics(prompt: Prompt, first: CompiledPrompt) -> np.ndarray:
         first: the context compiled under the first head.
     """
     n = len(prompt)
-    terminated = int((prompt.discounts == 0).sum()) if prompt.gamma > 0 else 0
+    terminated = prompt.num_terminations
     stretches = max(1, int((~prompt.trace_links).sum()))
     rewards, magnitude = prompt.rewards, np.abs(prompt.rewards).mean()
     x_ND, links_N = prompt.source_features, prompt.trace_links[:-1]
