@@ -16,7 +16,7 @@ from torch import Tensor
 FREE_LEVEL = 0.9
 # Of every head, where all rewards of a context are equal and there alone: there a termination is all that can set
 # values apart, so one must be expected even where none was seen; elsewhere a process may never end. Divided by one more
-# than the terminations that were seen: where there are many, states that survive would be taken for worse than they are.
+# than the terminations that were seen: where there are many, states that survive would seem worse than they are.
 PSEUDO_TERMINATIONS = 0.7
 LEAST_SPREAD = 1e-3  # of the mean distance from the median
 

@@ -30,7 +30,8 @@ PARTICLES = 16  # of each member
 LEAF_PARTICLES = 4  # of them whose ends the leaf is read at
 STARTS = 48  # of the context, for what walks change
 START_PARTICLES = 4
-STDERR_SHARE = 0.5  # of the leaf's standard error that counts
+STDERR_SHARE = 0.5  # of the leaf's standard error that counts where walks of different length are weighed
+STATED_SHARE = 0.75  # and in the standard error of the answer, chosen for coverage
 CHANGE_MARGIN = 2.0  # times its cost by which a walk must change the leaf for the change to count
 SHARPNESS = 3.0  # power of the estimated squared errors
 FIRST_STEP = 0.2  # of the spread of the leaf's values that single first steps may be wrong by, root mean square
@@ -165,12 +166,15 @@ class ImaginedValues(OverLeaf):
             leaf, walker, tuple(horizons[index] for index in kept), costs_H[kept], found.typical_H[kept], change
         )  # fmt: skip
 
-    def squared_errors(self, expansion: Expansion) -> np.ndarray:
-        """Estimates (H, Q) of the squared error at every horizon."""
+    def squared_errors(self, expansion: Expansion, share: float = STDERR_SHARE) -> np.ndarray:
+        """Estimates (H, Q) of the squared error at every horizon.
+
+        Args:
+            expansion: the walks.
+            share: of the leaf's standard error that counts.
+        """
         disagreement_HQ = (expansion.disagreement_HQ + self.typical_H[:, None]) / 2
-        leaf_HQ = np.maximum(
-            STDERR_SHARE**2 * expansion.leaf_variance_HQ, self.change * np.square(expansion.discounts_HQ)
-        )
+        leaf_HQ = np.maximum(share**2 * expansion.leaf_variance_HQ, self.change * np.square(expansion.discounts_HQ))
         return self.costs_H[:, None] + disagreement_HQ + leaf_HQ
 
     def weights(self, expansion: Expansion) -> np.ndarray:
@@ -190,7 +194,7 @@ class ImaginedValues(OverLeaf):
             )
             weights_HQ = self.weights(expansion)
             by_layer_LQ = np.einsum("hq,hklq->lq", weights_HQ, expansion.by_member_HKLQ) / self.num_members
-            stderr_Q = np.sqrt((weights_HQ * self.squared_errors(expansion)).sum(axis=0))
+            stderr_Q = np.sqrt((weights_HQ * self.squared_errors(expansion, STATED_SHARE)).sum(axis=0))
             blocks.append((by_layer_LQ, stderr_Q))
         if not blocks:
             return direct

@@ -42,7 +42,9 @@ class TabledValues(OverLeaf):
     def read(self, features_QD: np.ndarray) -> Reading:
         """Values, standard errors and support of the queries given by `at`."""
         direct, rows_Q = self._leaf.read(features_QD), self.table.keys.find(self._queries)
-        by_layer_LS = [self.table.values(leaf_S) for leaf_S in self._states.by_layer_LQ]
+        counted_LS = [self.table.values(leaf_S) for leaf_S in self._states.by_layer_LQ]
+        signal = self.table.signal(counted_LS[-1])
+        by_layer_LS = [self.table.drawn_together(counted_S, signal) for counted_S in counted_LS]
         by_layer_LQ = [
             np.where(rows_Q >= 0, values_S[rows_Q], leaf_Q)
             for values_S, leaf_Q in zip(by_layer_LS, direct.by_layer_LQ, strict=True)

@@ -16,6 +16,9 @@ function of the successor, which are differences of probabilities that two visit
 depend on counts alone, and values are linear in the rewards and in the leaf. In a deterministic world m is nearly 0 and
 one visit is enough; where actions hardly matter m is large and the answer is that of certainty equivalence.
 
+Where few visits leave much noise, values differ by chance alone. So they are drawn to their mean over the log, by the
+share of their spread that is noise (James & Stein 1961). A world without chance has none.
+
 The log may be any policy's: counts need no importance ratios.
 
 Shape legend: N transitions, S states, A actions, P pairs, Q queries, B bytes.
@@ -146,9 +149,10 @@ class TableWorld:
         """
         rows_Q = self.keys.find(observations)
         leaf_S, leaf_stderr_S = leaf(self.states)
-        values_S = self.values(leaf_S)
-        stderr_S = None if leaf_stderr_S is None else self._stderr(values_S, leaf_stderr_S)
-        values_Q = values_S[rows_Q]
+        counted_S = self.values(leaf_S)
+        signal = self.signal(counted_S)
+        stderr_S = None if leaf_stderr_S is None else self._stderr(counted_S, leaf_stderr_S, signal)
+        values_Q = self.drawn_together(counted_S, signal)[rows_Q]
         stderr_Q = None if stderr_S is None else stderr_S[rows_Q]
         elsewhere = np.flatnonzero(rows_Q < 0)
         if len(elsewhere):
@@ -160,9 +164,21 @@ class TableWorld:
         return values_Q, stderr_Q
 
     def values(self, leaf_S: np.ndarray) -> np.ndarray:
-        """Values of the states, (S,), given the leaf's."""
+        """Values of the states as counted, (S,), given the leaf's."""
         rewards_S = np.bincount(self.sources, self._shares_N * self.rewards, minlength=len(leaf_S))
         return lu_solve(self._factors, rewards_S + self.leaf_weights * leaf_S)
+
+    def signal(self, counted_S: np.ndarray) -> float:
+        """The share in [0, 1] of the spread of counted values over the log that is not noise of the counts."""
+        spread = float(self._visits_S @ np.square(counted_S - self._visits_S @ counted_S))
+        variance_S = self._backup_variance(self._backups(counted_S))
+        noise = float(self._visits_S @ (np.square(self._apart_SS) @ variance_S))
+        return 1.0 - noise / spread if noise < spread else float(not noise)
+
+    def drawn_together(self, counted_S: np.ndarray, signal: float) -> np.ndarray:
+        """Counted values (S,) drawn to their mean over the log."""
+        mean = self._visits_S @ counted_S
+        return mean + signal * (counted_S - mean)
 
     def attribution(self, observations: Observations, leaf_attribution: LeafAttribution) -> np.ndarray:
         """The matrix (Q, N) with values = matrix @ rewards.
@@ -175,8 +191,9 @@ class TableWorld:
         found, elsewhere = np.flatnonzero(rows_Q >= 0), np.flatnonzero(rows_Q < 0)
         matrix_QN = np.zeros((len(rows_Q), len(self.rewards)))
         if len(found):
-            reach_FS = self._reach(rows_Q[found])
             leaf_SN = leaf_attribution(self.states)
+            signal = self.signal(self.values(leaf_SN @ self.rewards))
+            reach_FS = self._visits_S @ self._reach_SS + signal * self._apart_SS[rows_Q[found]]
             matrix_QN[found] = reach_FS[:, self.sources] * self._shares_N
             matrix_QN[found] += (reach_FS * self.leaf_weights) @ leaf_SN
         if len(elsewhere):
@@ -196,20 +213,32 @@ class TableWorld:
         np.add.at(matrix_SS, (self.sources, self.successors), -self._shares_N * self.discounts)
         return lu_factor(matrix_SS)
 
-    def _reach(self, rows_F: np.ndarray) -> np.ndarray:
-        """Rows (F, S) of the inverse: discounted visits."""
-        unit_SF = np.zeros((len(self.leaf_weights), len(rows_F)))
-        unit_SF[rows_F, np.arange(len(rows_F))] = 1.0
-        return lu_solve(self._factors, unit_SF, trans=1).T
+    @cached_property
+    def _reach_SS(self) -> np.ndarray:
+        """The inverse: discounted visits of every state from every state."""
+        return lu_solve(self._factors, np.eye(len(self.leaf_weights)), trans=1).T
 
-    def _stderr(self, values_S: np.ndarray, leaf_stderr_S: np.ndarray) -> np.ndarray:
-        """Standard errors of all states, (S,)."""
-        reach_SS = self._reach(np.arange(len(values_S)))
-        backups_N = self.rewards + self.discounts * values_S[self.successors]
+    @cached_property
+    def _visits_S(self) -> np.ndarray:
+        """Shares of the log that left each state."""
+        return np.bincount(self.sources, minlength=len(self.leaf_weights)) / len(self.sources)
+
+    @cached_property
+    def _apart_SS(self) -> np.ndarray:
+        """Discounted visits less their mean over the log."""
+        return self._reach_SS - self._visits_S @ self._reach_SS
+
+    def _backups(self, counted_S: np.ndarray) -> np.ndarray:
+        return self.rewards + self.discounts * counted_S[self.successors]
+
+    def _stderr(self, counted_S: np.ndarray, leaf_stderr_S: np.ndarray, signal: float) -> np.ndarray:
+        """Standard errors of all states, (S,): of what sets them apart the signal's share, of their mean all."""
+        backups_N = self._backups(counted_S)
         variance_S = self._backup_variance(backups_N)
-        leaning_S = reach_SS @ (self.leaf_weights * leaf_stderr_S)
-        missed_S = reach_SS @ self._missed_ending(backups_N)
-        return np.sqrt(PLUG_IN**2 * (reach_SS**2 @ variance_S) + leaning_S**2 + missed_S**2)
+        apart_S, mean = np.square(self._apart_SS) @ variance_S, np.square(self._visits_S @ self._reach_SS) @ variance_S
+        leaning_S = self._reach_SS @ (self.leaf_weights * leaf_stderr_S)
+        missed_S = self._reach_SS @ self._missed_ending(backups_N)
+        return np.sqrt(PLUG_IN**2 * (signal * apart_S + mean) + leaning_S**2 + missed_S**2)
 
     def _backup_variance(self, backups_N: np.ndarray) -> np.ndarray:
         """Variances of the states' own backups, (S,): noise of the pairs' means, and actions weighed other than by
