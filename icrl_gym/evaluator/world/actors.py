@@ -9,7 +9,6 @@ Shape legend: N transitions, B states, D features, U noise numbers, A actions, P
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -194,16 +193,19 @@ class ImitatedNumbers:
         """Basis and ridge are what leaving each transition out finds best."""
         flat_NC = _flat(actions)
         best: tuple[float, Basis, np.ndarray, np.ndarray] | None = None
-        for basis, ridge in product(Basis.candidates(features_ND), IMITATION_RIDGES):
+        for basis in Basis.candidates(features_ND):
             terms_NP = basis(features_ND)
-            gram_PP = terms_NP.T @ terms_NP + ridge * len(terms_NP) * 0.1 * np.eye(terms_NP.shape[1])
-            inverse_PP = np.linalg.inv(gram_PP)
-            weights_PC = inverse_PP @ (terms_NP.T @ flat_NC)
-            leverage_N = np.einsum("np,pq,nq->n", terms_NP, inverse_PP, terms_NP).clip(max=0.99)
-            left_NC = (flat_NC - terms_NP @ weights_PC) / (1.0 - leverage_N)[:, None]
-            error = float(np.square(left_NC).sum()) / basis.least_gain
-            if best is None or error < best[0]:
-                best = error, basis, weights_PC, left_NC
+            values_P, vectors_PP = np.linalg.eigh(terms_NP.T @ terms_NP)  # once for all ridges
+            rotated_NP = terms_NP @ vectors_PP
+            target_PC, squares_NP = rotated_NP.T @ flat_NC, np.square(rotated_NP)
+            for ridge in IMITATION_RIDGES:
+                inverse_P = 1.0 / (values_P.clip(min=0.0) + ridge * len(terms_NP) * 0.1)
+                found_PC = inverse_P[:, None] * target_PC
+                leverage_N = (squares_NP @ inverse_P).clip(max=0.99)
+                left_NC = (flat_NC - rotated_NP @ found_PC) / (1.0 - leverage_N)[:, None]
+                error = float(np.square(left_NC).sum()) / basis.least_gain
+                if best is None or error < best[0]:
+                    best = error, basis, vectors_PP @ found_PC, left_NC
         assert best is not None
         return cls(
             *best[1:], flat_NC.min(axis=0), flat_NC.max(axis=0), np.shape(actions)[1:], np.asarray(actions).dtype

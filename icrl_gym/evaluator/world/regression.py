@@ -195,18 +195,17 @@ def _fit_member(x_MX: Tensor, y_MO: Tensor, width: float, choices: tuple[Choice,
         if group[2]:
             assert kernel_MM is not None
             variance, identity_MM = FUNCTION_VARIANCES[group[0]], torch.eye(num_rows).to(y_MO)
-            inverse_MM = _inverse(kernel_MM + variance * (terms_MP @ terms_MP.mT) + group[1] * identity_MM)
-            found_MO = inverse_MM @ (y_MO - centre_O)[:, outputs]
+            factor_MM = torch.linalg.cholesky(kernel_MM + variance * (terms_MP @ terms_MP.mT) + group[1] * identity_MM)
+            found_MO = torch.cholesky_solve((y_MO - centre_O)[:, outputs], factor_MM)
             weights_MO[:, outputs], function_PO[used, outputs] = found_MO, variance * (terms_MP.mT @ found_MO)
-            to_weights_MM, to_function_PM = inverse_MM, variance * (terms_MP.mT @ inverse_MM)
+            if num_outputs - 1 in outputs:
+                reward_MM = torch.cholesky_inverse(factor_MM)
+                reward_PM[used] = variance * (terms_MP.mT @ reward_MM)
         else:
             to_function_PM = torch.linalg.solve(_function_gram(terms_MP, group[1]), terms_MP.mT)
             function_PO[used, outputs] = to_function_PM @ (y_MO - centre_O)[:, outputs]
-            to_weights_MM = None
-        if num_outputs - 1 in outputs:
-            reward_PM[used] = to_function_PM
-            if to_weights_MM is not None:
-                reward_MM = to_weights_MM
+            if num_outputs - 1 in outputs:
+                reward_PM[used] = to_function_PM
     return function_PO, weights_MO, centre_O, reward_PM, reward_MM
 
 
@@ -214,10 +213,6 @@ def _function_gram(terms_NP: Tensor, ridge: float) -> Tensor:
     penalty_P = torch.full((terms_NP.shape[1],), ridge * len(terms_NP)).to(terms_NP)
     penalty_P[0] *= 1e-6
     return terms_NP.mT @ terms_NP + torch.diag(penalty_P + TINY)
-
-
-def _inverse(positive_MM: Tensor) -> Tensor:
-    return torch.cholesky_inverse(torch.linalg.cholesky(positive_MM))
 
 
 def _terms(x: Tensor, quadratic: bool) -> Tensor:
