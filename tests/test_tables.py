@@ -61,8 +61,8 @@ def log_of(rows, truncated=None, space=None):
     )
 
 
-def world_of(log, asked, gamma=GAMMA):
-    world = TableWorld.fit(log, Prompt.from_trajectory(log, gamma), asked)
+def world_of(log, asked, gamma=GAMMA, acted=True):
+    world = TableWorld.fit(log, Prompt.from_trajectory(log, gamma), asked, acted=acted)
     assert world is not None
     return world
 
@@ -294,6 +294,14 @@ def test_values_are_drawn_together_by_the_share_of_noise_in_their_spread(spread,
     assert np.mean(signals) == pytest.approx(truth.var() / (truth.var() + np.mean(1 - truth**2) / 5), abs=0.15)
 
 
+def test_values_of_a_policy_that_did_not_act_are_not_drawn_together():
+    log = bets(np.full(60, 0.5), 5, 0)
+    own, others = (world_of(log, asked_table(np.ones((60, 1))), acted=acted) for acted in (True, False))
+    counted = own.values(np.zeros(60))
+    assert own.signal(counted) < 0.5
+    np.testing.assert_allclose(others.read(np.arange(60), constant_leaf())[0], counted, rtol=1e-12)
+
+
 def test_in_a_world_without_chance_nothing_is_drawn_together():
     rows = [(s, 0, float(s), min(s + 1, STATES - 1), s == STATES - 1) for s in range(STATES)] * 5
     world = world_of(log_of(rows), asked_table(np.ones((STATES, 1))))
@@ -308,10 +316,10 @@ def test_there_is_no_table_where_states_do_not_recur_or_are_too_many(monkeypatch
     prompt, asked = Prompt.from_trajectory(log, GAMMA), asked_table(random_policy())
     stretch = log[:6]
     assert len(np.unique(stretch.observations)) >= 3
-    assert TableWorld.fit(stretch, Prompt.from_trajectory(stretch, GAMMA), asked) is None
-    assert TableWorld.fit(log, prompt, asked) is not None
+    assert TableWorld.fit(stretch, Prompt.from_trajectory(stretch, GAMMA), asked, acted=True) is None
+    assert TableWorld.fit(log, prompt, asked, acted=True) is not None
     monkeypatch.setattr(tables, "MOST_STATES", STATES - 1)
-    assert TableWorld.fit(log, prompt, asked) is None
+    assert TableWorld.fit(log, prompt, asked, acted=True) is None
 
 
 def box_log(actions):
@@ -340,7 +348,8 @@ def test_a_deterministic_policy_with_real_actions_is_counted():
 
 def test_a_random_policy_with_real_actions_has_no_table():
     log = box_log(np.zeros((40, 2), dtype=np.float32))
-    assert TableWorld.fit(log, Prompt.from_trajectory(log, GAMMA), AskedPolicy(as_policy("random", BOX), BOX)) is None
+    asked = AskedPolicy(as_policy("random", BOX), BOX)
+    assert TableWorld.fit(log, Prompt.from_trajectory(log, GAMMA), asked, acted=True) is None
 
 
 @pytest.mark.parametrize("space", [spaces.MultiBinary(2), spaces.MultiDiscrete([2, 2])])

@@ -377,7 +377,7 @@ class InContextEvaluator:
             return self._leaf(prompt, None if acted else asked)
         if acted and self.imagination == "log":
             asked = None
-        table = None if asked is None else TableWorld.fit(log, prompt, asked)
+        table = None if asked is None else TableWorld.fit(log, prompt, asked, acted=acted)
         if table is not None:
             leaf = self._leaf(prompt, None if acted else asked)
             return TabledValues(leaf, lambda seen: _at(leaf, asked, seen), table)

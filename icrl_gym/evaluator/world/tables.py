@@ -16,8 +16,9 @@ function of the successor, which are differences of probabilities that two visit
 depend on counts alone, and values are linear in the rewards and in the leaf. In a deterministic world m is nearly 0 and
 one visit is enough; where actions hardly matter m is large and the answer is that of certainty equivalence.
 
-Where few visits leave much noise, values differ by chance alone. So they are drawn to their mean over the log, by the
-share of their spread that is noise (James & Stein 1961). A world without chance has none.
+Where few visits leave much noise, values differ by chance alone. So where the policy acted they are drawn to their mean
+over the log, by the share of their spread that is noise (James & Stein 1961). A world without chance has none, and the
+log of another policy is no sample of the states that count.
 
 The log may be any policy's: counts need no importance ratios.
 
@@ -72,6 +73,7 @@ class TableWorld:
         noise_share: share of noise in the variance of a state's backups, in [0, 1]; the rest is the action's.
         rewards: (N,).
         discounts: (N,).
+        acted: whether the policy is the one that acted.
     """
 
     keys: StateKeys
@@ -88,15 +90,17 @@ class TableWorld:
     noise_share: float
     rewards: np.ndarray
     discounts: np.ndarray
+    acted: bool
 
     @classmethod
-    def fit(cls, trajectory: Trajectory, prompt: Prompt, asked: AskedPolicy) -> TableWorld | None:
+    def fit(cls, trajectory: Trajectory, prompt: Prompt, asked: AskedPolicy, *, acted: bool) -> TableWorld | None:
         """Count.
 
         Args:
             trajectory: the log, of any behaviour.
             prompt: its prompt, for rewards and discounts.
             asked: the policy to be evaluated.
+            acted: whether it is the one that acted.
 
         Returns:
             None where states do not recur or are too many, or the policy's actions are neither discrete nor
@@ -132,7 +136,7 @@ class TableWorld:
         unseen = np.where(left, np.maximum((probability_SA**2).sum(axis=1) - seen_S, 0.0), 0.0)
         return cls(
             keys, states, sources, successors, pairs, pair_states, counts, chances, weights, leaf_weights,
-            unseen, (1.0 - same_action) / (1.0 - min(same_action, other_action)), prompt.rewards, prompt.discounts,
+            unseen, (1.0 - same_action) / (1.0 - min(same_action, other_action)), prompt.rewards, prompt.discounts, acted,
         )  # fmt: skip
 
     def read(self, observations: Observations, leaf: Leaf) -> tuple[np.ndarray, np.ndarray | None]:
@@ -169,7 +173,11 @@ class TableWorld:
         return lu_solve(self._factors, rewards_S + self.leaf_weights * leaf_S)
 
     def signal(self, counted_S: np.ndarray) -> float:
-        """The share in [0, 1] of the spread of counted values over the log that is not noise of the counts."""
+        """The share in [0, 1] of the spread of counted values over the log that is not noise of the counts; 1 where
+        another policy acted.
+        """
+        if not self.acted:
+            return 1.0
         spread = float(self._visits_S @ np.square(counted_S - self._visits_S @ counted_S))
         variance_S = self._backup_variance(self._backups(counted_S))
         noise = float(self._visits_S @ (np.square(self._apart_SS) @ variance_S))
