@@ -136,7 +136,8 @@ class TableWorld:
         unseen = np.where(left, np.maximum((probability_SA**2).sum(axis=1) - seen_S, 0.0), 0.0)
         return cls(
             keys, states, sources, successors, pairs, pair_states, counts, chances, weights, leaf_weights,
-            unseen, (1.0 - same_action) / (1.0 - min(same_action, other_action)), prompt.rewards, prompt.discounts, acted,
+            unseen, (1.0 - same_action) / (1.0 - min(same_action, other_action)), prompt.rewards, prompt.discounts,
+            acted,
         )  # fmt: skip
 
     def read(self, observations: Observations, leaf: Leaf) -> tuple[np.ndarray, np.ndarray | None]:
