@@ -297,7 +297,7 @@ def test_a_folder_of_other_examples_is_refused(tmp_path):
     path = tmp_path / "examples.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({"seed": 0, "heads": content["heads"]}))
-    with pytest.raises(ValueError, match=r"out: .* holds shards of version 1, not 4; take another"):
+    with pytest.raises(ValueError, match=r"out: .* holds shards of version 1, not 5; take another"):
         run._claim_folder(tmp_path, 0, PLAN)
 
 

@@ -65,7 +65,7 @@ class Stretch:
         )
 
     def rows_after(self, earlier: Stretch) -> Stretch | None:
-        """What came after an earlier stretch of the same tape, or None where its last row is not in this one."""
+        """The rows after an earlier stretch of the same tape, or None where its last row is not in this one."""
         for count, row in enumerate(reversed(self.rows)):
             if row is earlier.rows[-1]:
                 return replace(self, rows=self.rows[len(self.rows) - count :])

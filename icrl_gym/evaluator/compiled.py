@@ -158,7 +158,7 @@ class CompiledMixture:
         return total_QN
 
     def _pooled(self, features_QMD: np.ndarray, weights_QM: np.ndarray) -> list[tuple[Tensor, Tensor]]:
-        """What the weighted sums read of every member: of its constant (Q,), and of its memories (Q, K)."""
+        """The sums' weights on every member: on its constant (Q,), and on its memories (Q, K)."""
         num_queries, num_points, num_features = features_QMD.shape
         step = max(1, QUERY_BLOCK // max(1, num_points))
         pooled: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.members]

@@ -64,7 +64,7 @@ def trained(place: Place, subject: Subject, command: str) -> None:
 
 
 def conditions(place: Place, subject: Subject, estimator: str) -> Conditions:
-    """What decides the figures of a subject's cells beside estimator, length and seed; its agent must be there."""
+    """The conditions of a subject's cells, beside estimator, length and seed; its agent must be there."""
     content = (place.critics / subject.task.policy).read_bytes()
     weights = None if estimator == CRITIC else weights_sha256("generalist")
     return Conditions(

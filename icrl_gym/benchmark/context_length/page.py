@@ -87,7 +87,7 @@ def sections(curves: Curves, picture: Picture) -> tuple[Section, ...]:
 
 
 def method(curves: Curves) -> str:
-    """What was done, in words."""
+    """The paragraph on the method."""
     folders = (Path(curves.critic(env).cell.task.policy).parent.name for env in curves.envs)
     return METHOD.format(algorithms=" and ".join(sorted({folder.split("-")[0].upper() for folder in folders})))
 

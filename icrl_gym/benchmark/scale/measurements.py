@@ -54,7 +54,7 @@ class Subject:
         return np.asarray(self.log.observations)[np.linspace(0, len(self.log) - 1, number).astype(int)]
 
     def policy(self, method: str) -> Process | None:
-        """What the method is told of the policy."""
+        """The policy as the method is told it, or None."""
         return self.process if method == TOLD else None
 
     def first(self, num_transitions: int) -> Subject:

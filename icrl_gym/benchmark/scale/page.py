@@ -147,7 +147,7 @@ def of_topic(rows: Sequence[Row], topic: str) -> list[Row]:
 
 
 def machine_table(machine: Machine) -> Table:
-    """What the machine can do."""
+    """The table of the machine: cores, memory, threads and speed of matrix products."""
     memory = "-" if machine.memory is None else f"{machine.memory / GIGABYTE:.1f} GiB"
     entries = (
         ("cores", str(machine.cores)), ("memory", memory), ("threads of torch", str(machine.threads)),
