@@ -123,6 +123,18 @@ def test_the_scale_of_rewards_is_that_of_values_and_errors(walled, policy, facto
 # Near the truth
 
 
+def test_the_stated_error_is_that_of_the_weights_with_three_quarters_of_the_leafs(of_its_own, log):
+    compiled, queries = of_its_own.compiled_, log.observations[:5]
+    features = of_its_own.prompt_.queries(queries)
+    expansion = imagination.expand(compiled.leaf, compiled.walker, features, compiled.horizons, imagination.PARTICLES)
+    leaf_HQ = np.maximum(0.75**2 * expansion.leaf_variance_HQ, compiled.change * expansion.discounts_HQ**2)
+    disagreement_HQ = (expansion.disagreement_HQ + compiled.typical_H[:, None]) / 2
+    errors_HQ = compiled.costs_H[:, None] + disagreement_HQ + leaf_HQ
+    expected = np.sqrt((compiled.weights(expansion) * errors_HQ).sum(axis=0))
+    np.testing.assert_allclose(of_its_own.predict(queries).stderr, expected, rtol=1e-9)
+    assert (compiled.squared_errors(expansion) < errors_HQ).any()  # half of it weighs the walks
+
+
 @pytest.mark.parametrize("width", [0.0, 1.0])
 def test_a_policy_in_a_linear_system_has_its_true_values(width):
     found = imagined(linear_log(LENGTH, width=width, policy=NAME if width == 0 else None), law)
