@@ -8,6 +8,7 @@ import icrl_gym as icrl
 from icrl_gym.acting.policies import AskedPolicy, as_policy
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.world import tables
+from icrl_gym.evaluator.world.blend import Blend
 from icrl_gym.evaluator.world.tables import TableWorld, agreements, noise_ratio
 from icrl_gym.rivals.tabular import CertaintyEquivalence
 
@@ -75,6 +76,14 @@ def constant_leaf(value=0.0, stderr=0.0):
     return leaf
 
 
+def read(world, observations, leaf):
+    """Values and standard errors of observations: the table's, and the leaf's where that has no such state."""
+    solved, rows = world.solve(leaf(world.states)[0][None], leaf(world.states)[1]), world.keys.find(observations)
+    values, stderr = leaf(observations)
+    values = np.where(rows >= 0, solved.by_layer_LS[0][rows], values)
+    return values, None if stderr is None else np.where(rows >= 0, solved.stderr_S[rows], stderr)
+
+
 EVERYWHERE = np.arange(STATES)
 
 
@@ -89,7 +98,7 @@ def test_a_deterministic_chain_is_solved_from_another_policys_log():
         stay, go = policy_SA[state]
         expected[state] = (go - stay + go * GAMMA * expected[state + 1]) / (1.0 - stay * GAMMA)
     world = world_of(log_of(rows), asked_table(policy_SA))
-    values, stderr = world.read(EVERYWHERE, constant_leaf(50.0))
+    values, stderr = read(world, EVERYWHERE, constant_leaf(50.0))
     np.testing.assert_allclose(values, expected[:4], atol=2e-3)
     assert stderr is not None
     assert (stderr[:3] < 0.2).all()
@@ -121,7 +130,7 @@ def test_enough_of_any_behaviour_gives_the_policys_values(seed):
     policy_SA, uniform_SA = random_policy(seed), np.full((STATES, ACTIONS), 1.0 / ACTIONS)
     log = sampled_log(transitions_SAS, rewards_SA, uniform_SA, 20_000, seed)
     truth, of_behaviour = (exact(transitions_SAS, rewards_SA, each) for each in (policy_SA, uniform_SA))
-    values = world_of(log, asked_table(policy_SA)).read(EVERYWHERE, constant_leaf())[0]
+    values = read(world_of(log, asked_table(policy_SA)), EVERYWHERE, constant_leaf())[0]
     assert np.abs(values - truth).max() < 0.1
     assert np.abs(of_behaviour - truth).max() > 0.2  # the log's own values are others
 
@@ -129,11 +138,12 @@ def test_enough_of_any_behaviour_gives_the_policys_values(seed):
 def test_values_are_the_attribution_times_the_rewards():
     log = sampled_log(*process(), random_policy(), 60, noise=1.0)
     world = world_of(log, asked_table(random_policy(1)))
-    mixing_SN = np.random.default_rng(5).normal(size=(STATES, 60))
+    leaf_SN = 0.02 * np.random.default_rng(5).normal(size=(len(world.states), 60))
     queries = np.array([3, 0, 0, 2])
-    matrix_QN = world.attribution(queries, lambda observations: mixing_SN[observations])
-    values, _ = world.read(queries, lambda observations: (mixing_SN[observations] @ log.rewards, None))
-    np.testing.assert_allclose(matrix_QN @ log.rewards, values, rtol=1e-10)
+    solved = world.solve((leaf_SN @ log.rewards)[None], None, lambda rewards: leaf_SN @ rewards)
+    assert 0.0 < solved.blend.leaf < 1.0
+    matrix_FN = world.attribution(queries, leaf_SN, solved.blend)
+    np.testing.assert_allclose(matrix_FN @ log.rewards, solved.by_layer_LS[0][queries], rtol=1e-10)
 
 
 def test_values_and_errors_scale_with_the_rewards():
@@ -143,8 +153,8 @@ def test_values_and_errors_scale_with_the_rewards():
         observation_space=log.observation_space,
     )  # fmt: skip
     asked = asked_table(random_policy(1))
-    values, stderr = world_of(log, asked).read(EVERYWHERE, constant_leaf(2.0, 0.5))
-    scaled, scaled_stderr = world_of(larger, asked).read(EVERYWHERE, constant_leaf(-200.0, 50.0))
+    values, stderr = read(world_of(log, asked), EVERYWHERE, constant_leaf(2.0, 0.5))
+    scaled, scaled_stderr = read(world_of(larger, asked), EVERYWHERE, constant_leaf(-200.0, 50.0))
     np.testing.assert_allclose(scaled, -100.0 * values, rtol=1e-9)
     assert stderr is not None
     assert scaled_stderr is not None
@@ -153,14 +163,14 @@ def test_values_and_errors_scale_with_the_rewards():
 
 def test_queries_do_not_depend_on_each_other():
     world = world_of(sampled_log(*process(), random_policy(), 100), asked_table(random_policy()))
-    together, stderr = world.read(np.array([2, 0, 3, 2]), constant_leaf(1.0, 1.0))
+    together, stderr = read(world, np.array([2, 0, 3, 2]), constant_leaf(1.0, 1.0))
     for place, query in enumerate([2, 0, 3, 2]):
-        alone, stderr_alone = world.read(np.array([query]), constant_leaf(1.0, 1.0))
+        alone, stderr_alone = read(world, np.array([query]), constant_leaf(1.0, 1.0))
         assert alone[0] == together[place]
         assert stderr is not None
         assert stderr_alone is not None
         assert stderr_alone[0] == stderr[place]
-    assert world.read(np.array([], dtype=int), constant_leaf())[0].shape == (0,)
+    assert read(world, np.array([], dtype=int), constant_leaf())[0].shape == (0,)
 
 
 def test_states_that_were_never_left_are_the_leafs():
@@ -172,13 +182,12 @@ def test_states_that_were_never_left_are_the_leafs():
     def leaf(observations):
         return 10.0 * np.asarray(observations), 1.0 + np.asarray(observations)
 
-    values, stderr = world.read(EVERYWHERE, leaf)
+    values, stderr = read(world, EVERYWHERE, leaf)
     np.testing.assert_allclose(values[1:], [10.0, 20.0, 30.0])
     assert stderr is not None
     np.testing.assert_allclose(stderr[1:], [2.0, 3.0, 4.0])
-    mixing_SN = np.random.default_rng(0).normal(size=(STATES, 10))
-    matrix_QN = world.attribution(EVERYWHERE, lambda observations: mixing_SN[observations])
-    np.testing.assert_allclose(matrix_QN[1:], mixing_SN[1:])
+    leaf_SN = np.random.default_rng(0).normal(size=(2, 10))
+    np.testing.assert_allclose(world.attribution(np.array([1]), leaf_SN, Blend(np.array([1.0, 0.0])))[0], leaf_SN[1])
 
 
 def test_actions_never_seen_fall_to_the_leaf_the_more_the_fewer_others_were_seen():
@@ -194,7 +203,7 @@ def test_truncated_ends_bootstrap_and_terminations_do_not(monkeypatch):
     rows = [(0, 0, 1.0, 1, False), (1, 0, 2.0, 0, True)] * 4 + [(0, 0, 1.0, 1, False)]
     asked = asked_table(np.ones((STATES, 1)))
     cut = world_of(log_of(rows, truncated=[False] * 8 + [True]), asked)
-    np.testing.assert_allclose(cut.read(np.array([0, 1]), constant_leaf(99.0))[0], [1.0 + GAMMA * 2.0, 2.0])
+    np.testing.assert_allclose(read(cut, np.array([0, 1]), constant_leaf(99.0))[0], [1.0 + GAMMA * 2.0, 2.0])
     ended = world_of(log_of([*rows[:-1], (0, 0, 1.0, 1, True)]), asked)
     counted = ended.values(np.full(2, 99.0))
     np.testing.assert_allclose(counted, [1.0 + 0.8 * GAMMA * 2.0, 2.0])
@@ -204,7 +213,7 @@ def test_importance_ratios_change_nothing():
     log = sampled_log(*process(), random_policy(), 100)
     weighted = log.with_importance_ratios(np.linspace(0.0, 2.0, 100), "another")
     asked = asked_table(random_policy(1))
-    first, second = (world_of(each, asked).read(EVERYWHERE, constant_leaf())[0] for each in (log, weighted))
+    first, second = (read(world_of(each, asked), EVERYWHERE, constant_leaf())[0] for each in (log, weighted))
     np.testing.assert_array_equal(first, second)
 
 
@@ -241,7 +250,7 @@ def test_nine_tenths_of_the_errors_are_within_the_interval():
     inside, inside_third = [], []
     for seed in range(60):
         log = sampled_log(transitions_SAS, rewards_SA, policy_SA, 150, seed, noise=0.5)
-        values, stderr = world_of(log, asked_table(policy_SA)).read(EVERYWHERE, lambda o: (truth[o], 0.0 * truth[o]))
+        values, stderr = read(world_of(log, asked_table(policy_SA)), EVERYWHERE, lambda o: (truth[o], 0.0 * truth[o]))
         assert stderr is not None
         inside.append((np.abs(values - truth) < 1.645 * stderr).mean())
         inside_third.append((np.abs(values - truth) < 1.645 * stderr / 3).mean())
@@ -264,7 +273,7 @@ def test_rewards_by_chance_at_the_ends_of_episodes_are_noise():
         columns = states, 1 - ended, ended * rewards, np.where(ended, states, following), ended
         log = log_of(list(zip(*columns, strict=True)), truncated=~ended, space=spaces.Discrete(num_states))
         world = world_of(log, asked_table(np.full((num_states, 2), 0.5)))
-        values, stderr = world.read(everywhere, lambda o: (np.zeros(len(o)), np.zeros(len(o))))
+        values, stderr = read(world, everywhere, lambda o: (np.zeros(len(o)), np.zeros(len(o))))
         assert stderr is not None
         inside.append((np.abs(values - truth) < 1.645 * stderr).mean())
     assert 0.82 < np.mean(inside) < 0.98
@@ -279,6 +288,10 @@ def bets(wins_S, visits, seed):
     return log_of(rows, space=spaces.Discrete(len(wins_S)))
 
 
+def share_of_counts(world):
+    return world.solve(np.zeros((1, len(world.states))), None).blend.counts
+
+
 @pytest.mark.parametrize(("spread", "largest_ratio"), [(0.0, 0.5), (0.15, 0.8), (0.5, 1.02)])
 def test_values_are_drawn_together_by_the_share_of_noise_in_their_spread(spread, largest_ratio):
     ratios, signals = [], []
@@ -286,9 +299,9 @@ def test_values_are_drawn_together_by_the_share_of_noise_in_their_spread(spread,
         wins_S = np.clip(0.5 + spread * np.random.default_rng([seed, 3]).normal(size=60), 0.0, 1.0)
         world = world_of(bets(wins_S, 5, seed), asked_table(np.ones((60, 1))))
         counted = world.values(np.zeros(60))
-        values, truth = world.read(np.arange(60), constant_leaf())[0], 2 * wins_S - 1
+        values, truth = read(world, np.arange(60), constant_leaf())[0], 2 * wins_S - 1
         ratios.append(np.square(values - truth).mean() / np.square(counted - truth).mean())
-        signals.append(world.signal(counted))
+        signals.append(share_of_counts(world))
     assert np.mean(ratios) < largest_ratio
     # What the share should be: variance of the truth over that of what was counted.
     assert np.mean(signals) == pytest.approx(truth.var() / (truth.var() + np.mean(1 - truth**2) / 5), abs=0.15)
@@ -298,17 +311,16 @@ def test_values_of_a_policy_that_did_not_act_are_not_drawn_together():
     log = bets(np.full(60, 0.5), 5, 0)
     own, others = (world_of(log, asked_table(np.ones((60, 1))), acted=acted) for acted in (True, False))
     counted = own.values(np.zeros(60))
-    assert own.signal(counted) < 0.5
-    np.testing.assert_allclose(others.read(np.arange(60), constant_leaf())[0], counted, rtol=1e-12)
+    assert share_of_counts(own) < 0.5
+    np.testing.assert_allclose(read(others, np.arange(60), constant_leaf())[0], counted, rtol=1e-12)
 
 
 def test_in_a_world_without_chance_nothing_is_drawn_together():
     rows = [(s, 0, float(s), min(s + 1, STATES - 1), s == STATES - 1) for s in range(STATES)] * 5
     world = world_of(log_of(rows), asked_table(np.ones((STATES, 1))))
     counted = world.values(np.zeros(STATES))
-    assert world.signal(counted) == 1.0
-    np.testing.assert_array_equal(world.read(EVERYWHERE, constant_leaf())[0], world.drawn_together(counted, 1.0))
-    np.testing.assert_allclose(world.read(EVERYWHERE, constant_leaf())[0], counted, rtol=1e-14)
+    assert share_of_counts(world) == 1.0
+    np.testing.assert_allclose(read(world, EVERYWHERE, constant_leaf())[0], counted, rtol=1e-14)
 
 
 def test_there_is_no_table_where_states_do_not_recur_or_are_too_many(monkeypatch):
@@ -339,7 +351,7 @@ def test_a_deterministic_policy_with_real_actions_is_counted():
     asked = AskedPolicy(as_policy(lambda o: np.repeat(o["x"] / 3.0, 2, axis=1), BOX), BOX)
     own = np.repeat((np.arange(40) % 2)[:, None] / 3.0, 2, axis=1).astype(np.float32)
     log = box_log(own)
-    values, _ = world_of(log, asked).read(log.observations, lambda o: (np.zeros(len(o["x"])), None))
+    values, _ = read(world_of(log, asked), log.observations, lambda o: (np.zeros(len(o["x"])), None))
     odd = 1.0 / (1.0 - GAMMA**2)
     np.testing.assert_allclose(values[:2], [GAMMA * odd, odd], rtol=0.02)
     others = box_log(own + 0.5)

@@ -380,7 +380,10 @@ class InContextEvaluator:
         table = None if asked is None else TableWorld.fit(log, prompt, asked, acted=acted)
         if table is not None:
             leaf = self._leaf(prompt, None if acted else asked)
-            return TabledValues(leaf, lambda seen: _at(leaf, asked, seen), table)
+            of_rewards = None
+            if isinstance(leaf, CompiledMixture) and not isinstance(self._stream, PartsSum):
+                of_rewards = leaf.values_of_rewards
+            return TabledValues(leaf, lambda seen: _at(leaf, asked, seen), of_rewards, table)
         scene = Scene.of(prompt, log, asked, acted=acted, device=self.device)
         leaf = self._leaf(prompt, None if acted else asked, scene)
         walked = None if scene is None or self.imagination == "expected" else scene.values(leaf)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
 from icrl_gym.evaluator.compiled import Reading
 from icrl_gym.evaluator.world.imagination import Leaf, OverLeaf
-from icrl_gym.evaluator.world.tables import TableWorld
+from icrl_gym.evaluator.world.tables import TableValues, TableWorld
 from icrl_gym.observations import Observations
+
+OfRewards = Callable[[np.ndarray, np.ndarray], np.ndarray]  # features (B, D), rewards (N, R) -> values (B, R)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,33 +26,33 @@ class TabledValues(OverLeaf):
     Attributes:
         leaf: values without it.
         leaf_at: the leaf for these observations, where it needs to know more of them than their features.
+        leaf_of_rewards: its values under other rewards, where it is to be blended with counts; None: it is not.
         table: the counts.
         observations: the queries, which a table finds by what they show; None before `at`.
     """
 
     leaf: Leaf
     leaf_at: Callable[[Observations], Leaf]
+    leaf_of_rewards: OfRewards | None
     table: TableWorld
     observations: Observations | None = None
 
     def at(self, observations: Observations) -> TabledValues:
         """The same for queries that show this."""
         found = replace(self, observations=observations)
-        found.__dict__["_states"] = self._states  # read once per context
+        found.__dict__["_solved"] = self._solved  # once per context
         return found
 
     def read(self, features_QD: np.ndarray) -> Reading:
-        """Values, standard errors and support of the queries given by `at`."""
+        """Values, standard errors and support of the queries given by `at`; the leaf's own at states that are not in
+        the table.
+        """
         direct, rows_Q = self._leaf.read(features_QD), self.table.keys.find(self._queries)
-        counted_LS = [self.table.values(leaf_S) for leaf_S in self._states.by_layer_LQ]
-        signal = self.table.signal(counted_LS[-1])
-        by_layer_LS = [self.table.drawn_together(counted_S, signal) for counted_S in counted_LS]
-        by_layer_LQ = [
-            np.where(rows_Q >= 0, values_S[rows_Q], leaf_Q)
-            for values_S, leaf_Q in zip(by_layer_LS, direct.by_layer_LQ, strict=True)
-        ]
-        _, stderr_Q = self.table.read(self._queries, self._read_leaf)
-        return Reading(np.stack(by_layer_LQ), stderr_Q, direct.support_Q)
+        by_layer_LQ = np.where(rows_Q >= 0, self._solved.by_layer_LS[:, rows_Q], direct.by_layer_LQ)
+        stderr_Q = direct.stderr_Q
+        if stderr_Q is not None and self._solved.stderr_S is not None:
+            stderr_Q = np.where(rows_Q >= 0, self._solved.stderr_S[rows_Q], stderr_Q)
+        return Reading(by_layer_LQ, stderr_Q, direct.support_Q)
 
     def attention(self, features_QD: np.ndarray) -> np.ndarray:
         """Attention of the leaf at the queries, (Q, N)."""
@@ -58,10 +60,13 @@ class TabledValues(OverLeaf):
 
     def attribution(self, features_QD: np.ndarray) -> np.ndarray:
         """The matrix W (Q, N) with values = W @ rewards."""
-        del features_QD
-        return self.table.attribution(
-            self._queries, lambda seen: self.leaf_at(seen).attribution(self.prompt.queries(seen))
-        )
+        matrix_QN, rows_Q = self._leaf.attribution(features_QD), self.table.keys.find(self._queries)
+        found = np.flatnonzero(rows_Q >= 0)
+        if len(found):
+            states = self.table.states
+            leaf_SN = self.leaf_at(states).attribution(self.prompt.queries(states))
+            matrix_QN[found] = self.table.attribution(rows_Q[found], leaf_SN, self._solved.blend)
+        return matrix_QN
 
     @property
     def _queries(self) -> Observations:
@@ -74,9 +79,8 @@ class TabledValues(OverLeaf):
         return self.leaf_at(self._queries)
 
     @cached_property
-    def _states(self) -> Reading:
-        return self.leaf_at(self.table.states).read(self.prompt.queries(self.table.states))
-
-    def _read_leaf(self, seen: Observations) -> tuple[np.ndarray, np.ndarray | None]:
-        found = self._states if seen is self.table.states else self.leaf_at(seen).read(self.prompt.queries(seen))
-        return found.by_layer_LQ[-1], found.stderr_Q
+    def _solved(self) -> TableValues:
+        features_SD = self.prompt.queries(self.table.states)
+        of_rewards = None if self.leaf_of_rewards is None else partial(self.leaf_of_rewards, features_SD)
+        found = self.leaf_at(self.table.states).read(features_SD)
+        return self.table.solve(found.by_layer_LQ, found.stderr_Q, of_rewards)

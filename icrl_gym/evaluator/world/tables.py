@@ -16,13 +16,13 @@ function of the successor, which are differences of probabilities that two visit
 depend on counts alone, and values are linear in the rewards and in the leaf. In a deterministic world m is nearly 0 and
 one visit is enough; where actions hardly matter m is large and the answer is that of certainty equivalence.
 
-Where few visits leave much noise, values differ by chance alone. So where the policy acted they are drawn to their mean
-over the log, by the share of their spread that is noise (James & Stein 1961). A world without chance has none, and the
-log of another policy is no sample of the states that count.
+Where few visits leave much noise, neighbours know more. So where the policy acted, counted values are blended with the
+leaf's and with their mean (blend.py), by what the noise of the counts is estimated to do to each. A world without
+chance has none, and the log of another policy is no sample of the states that count.
 
 The log may be any policy's: counts need no importance ratios.
 
-Shape legend: N transitions, S states, A actions, P pairs, Q queries, B bytes.
+Shape legend: N transitions, S states, A actions, P pairs, F queries that are in the table, L layers, R draws.
 """
 
 from __future__ import annotations
@@ -32,24 +32,39 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from gymnasium import spaces
 from scipy.linalg import lu_factor, lu_solve
+from scipy.sparse import csr_array
 
 from icrl_gym.acting.policies import AskedPolicy
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.trajectory import Trajectory
-from icrl_gym.observations import Observations, batch_size, concatenate, named_leaves, take
+from icrl_gym.evaluator.world.blend import Blend
+from icrl_gym.evaluator.world.state_keys import StateKeys
+from icrl_gym.evaluator.world.table_actions import choices_of
+from icrl_gym.observations import Observations, concatenate, take
 
 MOST_STATES = 2048  # of one dense solve
 MOST_DISTINCT = 0.5  # share of the sources; with more of them states do not recur
 LEAF_WEIGHT = 0.2  # k: the leaf counts as much as this share of one well-known action
 MOST_RATIO = 20.0  # of m
-NUM_ASKED = 16  # actions per state of a policy that does not state its probabilities
 VARIANCE_VISITS = 2.0  # visits that what a state shows of a pair's variance counts as
 PLUG_IN = 1.2  # errors of values over what variances of backups of these same values say; chosen for coverage
+DRAWS = 64  # of the noise
 
-Leaf = Callable[[Observations], tuple[np.ndarray, np.ndarray | None]]
-LeafAttribution = Callable[[Observations], np.ndarray]
+
+@dataclass(frozen=True, eq=False)
+class TableValues:
+    """Values of all states of a table.
+
+    Attributes:
+        by_layer_LS: after each layer of the leaf.
+        stderr_S: standard errors, or None where the leaf has none.
+        blend: what the values were made of.
+    """
+
+    by_layer_LS: np.ndarray
+    stderr_S: np.ndarray | None
+    blend: Blend
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +131,7 @@ class TableWorld:
         if len(np.unique(sources)) >= MOST_DISTINCT * len(prompt) or len(first) > MOST_STATES:
             return None
         states = take(seen, first)
-        choices = _choices(asked, states, sources, trajectory.actions_for("policy"))
+        choices = choices_of(asked, states, sources, trajectory.actions_for("policy"))
         if choices is None:
             return None
         probability_SA, columns = choices
@@ -140,119 +155,95 @@ class TableWorld:
             acted,
         )  # fmt: skip
 
-    def read(self, observations: Observations, leaf: Leaf) -> tuple[np.ndarray, np.ndarray | None]:
-        """Values (Q,) and their standard errors (Q,), both the leaf's own at states that are not in the table.
+    def solve(
+        self,
+        leaf_LS: np.ndarray,
+        leaf_stderr_S: np.ndarray | None,
+        leaf_of_rewards: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> TableValues:
+        """Values of the states, and their standard errors.
 
-        The standard error is that of the counts (delta method), of actions that were not seen and of one ending more
-        than was seen, and the leaf's as far as the values lean on it, its errors being the same everywhere. A log in
-        which no reward differs from 0 says nothing of the rewards elsewhere, and neither does the standard error.
+        The standard error is that of the counts and of what was blended into them, of actions that were not seen and of
+        one ending more than was seen, and the leaf's as far as the values lean on it, its errors being the same
+        everywhere. A log in which no reward differs from 0 says nothing of the rewards elsewhere, and neither does the
+        standard error.
 
         Args:
-            observations: Q raw observations.
-            leaf: values and standard errors of raw observations, linear in the rewards; without standard errors (None)
-                there are none here.
+            leaf_LS: the leaf's values of the states after each of its layers.
+            leaf_stderr_S: its standard errors; None: there are none here either.
+            leaf_of_rewards: its values (S, R) under R other reward functions (N, R); None: it has no share but where
+                counts are few.
         """
-        rows_Q = self.keys.find(observations)
-        leaf_S, leaf_stderr_S = leaf(self.states)
-        counted_S = self.values(leaf_S)
-        signal = self.signal(counted_S)
-        stderr_S = None if leaf_stderr_S is None else self._stderr(counted_S, leaf_stderr_S, signal)
-        values_Q = self.drawn_together(counted_S, signal)[rows_Q]
-        stderr_Q = None if stderr_S is None else stderr_S[rows_Q]
-        elsewhere = np.flatnonzero(rows_Q < 0)
-        if len(elsewhere):
-            leaf_Q, leaf_stderr_Q = leaf(take(observations, elsewhere))
-            values_Q[elsewhere] = leaf_Q
-            if stderr_Q is not None:
-                assert leaf_stderr_Q is not None
-                stderr_Q[elsewhere] = leaf_stderr_Q
-        return values_Q, stderr_Q
+        counted_SL = np.stack([self.values(leaf_S) for leaf_S in leaf_LS], axis=1)
+        rewards_NR = self._noise(counted_SL[:, -1])
+        leaf_noise_SR = None if leaf_of_rewards is None else leaf_of_rewards(rewards_NR)
+        smooth_SR = np.zeros((len(counted_SL), DRAWS)) if leaf_noise_SR is None else leaf_noise_SR
+        noise_SR, blend = self.values_of(rewards_NR, smooth_SR), Blend(self._visits_S)
+        if self.acted:
+            blend = Blend.best(self._visits_S, counted_SL[:, -1], leaf_LS[-1], noise_SR, leaf_noise_SR)
+        stderr_S = None
+        if leaf_stderr_S is not None:
+            variance_S = np.square(blend(noise_SR, smooth_SR)).mean(axis=1) + blend.misfit
+            stderr_S = np.sqrt(PLUG_IN**2 * variance_S + self._leaned(counted_SL[:, -1], leaf_stderr_S))
+        return TableValues(blend(counted_SL, leaf_LS.T).T, stderr_S, blend)
 
     def values(self, leaf_S: np.ndarray) -> np.ndarray:
         """Values of the states as counted, (S,), given the leaf's."""
-        rewards_S = np.bincount(self.sources, self._shares_N * self.rewards, minlength=len(leaf_S))
-        return lu_solve(self._factors, rewards_S + self.leaf_weights * leaf_S)
+        return self.values_of(self.rewards[:, None], leaf_S[:, None])[:, 0]
 
-    def signal(self, counted_S: np.ndarray) -> float:
-        """The share in [0, 1] of the spread of counted values over the log that is not noise of the counts; 1 where
-        another policy acted.
-        """
-        if not self.acted:
-            return 1.0
-        spread = float(self._visits_S @ np.square(counted_S - self._visits_S @ counted_S))
-        variance_S = self._backup_variance(self._backups(counted_S))
-        noise = float(self._visits_S @ (np.square(self._apart_SS) @ variance_S))
-        return 1.0 - noise / spread if noise < spread else float(not noise)
+    def values_of(self, rewards_NR: np.ndarray, leaf_SR: np.ndarray) -> np.ndarray:
+        """Values of the states as counted under R reward functions, (S, R), given the leaf's."""
+        return lu_solve(self._factors, self._gather_SN @ rewards_NR + self.leaf_weights[:, None] * leaf_SR)
 
-    def drawn_together(self, counted_S: np.ndarray, signal: float) -> np.ndarray:
-        """Counted values (S,) drawn to their mean over the log."""
-        mean = self._visits_S @ counted_S
-        return mean + signal * (counted_S - mean)
-
-    def attribution(self, observations: Observations, leaf_attribution: LeafAttribution) -> np.ndarray:
-        """The matrix (Q, N) with values = matrix @ rewards.
+    def attribution(self, states_F: np.ndarray, leaf_SN: np.ndarray, blend: Blend) -> np.ndarray:
+        """The matrix (F, N) with values = matrix @ rewards.
 
         Args:
-            observations: Q raw observations.
-            leaf_attribution: the leaf's matrix (B, N) at B raw observations.
+            states_F: states of the table.
+            leaf_SN: the leaf's matrix at all states of the table.
+            blend: what the values are made of.
         """
-        rows_Q = self.keys.find(observations)
-        found, elsewhere = np.flatnonzero(rows_Q >= 0), np.flatnonzero(rows_Q < 0)
-        matrix_QN = np.zeros((len(rows_Q), len(self.rewards)))
-        if len(found):
-            leaf_SN = leaf_attribution(self.states)
-            signal = self.signal(self.values(leaf_SN @ self.rewards))
-            reach_FS = self._visits_S @ self._reach_SS + signal * self._apart_SS[rows_Q[found]]
-            matrix_QN[found] = reach_FS[:, self.sources] * self._shares_N
-            matrix_QN[found] += (reach_FS * self.leaf_weights) @ leaf_SN
-        if len(elsewhere):
-            matrix_QN[elsewhere] = leaf_attribution(take(observations, elsewhere))
-        return matrix_QN
+        apart_FS = np.eye(len(self.leaf_weights))[states_F] - self._visits_S
+        counted_FS = self._visits_S + blend.counts * apart_FS
+        reach_FS = lu_solve(self._factors, counted_FS.T, trans=1).T
+        return reach_FS @ self._gather_SN + (reach_FS * self.leaf_weights + blend.leaf * apart_FS) @ leaf_SN
 
     @cached_property
-    def _shares_N(self) -> np.ndarray:
+    def _gather_SN(self) -> csr_array:
         """Shares of the transitions in their states' values."""
-        return (self.weights / self.counts)[self.pairs]
+        shape, rows_N = (len(self.leaf_weights), len(self.sources)), np.arange(len(self.sources))
+        return csr_array(((self.weights / self.counts)[self.pairs], (self.sources, rows_N)), shape=shape)
 
     @cached_property
     def _factors(self) -> tuple[np.ndarray, np.ndarray]:
         """LU factors of I - discounted weights."""
-        num_states = len(self.leaf_weights)
-        matrix_SS = np.eye(num_states)
-        np.add.at(matrix_SS, (self.sources, self.successors), -self._shares_N * self.discounts)
+        matrix_SS = np.eye(len(self.leaf_weights))
+        shares_N = (self.weights / self.counts)[self.pairs]
+        np.add.at(matrix_SS, (self.sources, self.successors), -shares_N * self.discounts)
         return lu_factor(matrix_SS)
-
-    @cached_property
-    def _reach_SS(self) -> np.ndarray:
-        """The inverse: discounted visits of every state from every state."""
-        return lu_solve(self._factors, np.eye(len(self.leaf_weights)), trans=1).T
 
     @cached_property
     def _visits_S(self) -> np.ndarray:
         """Shares of the log that left each state."""
         return np.bincount(self.sources, minlength=len(self.leaf_weights)) / len(self.sources)
 
-    @cached_property
-    def _apart_SS(self) -> np.ndarray:
-        """Discounted visits less their mean over the log."""
-        return self._reach_SS - self._visits_S @ self._reach_SS
-
     def _backups(self, counted_S: np.ndarray) -> np.ndarray:
         return self.rewards + self.discounts * counted_S[self.successors]
 
-    def _stderr(self, counted_S: np.ndarray, leaf_stderr_S: np.ndarray, signal: float) -> np.ndarray:
-        """Standard errors of all states, (S,): of what sets them apart the signal's share, of their mean all."""
-        backups_N = self._backups(counted_S)
-        variance_S = self._backup_variance(backups_N)
-        apart_S, mean = np.square(self._apart_SS) @ variance_S, np.square(self._visits_S @ self._reach_SS) @ variance_S
-        leaning_S = self._reach_SS @ (self.leaf_weights * leaf_stderr_S)
-        missed_S = self._reach_SS @ self._missed_ending(backups_N)
-        return np.sqrt(PLUG_IN**2 * (signal * apart_S + mean) + leaning_S**2 + missed_S**2)
-
-    def _backup_variance(self, backups_N: np.ndarray) -> np.ndarray:
-        """Variances of the states' own backups, (S,): noise of the pairs' means, and actions weighed other than by
-        the policy.
+    def _noise(self, counted_S: np.ndarray) -> np.ndarray:
+        """Draws of rewards (N, R) that do to values what chance did: each transition's own, and its action's effect,
+        whose mean over the policy's actions is taken off in every state. Same table, same draws.
         """
+        variance_P, effect = self._backup_variance(self._backups(counted_S))
+        generator, num_states = np.random.default_rng(0), len(self.unseen)
+        effects_PR = np.sqrt(effect) * generator.standard_normal((len(self.counts), DRAWS))
+        mean_SR = np.sqrt(self.unseen * effect)[:, None] * generator.standard_normal((num_states, DRAWS))
+        np.add.at(mean_SR, self.pair_states, self.chances[:, None] * effects_PR)
+        own_NR = np.sqrt(variance_P)[self.pairs, None] * generator.standard_normal((len(self.sources), DRAWS))
+        return own_NR + effects_PR[self.pairs] - mean_SR[self.sources]
+
+    def _backup_variance(self, backups_N: np.ndarray) -> tuple[np.ndarray, float]:
+        """Variances of the pairs' single backups, (P,), and of the effects of actions."""
         mean_P, squares_P = _moments(backups_N, self.pairs, self.counts)
         pooled = squares_P.sum() / max(float((self.counts - 1).sum()), 1.0)
         counts_S = np.bincount(self.sources, minlength=len(self.unseen))
@@ -262,69 +253,16 @@ class TableWorld:
         within = squares_S.sum() / max(float(np.maximum(counts_S - 1, 0).sum()), 1.0)
         share = max(self.noise_share, min(pooled / within, 1.0)) if within > 0 else self.noise_share
         expected_P = share * state_S[self.pair_states]
-        noise_P = (squares_P + VARIANCE_VISITS * expected_P) / (self.counts - 1 + VARIANCE_VISITS) / self.counts
-        effect = _effect_variance(mean_P, noise_P, self.pair_states)
-        variance_P = self.weights**2 * noise_P + (self.weights - self.chances) ** 2 * effect
-        return np.bincount(self.pair_states, variance_P, minlength=len(self.unseen)) + self.unseen * effect
+        variance_P = (squares_P + VARIANCE_VISITS * expected_P) / (self.counts - 1 + VARIANCE_VISITS)
+        return variance_P, _effect_variance(mean_P, variance_P / self.counts, self.pair_states)
 
-    def _missed_ending(self, backups_N: np.ndarray) -> np.ndarray:
-        """The loss that one more ending in N + 1 transitions would take from the states' backups, (S,)."""
-        lost_N = (backups_N - self.rewards) / (len(self.rewards) + 1)
-        return np.bincount(self.sources, self._shares_N * lost_N, minlength=len(self.unseen))
-
-
-@dataclass(frozen=True, eq=False)
-class StateKeys:
-    """Distinct observations as strings of bytes, in order.
-
-    Attributes:
-        keys_S: (S,) void, sorted.
-        dtypes: those of the leaves that the keys were made of.
-    """
-
-    keys_S: np.ndarray
-    dtypes: tuple[np.dtype, ...]
-
-    @classmethod
-    def of(cls, observations: Observations) -> tuple[StateKeys, np.ndarray, np.ndarray]:
-        """Keys, the first row of each (S,), and the rows' states (C,)."""
-        dtypes = tuple(leaf.dtype for leaf in _leaves(observations))
-        bytes_C, _ = _bytes(observations, dtypes)
-        keys_S, first_S, state_C = np.unique(bytes_C, return_index=True, return_inverse=True)
-        return cls(keys_S, dtypes), first_S, state_C.reshape(-1)
-
-    def find(self, observations: Observations) -> np.ndarray:
-        """States (Q,) of observations, -1 for those that are none."""
-        bytes_Q, fits_Q = _bytes(observations, self.dtypes)
-        joined_C = np.concatenate([self.keys_S, bytes_Q])
-        _, first_U, unique_C = np.unique(joined_C, return_index=True, return_inverse=True)
-        state_Q = first_U[unique_C.reshape(-1)][len(self.keys_S) :]  # the first is a key's, if any
-        return np.where(fits_Q & (state_Q < len(self.keys_S)), state_Q, -1)
-
-
-def _leaves(observations: Observations) -> list[np.ndarray]:
-    """Leaves in the order of their names, which is not always that of a dict."""
-    return [leaf for _, leaf in sorted(named_leaves(observations, ""), key=lambda named: named[0])]
-
-
-def _bytes(observations: Observations, dtypes: tuple[np.dtype, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """All leaves of each row as one void (B,), and whether they are numbers of these dtypes, (B,) bool.
-
-    Real numbers are rounded to theirs; -0 is 0.
-    """
-    batch = batch_size(observations)
-    fits, parts = np.ones(batch, dtype=bool), []
-    for leaf, dtype in zip(_leaves(observations), dtypes, strict=True):
-        flat = leaf.reshape(batch, int(np.prod(leaf.shape[1:])))
-        with np.errstate(invalid="ignore", over="ignore"):
-            cast = flat.astype(dtype)
-        if dtype.kind == "f":
-            cast = cast + dtype.type(0)
-        else:
-            fits &= (cast == flat).all(axis=1)
-        parts.append(np.ascontiguousarray(cast).view(np.uint8))
-    joined = np.ascontiguousarray(np.concatenate(parts, axis=1))
-    return joined.view(np.dtype((np.void, joined.shape[1]))).reshape(batch), fits
+    def _leaned(self, counted_S: np.ndarray, leaf_stderr_S: np.ndarray) -> np.ndarray:
+        """Squares (S,) of what the leaf's standard errors do to the states' values, and of the loss that one more
+        ending in N + 1 transitions would be.
+        """
+        lost_N = (self._backups(counted_S) - self.rewards) / (len(self.rewards) + 1)
+        both_S2 = np.stack([self.leaf_weights * leaf_stderr_S, self._gather_SN @ lost_N], axis=1)
+        return np.square(lu_solve(self._factors, both_S2)).sum(axis=1)
 
 
 def agreements(sources: np.ndarray, pairs: np.ndarray, outcomes: np.ndarray) -> tuple[float, float]:
@@ -383,47 +321,3 @@ def _effect_variance(mean_P: np.ndarray, noise_P: np.ndarray, pair_states: np.nd
     freedom_P = 1.0 - 1.0 / num_S[pair_states]
     freedom = float(freedom_P.sum())
     return max(squares - float((freedom_P * noise_P).sum()), 0.0) / freedom if freedom else 0.0
-
-
-def _choices(
-    asked: AskedPolicy, states: Observations, sources: np.ndarray, actions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Probabilities (S, A) of actions, and the columns (N,) of the logged ones, or None (see `TableWorld.fit`)."""
-    space = asked.action_space
-    probability_SA = asked.probabilities(states)
-    if probability_SA is not None:
-        assert isinstance(space, spaces.Discrete)
-        return probability_SA, actions.astype(np.int64) - int(space.start)
-    num_states = batch_size(states)
-    drawn = np.stack([asked.actions(states, np.tile(noise_U, (num_states, 1))) for noise_U in _noises(asked.num_noise)])
-    drawn_KSC = drawn.reshape(NUM_ASKED, num_states, -1)
-    logged_NC = actions.reshape(len(actions), -1)
-    if isinstance(space, spaces.Box):
-        return _its_own_or_another(drawn_KSC, sources, logged_NC)
-    everything = np.concatenate([drawn_KSC.reshape(NUM_ASKED * num_states, -1), logged_NC])
-    distinct, columns = np.unique(everything, axis=0, return_inverse=True)
-    columns = columns.reshape(-1)
-    probability_SA = np.zeros((num_states, len(distinct)))
-    np.add.at(probability_SA, (np.tile(np.arange(num_states), NUM_ASKED), columns[: -len(actions)]), 1.0 / NUM_ASKED)
-    return probability_SA, columns[-len(actions) :]
-
-
-def _its_own_or_another(
-    drawn_KSC: np.ndarray, sources: np.ndarray, logged_NC: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Two columns for real actions: the policy's own, which has probability 1, and all others; None if it has several.
-
-    Networks round differently in different batches, so equal is what is as near as rounding.
-    """
-    own_SC = drawn_KSC[0]
-    if not np.allclose(drawn_KSC, own_SC, rtol=1e-4, atol=1e-5):
-        return None
-    same_N = np.isclose(logged_NC, own_SC[sources], rtol=1e-4, atol=1e-5).all(axis=1)
-    return np.tile([1.0, 0.0], (len(own_SC), 1)), np.where(same_N, 0, 1)
-
-
-def _noises(num_noise: int) -> np.ndarray:
-    """Fixed noise (NUM_ASKED, num_noise): each number takes the same equally spaced values, in orders of its own."""
-    spaced_K = (np.arange(NUM_ASKED) + 0.5) / NUM_ASKED
-    generator = np.random.default_rng(0)
-    return np.stack([spaced_K[generator.permutation(NUM_ASKED)] for _ in range(num_noise)], axis=1)
