@@ -154,15 +154,43 @@ def test_every_transition_is_foretold_once_by_a_member_without_it(expected):
     assert not any(row in world.rows_KM[member] for row, member in zip(rows, members, strict=True))
 
 
-def test_a_share_of_one_turns_a_known_system_into_its_mean():
-    log = noisy_log()
+def test_by_its_share_a_known_system_is_turned_into_its_mean():
+    log = noisy_log(2000)
     found = fitted(log, Noisy(6.0)).compiled_.variates
-    assert found.share == pytest.approx(1.0, abs=1e-6)
+    assert found.share > 0.95
     live = log.terminated == 0
     mean = log.observations @ MOVES + law(log.observations) * PUSH  # the policy's noise has mean zero
-    features = found.prompt.feature_map(mean)[live]
+    shares = found.share * mean + (1 - found.share) * log.next_observations
+    features = found.prompt.feature_map(shares)[live]
     np.testing.assert_allclose(found.expected.end_features, features, atol=0.05)
     assert np.abs(found.prompt.feature_map(log.next_observations)[live] - features).max() > 0.2
+
+
+def share_with(values_of):
+    """The share where the leaf gives these values to raw observations."""
+    log = noisy_log(1000)
+    found = fitted(log, Noisy(6.0)).compiled_.variates
+    features = found.prompt.feature_map
+    made = variates.ActionVariates.of(
+        found.prompt, found.world, features(log.next_observations), found.actions,
+        lambda features_BD: values_of(features.inverse(features_BD)),
+    )  # fmt: skip
+    return 0.0 if made is None else made.share
+
+
+def test_the_share_is_what_the_leaf_knows_of_states_that_nobody_visited():
+    exact = lambda states: true_values(states, GAMMA)  # noqa: E731
+    log = noisy_log(1000)
+    visited = np.concatenate([log.observations, log.next_observations])
+
+    def rough(states):
+        """Exact at the states of the log, and noise between them, as an interpolation's."""
+        apart = np.array([np.abs(visited - state).max(axis=1).min() for state in states])
+        return exact(states) + 3 * exact(visited).std() * (apart > 1e-9) * np.sin(1e5 * states.sum(axis=1))
+
+    known, unknown = share_with(exact), share_with(rough)
+    assert known > 0.97
+    assert unknown < 0.3 * known
 
 
 def test_rewards_keep_their_mean_over_many_transitions():

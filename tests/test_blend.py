@@ -53,7 +53,7 @@ def test_a_leaf_that_smooths_what_is_rough_is_not():
     assert leaf > 3 * counted
     assert both < 1.05 * counted
     assert share < 0.2
-    assert 0.8 < inside
+    assert inside > 0.8
 
 
 def test_between_the_two_both_are_used():

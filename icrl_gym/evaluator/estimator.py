@@ -397,13 +397,14 @@ class InContextEvaluator:
         """
         if other is not None:
             return TargetValues.of(self.trajectory_, prompt, other, self._compiled)
-        variates = None if scene is None or isinstance(self._stream, PartsSum) else scene.variates()
-        if variates is not None:
-            self._stream = None
-            return ExpectedValues(variates, self._compiled(variates.expected))
         if self._stream is None:
             self._stream = Stream.of(self._compiled(prompt))
-        return self._stream.mixture
+        leaf = self._stream.mixture
+        variates = None if scene is None or isinstance(self._stream, PartsSum) else scene.variates(leaf)
+        if variates is None:
+            return leaf
+        self._stream = None
+        return ExpectedValues(variates, self._compiled(variates.expected))
 
     def _compiled(self, prompt: Prompt) -> CompiledMixture:
         return self.model.compile(prompt, self.device, self.dtype)

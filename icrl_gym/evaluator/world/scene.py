@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,17 +83,20 @@ class Scene:
         walker = Walker(world, actors, action_features, prompt.gamma)
         return cls(prompt, trajectory, successors_ND, actions_NX, walker, asked, acted)
 
-    def variates(self) -> ActionVariates | None:
+    def variates(self, leaf: Leaf) -> ActionVariates | None:
         """Control variates for the actions, where the policy acted and can be asked; see variates.py.
 
         An imitated policy has none: where it errs, the variates' mean is not zero.
+
+        Args:
+            leaf: the context's values without them.
         """
         if self.asked is None or not self.acted or len(self.prompt) > MOST_VARIED:
             return None
         drawn = spread_actions(self.asked, self.trajectory.observations, LEAST_DRAWS)
         asked_MNX = np.stack([self.walker.action_features(actions) for actions in np.moveaxis(drawn.actions, 1, 0)])
         actions = Actions(self.actions_NX, asked_MNX, drawn.weights_BM.T)
-        return ActionVariates.of(self.prompt, self.walker.world, self.successors_ND, actions)
+        return ActionVariates.of(self.prompt, self.walker.world, self.successors_ND, actions, _values(leaf))
 
     def values(self, leaf: Leaf) -> ImaginedValues | None:
         """Values by walks, or None where these do not hold.
@@ -103,7 +107,7 @@ class Scene:
         horizons = [steps for steps in HORIZONS if steps == 1 or self.prompt.gamma**steps >= SMALLEST_DISCOUNT]
         check = check_walks(
             self.walker, self.prompt, self.successors_ND, self.actions_NX, self._noise(max(horizons)), horizons,
-            lambda features_BD: leaf.read(features_BD).by_layer_LQ[-1],
+            _values(leaf),
         )  # fmt: skip
         if self.asked is None:  # with other actions than the logged ones even a perfect first step differs
             check = replace(check, squares_H=check.errors_H)
@@ -120,3 +124,8 @@ class Scene:
                 self.prompt.source_features[rows], self.trajectory.actions_for("policy")[rows], noise_NU[rows]
             )
         return noise_NU
+
+
+def _values(leaf: Leaf) -> Callable[[np.ndarray], np.ndarray]:
+    """A leaf as a function of features."""
+    return lambda features_BD: leaf.read(features_BD).by_layer_LQ[-1]

@@ -9,8 +9,11 @@ over the keys, and for the reward:
 
 with a_j actions of the policy in S_k and p_j their weights. The bracket has mean zero whatever m is, as long as m was
 not fitted to the transition; so every transition is read by a member of the world that was fitted without it, and a
-wrong model costs variance alone. The share b says how much of what an action is foretold to do it does; rewards do not
-enter it. This is the control variate of doubly robust evaluation (Jiang & Li 2016), put into softmax TD's equations.
+wrong model costs variance alone. This is the control variate of doubly robust evaluation (Jiang & Li 2016), put into
+softmax TD's equations. The share b is the lesser of two regressions: of how far transitions went on how far their
+actions were foretold to take them; and of the TD errors of the leaf without variates on what the same leaf makes of the
+two brackets. Where many features are spread over few transitions its values at states that nobody visited are mostly
+interpolation, which says little of TD errors.
 
 An ending is no successor, so a transition that ended stays as it was; where the action decides on an ending, the mean
 over the others is not exactly zero.
@@ -21,7 +24,7 @@ L logged rows of a member, Q queries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,7 +37,7 @@ from icrl_gym.evaluator.world.imagination import OverLeaf
 from icrl_gym.evaluator.world.model import Step, World
 
 ROWS_AT_ONCE = 512  # of each member
-LEAST_SHARE = 0.1  # below it a model says too little of what actions do
+LEAST_SHARE = 0.1  # below it variates say too little of the TD errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,24 +81,37 @@ class ActionVariates:
     expected: Prompt
 
     @classmethod
-    def of(cls, prompt: Prompt, world: World, successors_ND: np.ndarray, actions: Actions) -> ActionVariates | None:
-        """The variates of a prompt, or None where actions are no matter of chance or the world does not know what
-        they do.
+    def of(
+        cls,
+        prompt: Prompt,
+        world: World,
+        successors_ND: np.ndarray,
+        actions: Actions,
+        values: Callable[[np.ndarray], np.ndarray],
+    ) -> ActionVariates | None:
+        """The variates of a prompt, or None where actions are no matter of chance or what is foretold of them says too
+        little of the TD errors.
 
         Args:
             prompt: the context; its end columns are states.
             world: its world.
             successors_ND: features of the true successors.
             actions: logged and asked.
+            values: those of features (B, D) without variates.
         """
         live = np.flatnonzero(prompt.discounts > 0)
         predicted = [_predicted(prompt, world, features_NX) for features_NX, _ in actions.parts]
         next_MND, rewards_MN = (np.stack(part) for part in zip(*predicted, strict=True))
         weights_MN = np.stack([weights_N for _, weights_N in actions.parts])
-        foretold_ND = np.einsum("mn,mnd->nd", weights_MN, next_MND)[live]
-        happened_ND = successors_ND[live] - next_MND[0, live] + foretold_ND  # from the mean of the policy's actions
-        power = float(np.square(foretold_ND).sum())
-        share = min(1.0, float((foretold_ND * happened_ND).sum()) / power) if power > 0 else 0.0
+        read = values(np.concatenate([prompt.source_features, successors_ND, *next_MND])).reshape(-1, len(prompt))
+        errors_N = prompt.rewards + prompt.discounts * read[1] - read[0]
+        foretold_N = np.einsum("mn,mn->n", weights_MN, rewards_MN + prompt.discounts * read[2:])
+        moved_ND = np.einsum("mn,mnd->nd", weights_MN, next_MND)  # what the action does, as foretold
+        happened_ND = successors_ND - next_MND[0] + moved_ND
+        share = min(
+            _slope(moved_ND[live].ravel(), happened_ND[live].ravel()),
+            _slope(foretold_N[live], errors_N[live] - errors_N[live].mean()),
+        )
         if share < LEAST_SHARE:
             return None
         parts_MED = np.concatenate([successors_ND[None], next_MND])[:, live]
@@ -199,6 +215,12 @@ def _predicted(prompt: Prompt, world: World, actions_NX: np.ndarray) -> tuple[np
         step = _advance(prompt, world, actions_NX, rows_KB)
         next_ND[rows_KB], rewards_N[rows_KB] = step.next_KBD.cpu().numpy(), step.rewards_KB.cpu().numpy()
     return next_ND, rewards_N
+
+
+def _slope(foretold_N: np.ndarray, errors_N: np.ndarray) -> float:
+    """That of errors on what was foretold of them, in [0, 1]."""
+    power = float(np.square(foretold_N).sum())
+    return min(1.0, max(0.0, float(foretold_N @ errors_N) / power)) if power > 0 else 0.0
 
 
 def _plus(total: Tensor | None, more: Tensor) -> Tensor:
