@@ -18,6 +18,7 @@ from icrl_gym.evaluator.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from icrl_gym.evaluator.error_bars import SamplingCovariance
 from icrl_gym.evaluator.heads import HEADS
 from icrl_gym.evaluator.mixing import FREE_LEVEL, LEAST_SPREAD, PSEUDO_TERMINATIONS, agreed, consensus
 from icrl_gym.evaluator.mixture import Generalist
@@ -400,6 +401,39 @@ def test_pseudo_terminations_are_shorter_discounts(setting):
     assert np.abs(actual - values_of(prompt, setting, queries)).max() > 1e-3
 
 
+def trained_errors(mixture, queries):
+    """Standard errors without the sampling error of the first head."""
+    bars = replace(mixture.error_bars, sampled=False)
+    return standard_errors(replace(mixture, error_bars=bars), queries)
+
+
+def test_what_is_stated_lies_half_way_between_trained_and_sampling_error():
+    prompt = make_prompt()
+    mixture, queries = compiled(untrained(), prompt), make_queries(prompt)
+    trained, bars = trained_errors(mixture, queries), mixture.error_bars
+    sampling = bars.sampling(bars.first.attend(queries))
+    ratio = standard_errors(mixture, queries) / trained
+    np.testing.assert_allclose(ratio, np.sqrt(np.clip(sampling / trained, 0.25, 4.0)), rtol=1e-9)
+    assert ratio.min() >= 0.5
+    assert ratio.std() > 0
+
+
+@pytest.mark.parametrize("setting", [HEADS[0], Setting(landmarks=30)], ids=["all sources", "landmarks"])
+def test_the_sampling_covariance_is_that_of_rewards_with_noise(setting):
+    """Innovations of a perfect fit but for reward noise: the noise, which moves values as the covariance says."""
+    prompt, generator = make_prompt(num_rows=200), np.random.default_rng(0)
+    queries, moved, stated = make_queries(prompt), [], []
+    for _ in range(60):
+        noisy = replace(prompt, rewards=0.3 * generator.normal(size=len(prompt)))
+        head = compile_prompt(noisy, setting)
+        rows = head.attend(queries)
+        moved.append(head.values(rows)[-1].numpy())
+        covariance = SamplingCovariance.of(head)
+        stated.append(np.square(covariance(rows)) - covariance.unseen**2)
+    ratio = np.sqrt(np.mean(stated, axis=0) / np.square(moved).mean(axis=0))
+    assert 0.7 < np.median(ratio) < 1.5
+
+
 @pytest.mark.parametrize("trusted", [True, False])
 def test_untrained_error_bars_are_one_value_scale_and_twice_that_far_out(trusted):
     prompt = make_prompt()
@@ -408,7 +442,7 @@ def test_untrained_error_bars_are_one_value_scale_and_twice_that_far_out(trusted
     means_of(model.spread)[: len(STATISTICS)] = mixture.error_bars.statistics_S + (0.0 if trusted else 50.0)
     model.spread.standardisation.get_buffer("scale_Z")[len(STATISTICS) :] = 100.0
     expected = value_scale(compile_prompt(prompt, HEADS[0])) * (1.0 if trusted else 2.0)
-    np.testing.assert_allclose(standard_errors(mixture, make_queries(prompt)), expected, rtol=1e-6)
+    np.testing.assert_allclose(trained_errors(mixture, make_queries(prompt)), expected, rtol=1e-6)
 
 
 def test_error_bars_of_a_weighted_log_are_those_of_its_effective_size():
@@ -417,7 +451,7 @@ def test_error_bars_of_a_weighted_log_are_those_of_its_effective_size():
     size = ratios.sum() ** 2 / np.square(ratios).sum()
     for given, expected in ((None, 1.0), (np.full(len(prompt), 3.0), 1.0), (ratios, np.sqrt(len(prompt) / size))):
         mixture = compiled(Generalist(HEADS, Watched()), replace(prompt, importance_ratios=given))
-        errors = standard_errors(mixture, make_queries(prompt))
+        errors = trained_errors(mixture, make_queries(prompt))
         np.testing.assert_allclose(errors, expected * mixture.error_bars.facts.scale, rtol=1e-9)
 
 

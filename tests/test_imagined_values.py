@@ -123,11 +123,11 @@ def test_the_scale_of_rewards_is_that_of_values_and_errors(walled, policy, facto
 # Near the truth
 
 
-def test_the_stated_error_is_that_of_the_weights_with_three_quarters_of_the_leafs(of_its_own, log):
+def test_the_stated_error_is_that_of_the_weights_with_all_of_the_leafs(of_its_own, log):
     compiled, queries = of_its_own.compiled_, log.observations[:5]
     features = of_its_own.prompt_.queries(queries)
     expansion = imagination.expand(compiled.leaf, compiled.walker, features, compiled.horizons, imagination.PARTICLES)
-    leaf_HQ = np.maximum(0.75**2 * expansion.leaf_variance_HQ, compiled.change * expansion.discounts_HQ**2)
+    leaf_HQ = np.maximum(expansion.leaf_variance_HQ, compiled.change * expansion.discounts_HQ**2)
     disagreement_HQ = (expansion.disagreement_HQ + compiled.typical_H[:, None]) / 2
     errors_HQ = compiled.costs_H[:, None] + disagreement_HQ + leaf_HQ
     expected = np.sqrt((compiled.weights(expansion) * errors_HQ).sum(axis=0))

@@ -98,12 +98,10 @@ class Generalist:
         statistics_S = torch.as_tensor(prompt_statistics(prompt, first), dtype=torch.float32)
         facts = QueryFacts.of(first, prompt.source_features[:0])
         answering = at_dials(compiler, _readable(heads, prompt), first)
-        mixture = CompiledMixture(
-            prompt,
-            tuple(Member(1.0 / len(answering), head) for head in answering),
-            PretrainedError(self.spread, statistics_S, first.without_matrices(), facts),
-            float(self.spread.trust_in(statistics_S[None])),
-        )
+        bars = PretrainedError(self.spread, statistics_S, first.without_matrices(), facts)
+        _ = bars.sampling  # now, while the attention of the context is held
+        members = tuple(Member(1.0 / len(answering), head) for head in answering)
+        mixture = CompiledMixture(prompt, members, bars, float(self.spread.trust_in(statistics_S[None])))
         compiler.release()
         return mixture
 

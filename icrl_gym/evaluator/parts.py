@@ -241,7 +241,8 @@ class PartsSum:
 
         if isinstance(bars, PretrainedError):
             first = solved(bars.first)
-            bars = replace(bars, first=first, facts=QueryFacts.of(first, compiled.prompt.source_features[:0]))
+            facts = QueryFacts.of(first, compiled.prompt.source_features[:0])
+            bars = replace(bars, first=first, facts=facts, sampled=False)
         members = tuple(Member(member.share, solved(member.head)) for member in compiled.members)
         compiler.release()
         grown = self.num_added / self.num_transitions
