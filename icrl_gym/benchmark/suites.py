@@ -75,7 +75,10 @@ _PIXELS = _stages(
     gamma=0.95, wrapper="icrl_envs.small_frames:SmallFrames", env_kwargs=(("obs_type", "grayscale"),), extra="atari",
     features="policy",
 )  # fmt: skip
-_BLACKJACK: dict[str, Any] = {"wrapper": "gymnasium.wrappers:FlattenObservation", "extra": "classic"}
+_BLACKJACK: dict[str, Any] = {
+    "wrapper": "icrl_envs.late_hole_card:LateHoleCard,gymnasium.wrappers:FlattenObservation",
+    "extra": "classic",
+}
 _BIRD: dict[str, Any] = {"env_kwargs": (("use_lidar", False),), "extra": "packages"}
 _PACKAGES = (
     Task("Blackjack-v1", **_BLACKJACK),

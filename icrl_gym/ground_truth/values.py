@@ -51,6 +51,10 @@ def monte_carlo_values(
     its own noise, go on until they terminate or gamma^H <= ``tolerance``; one still alive then gets the tail gamma^H
     mean(V), mean(V) being that of the queries, and a note says how many.
 
+    A copy keeps all of the simulator's state. Where the observation hides a part of it, such as the dealer's second
+    card in Blackjack-v1, the values are those of states with that part, which scatter around the values of what is seen
+    by more than the standard errors say; `icrl_envs.late_hole_card` shows how a wrapper mends that.
+
     An environment that truncates by itself, without Gymnasium's `TimeLimit`, is not stepped beyond: it may have nothing
     more to give. A copy that stops so after t steps gets the tail gamma^t mean(V), and a note says how many did. This
     is so for ``max_steps`` in MiniGrid; states close to such a limit have values drawn towards the mean, which is also
