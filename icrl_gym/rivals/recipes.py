@@ -167,7 +167,7 @@ RECIPES: tuple[Recipe, ...] = (
         "Blackjack-v1",  # SB3 knows no tuples, so they are flattened to one-hot numbers
         "PPO",
         (5_000, 15_000, 30_000),
-        wrapper="gymnasium.wrappers:FlattenObservation",
+        wrapper="icrl_envs.late_hole_card:LateHoleCard,gymnasium.wrappers:FlattenObservation",
         options=_SHORT_ROLLOUTS,
     ),
     Recipe(
