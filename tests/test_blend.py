@@ -114,6 +114,21 @@ def test_the_generalist_reads_neighbours_off_a_table_of_places(seed):
     assert errors[1] < 0.8 * errors[0]
 
 
+def test_attribution_is_the_tables_where_it_knows_the_state_and_the_leafs_elsewhere():
+    named = bets(0.5 + 0.4 * np.sin(2 * np.pi * PLACE_S), 4, 0)
+    log = icrl.Trajectory(
+        PLACE_S[named.observations][:, None], named.actions, named.rewards, PLACE_S[named.next_observations][:, None],
+        named.terminated, named.truncated, observation_space=spaces.Box(0.0, 2.0, (1,), np.float64), policy="stay",
+    )  # fmt: skip
+    evaluator = icrl.InContextEvaluator.from_pretrained("generalist").fit(log, 0.9, policy=Stay())
+    queries = np.array([[0.5], [0.505], [0.0], [1.3]])  # the second and the last were never seen
+    estimate = evaluator.predict(queries)
+    np.testing.assert_allclose(estimate.attribution() @ log.rewards, estimate.values, atol=1e-9)
+    leaf = icrl.InContextEvaluator.from_pretrained("generalist", imagination=False).fit(log, 0.9).predict(queries)
+    np.testing.assert_allclose(estimate.values[[1, 3]], leaf.values[[1, 3]], atol=1e-9)
+    assert np.abs(estimate.values - leaf.values)[[0, 2]].min() > 1e-4
+
+
 class Stay:
     """The one action there is."""
 

@@ -18,8 +18,9 @@ from icrl_gym.evaluator.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from icrl_gym.evaluator.error_bars import SamplingCovariance
+from icrl_gym.evaluator.error_bars import SamplingCovariance, SamplingError
 from icrl_gym.evaluator.heads import HEADS
+from icrl_gym.evaluator.kernel import Rows
 from icrl_gym.evaluator.mixing import FREE_LEVEL, LEAST_SPREAD, PSEUDO_TERMINATIONS, agreed, consensus
 from icrl_gym.evaluator.mixture import Generalist
 from icrl_gym.evaluator.network import compile_prompt, with_free_level
@@ -432,6 +433,15 @@ def test_the_sampling_covariance_is_that_of_rewards_with_noise(setting):
         stated.append(np.square(covariance(rows)) - covariance.unseen**2)
     ratio = np.sqrt(np.mean(stated, axis=0) / np.square(moved).mean(axis=0))
     assert 0.7 < np.median(ratio) < 1.5
+
+
+@pytest.mark.parametrize("forgetting", [1e-4, 1e-6])
+def test_the_sampling_covariance_is_the_sampling_error_of_a_head_without_landmarks(forgetting):
+    """Two ways to the same: one solve for every query, and a matrix for all; innovations in two closed forms."""
+    prompt = make_prompt(num_rows=200)
+    head, queries = compile_prompt(prompt, Setting(forgetting=forgetting)), make_queries(prompt)
+    one_by_one = SamplingError.of(head)(Rows(queries), np.zeros((1, 7)), np.zeros(7))
+    np.testing.assert_allclose(SamplingCovariance.of(head)(head.attend(queries)), one_by_one, rtol=0.01)
 
 
 @pytest.mark.parametrize("trusted", [True, False])

@@ -14,7 +14,7 @@ import numpy as np
 from icrl_gym.evaluator.compiled import Reading
 from icrl_gym.evaluator.world.imagination import Leaf, OverLeaf
 from icrl_gym.evaluator.world.tables import TableValues, TableWorld
-from icrl_gym.observations import Observations
+from icrl_gym.observations import Observations, take
 
 OfRewards = Callable[[np.ndarray, np.ndarray], np.ndarray]  # features (B, D), rewards (N, R) -> values (B, R)
 
@@ -60,12 +60,16 @@ class TabledValues(OverLeaf):
 
     def attribution(self, features_QD: np.ndarray) -> np.ndarray:
         """The matrix W (Q, N) with values = W @ rewards."""
-        matrix_QN, rows_Q = self._leaf.attribution(features_QD), self.table.keys.find(self._queries)
-        found = np.flatnonzero(rows_Q >= 0)
+        rows_Q = self.table.keys.find(self._queries)
+        found, elsewhere = np.flatnonzero(rows_Q >= 0), np.flatnonzero(rows_Q < 0)
+        matrix_QN = np.zeros((len(rows_Q), len(self.prompt)))
         if len(found):
             states = self.table.states
             leaf_SN = self.leaf_at(states).attribution(self.prompt.queries(states))
             matrix_QN[found] = self.table.attribution(rows_Q[found], leaf_SN, self._solved.blend)
+        if len(elsewhere):
+            leaf = self.leaf_at(take(self._queries, elsewhere))
+            matrix_QN[elsewhere] = leaf.attribution(features_QD[elsewhere])
         return matrix_QN
 
     @property

@@ -208,18 +208,22 @@ class TableWorld:
         reach_FS = lu_solve(self._factors, counted_FS.T, trans=1).T
         return reach_FS @ self._gather_SN + (reach_FS * self.leaf_weights + blend.leaf * apart_FS) @ leaf_SN
 
+    @property
+    def _shares_N(self) -> np.ndarray:
+        """Shares of the transitions in their states' values."""
+        return (self.weights / self.counts)[self.pairs]
+
     @cached_property
     def _gather_SN(self) -> csr_array:
-        """Shares of the transitions in their states' values."""
+        """The same as a matrix, which sums over each state's transitions."""
         shape, rows_N = (len(self.leaf_weights), len(self.sources)), np.arange(len(self.sources))
-        return csr_array(((self.weights / self.counts)[self.pairs], (self.sources, rows_N)), shape=shape)
+        return csr_array((self._shares_N, (self.sources, rows_N)), shape=shape)
 
     @cached_property
     def _factors(self) -> tuple[np.ndarray, np.ndarray]:
         """LU factors of I - discounted weights."""
         matrix_SS = np.eye(len(self.leaf_weights))
-        shares_N = (self.weights / self.counts)[self.pairs]
-        np.add.at(matrix_SS, (self.sources, self.successors), -shares_N * self.discounts)
+        np.add.at(matrix_SS, (self.sources, self.successors), -self._shares_N * self.discounts)
         return lu_factor(matrix_SS)
 
     @cached_property
