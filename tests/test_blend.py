@@ -6,7 +6,7 @@ from gymnasium import spaces
 from test_tables import asked_table, bets, share_of_counts, world_of
 
 import icrl_gym as icrl
-from icrl_gym.evaluator.world.blend import Blend, _least
+from icrl_gym.evaluator.world.blend import Blend, Estimate, least
 
 STATES, VISITS = 60, 5
 PLACE_S = np.arange(STATES) / STATES
@@ -72,26 +72,34 @@ def test_a_leaf_whose_noise_is_not_known_has_no_share():
     assert solved.blend.counts == share_of_counts(world)
 
 
-def test_the_least_risk_is_found_inside_and_on_every_edge():
+def test_the_least_risk_is_found_inside_and_on_every_face():
     generator, kinds = np.random.default_rng(0), set()
-    grid = [np.array([a, b]) for a in np.linspace(0, 1, 101) for b in np.linspace(0, 1 - a, 101)]
-    for _ in range(40):
-        root = generator.normal(size=(2, 2))
-        gram, target = root @ root.T, generator.normal(size=2)
-        found = _least(gram, target)
-        risk = lambda x, gram=gram, target=target: x @ gram @ x - 2 * x @ target  # noqa: E731
+    steps = np.linspace(0, 1, 26)
+    grid = np.array([x for x in np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3) if x.sum() <= 1])
+    for _ in range(80):
+        root = generator.normal(size=(3, 3))
+        gram, target = root @ root.T, generator.normal(size=3)
+        found = least(gram, target)
+        risk = lambda x, gram=gram, target=target: np.einsum("...i,ij,...j", x, gram, x) - 2 * x @ target  # noqa: E731
         assert (found >= 0).all()
         assert found.sum() <= 1 + 1e-12
-        assert risk(found) <= min(map(risk, grid)) + 1e-12
-        kinds.add((found[0] > 1e-9, found[1] > 1e-9, found.sum() < 1 - 1e-9))
-    assert len(kinds) >= 5
+        assert risk(found) <= risk(grid).min() + 1e-12
+        kinds.add((*(found > 1e-9), found.sum() < 1 - 1e-9))
+    assert len(kinds) >= 12
+
+
+def test_estimates_that_are_one_share_what_the_one_would_have():
+    gram, target = np.ones((2, 2)), np.array([0.6, 0.6])
+    assert least(gram, target).sum() == pytest.approx(0.6)
+    assert (least(np.zeros((3, 3)), np.zeros(3)) == 0).all()
 
 
 def test_without_noise_counts_are_believed():
-    visits_S, counted_S = np.full(3, 1 / 3), np.array([1.0, 2.0, 4.0])
-    blend = Blend.best(visits_S, counted_S, np.zeros(3), np.zeros((3, 4)), np.zeros((3, 4)))
-    assert (blend.leaf, blend.counts, blend.misfit) == (0.0, 1.0, 0.0)
-    np.testing.assert_allclose(blend(counted_S, np.zeros(3)), counted_S)
+    visits_S, counted_S, noise_SR = np.full(3, 1 / 3), np.array([1.0, 2.0, 4.0]), np.zeros((3, 4))
+    other = Estimate(np.array([1.0, 0.0, 0.0]), noise_SR)
+    blend = Blend.best(visits_S, Estimate(counted_S, noise_SR), other, other)
+    assert (blend.counts, blend.leaf, blend.additive, blend.misfit) == (1.0, 0.0, 0.0, 0.0)
+    np.testing.assert_allclose(blend(counted_S, np.zeros(3), np.zeros(3)), counted_S)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -16,9 +16,10 @@ function of the successor, which are differences of probabilities that two visit
 depend on counts alone, and values are linear in the rewards and in the leaf. In a deterministic world m is nearly 0 and
 one visit is enough; where actions hardly matter m is large and the answer is that of certainty equivalence.
 
-Where few visits leave much noise, neighbours know more. So where the policy acted, counted values are blended with the
-leaf's and with their mean (blend.py), by what the noise of the counts is estimated to do to each. A world without
-chance has none, and the log of another policy is no sample of the states that count.
+Where few visits leave much noise, other states know more. So where the policy acted, counted values are blended with
+the leaf's, with additive ones (additive.py) and with their mean (blend.py), by what the noise of the counts is
+estimated to do to each. A world without chance has none, and the log of another policy is no sample of the states that
+count.
 
 The log may be any policy's: counts need no importance ratios.
 
@@ -38,7 +39,8 @@ from scipy.sparse import csr_array
 from icrl_gym.acting.policies import AskedPolicy
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.context.trajectory import Trajectory
-from icrl_gym.evaluator.world.blend import Blend
+from icrl_gym.evaluator.world.additive import AdditiveValues
+from icrl_gym.evaluator.world.blend import Blend, Estimate
 from icrl_gym.evaluator.world.state_keys import StateKeys
 from icrl_gym.evaluator.world.table_actions import choices_of
 from icrl_gym.observations import Observations, concatenate, take
@@ -174,18 +176,21 @@ class TableWorld:
             leaf_of_rewards: its values (S, R) under R other reward functions (N, R); None: it has no share but where
                 counts are few.
         """
-        counted_SL = np.stack([self.values(leaf_S) for leaf_S in leaf_LS], axis=1)
-        rewards_NR = self._noise(counted_SL[:, -1])
-        leaf_noise_SR = None if leaf_of_rewards is None else leaf_of_rewards(rewards_NR)
-        smooth_SR = np.zeros((len(counted_SL), DRAWS)) if leaf_noise_SR is None else leaf_noise_SR
-        noise_SR, blend = self.values_of(rewards_NR, smooth_SR), Blend(self._visits_S)
+        counted_SL = self.values_of(self.rewards[:, None], leaf_LS.T)
+        draws_NR = self._noise(counted_SL[:, -1])
+        known = leaf_of_rewards is not None
+        leaf_SR = leaf_of_rewards(draws_NR) if known else np.zeros((len(counted_SL), DRAWS))
+        noise_SR, blend = self.values_of(draws_NR, leaf_SR), Blend(self._visits_S)
+        added_SL, added_SR = self._added(self.rewards[:, None], leaf_LS.T), self._added(draws_NR, leaf_SR)
         if self.acted:
-            blend = Blend.best(self._visits_S, counted_SL[:, -1], leaf_LS[-1], noise_SR, leaf_noise_SR)
+            leaf = Estimate(leaf_LS[-1] if known else np.zeros(len(counted_SL)), leaf_SR)
+            counted, additive = Estimate(counted_SL[:, -1], noise_SR), Estimate(added_SL[:, -1], added_SR)
+            blend = Blend.best(self._visits_S, counted, leaf, additive)
         stderr_S = None
         if leaf_stderr_S is not None:
-            variance_S = np.square(blend(noise_SR, smooth_SR)).mean(axis=1) + blend.misfit
+            variance_S = np.square(blend(noise_SR, leaf_SR, added_SR)).mean(axis=1) + blend.misfit
             stderr_S = np.sqrt(PLUG_IN**2 * variance_S + self._leaned(counted_SL[:, -1], leaf_stderr_S))
-        return TableValues(blend(counted_SL, leaf_LS.T).T, stderr_S, blend)
+        return TableValues(blend(counted_SL, leaf_LS.T, added_SL).T, stderr_S, blend)
 
     def values(self, leaf_S: np.ndarray) -> np.ndarray:
         """Values of the states as counted, (S,), given the leaf's."""
@@ -193,7 +198,7 @@ class TableWorld:
 
     def values_of(self, rewards_NR: np.ndarray, leaf_SR: np.ndarray) -> np.ndarray:
         """Values of the states as counted under R reward functions, (S, R), given the leaf's."""
-        return lu_solve(self._factors, self._gather_SN @ rewards_NR + self.leaf_weights[:, None] * leaf_SR)
+        return lu_solve(self._factors, self._one_step(rewards_NR, leaf_SR))
 
     def attribution(self, states_F: np.ndarray, leaf_SN: np.ndarray, blend: Blend) -> np.ndarray:
         """The matrix (F, N) with values = matrix @ rewards.
@@ -206,6 +211,8 @@ class TableWorld:
         apart_FS = np.eye(len(self.leaf_weights))[states_F] - self._visits_S
         counted_FS = self._visits_S + blend.counts * apart_FS
         reach_FS = lu_solve(self._factors, counted_FS.T, trans=1).T
+        if self._additive is not None:
+            reach_FS = reach_FS + blend.additive * self._additive.reach(apart_FS)
         return reach_FS @ self._gather_SN + (reach_FS * self.leaf_weights + blend.leaf * apart_FS) @ leaf_SN
 
     @property
@@ -219,12 +226,30 @@ class TableWorld:
         shape, rows_N = (len(self.leaf_weights), len(self.sources)), np.arange(len(self.sources))
         return csr_array((self._shares_N, (self.sources, rows_N)), shape=shape)
 
+    def _one_step(self, rewards_NR: np.ndarray, leaf_SR: np.ndarray) -> np.ndarray:
+        """What the states' equations have on their right, (S, R): rewards, and the leaf where little was counted."""
+        return self._gather_SN @ rewards_NR + self.leaf_weights[:, None] * leaf_SR
+
     @cached_property
-    def _factors(self) -> tuple[np.ndarray, np.ndarray]:
-        """LU factors of I - discounted weights."""
+    def _equations_SS(self) -> np.ndarray:
+        """I - discounted weights: equations @ values = one step."""
         matrix_SS = np.eye(len(self.leaf_weights))
         np.add.at(matrix_SS, (self.sources, self.successors), -self._shares_N * self.discounts)
-        return lu_factor(matrix_SS)
+        return matrix_SS
+
+    @cached_property
+    def _factors(self) -> tuple[np.ndarray, np.ndarray]:
+        return lu_factor(self._equations_SS)
+
+    @cached_property
+    def _additive(self) -> AdditiveValues | None:
+        """None where the log is another policy's, or where there is nothing to add."""
+        return AdditiveValues.of(self.states, self._visits_S, self._equations_SS) if self.acted else None
+
+    def _added(self, rewards_NR: np.ndarray, leaf_SR: np.ndarray) -> np.ndarray:
+        """Additive values (S, R), or zeros."""
+        one_step_SR = self._one_step(rewards_NR, leaf_SR)
+        return np.zeros_like(one_step_SR) if self._additive is None else self._additive(one_step_SR)
 
     @cached_property
     def _visits_S(self) -> np.ndarray:
