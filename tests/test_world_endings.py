@@ -103,6 +103,17 @@ def test_distances_are_from_the_origin_of_the_observation():
     assert held.sum() == 1
 
 
+@pytest.mark.parametrize("farthest", [1.1, 1.5])
+def test_a_side_that_was_never_left_ends_episodes_as_the_other_does_if_nothing_says_otherwise(farthest):
+    """Endings on the right alone, beyond 1.2; on the left the log went so far."""
+    x = np.linspace(-farthest, 1.2, 300)[:, None] * np.array([1.0, 0.0])
+    endings = Endings.fit(x, np.array([[1.21, 0.0], [1.25, 0.0]]), np.zeros(2), MEMBERS)
+    assert endings is not None
+    found = says(endings, np.array([[-1.3, 0.0], [1.3, 0.0]]))[endings.by_rules_K]
+    assert found[:, 1].min() == 1.0
+    assert set(found[:, 0]) == {float(farthest < 1.2)}
+
+
 def test_members_hold_different_explanations_where_the_context_does_not_tell():
     x = normal(300, 0)
     x[:, 1] = x[:, 0]  # either of the two may be what ends an episode

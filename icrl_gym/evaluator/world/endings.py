@@ -3,9 +3,10 @@
 Most endings in practice are thresholds: a body leaves a box, falls below a height, tilts too far. So the first model is
 a set of *rules*: one coordinate of the successor, or its distance from the origin of the observation, exceeds a
 threshold that lies somewhere between the largest value at which an episode went on and the least of the endings that
-the rule explains. Where nothing but the seen range is visited, no rule ever gives a false alarm. The second is a
-logistic function of the successor's coordinates, squares and products, read in the same way where it sets the endings
-apart. How far the rules are believed is decided by how well each model foretells every ending from the others.
+the rule explains. Where nothing but the seen range is visited, no rule ever gives a false alarm. A distance is
+preferred to one side of it where the same endings speak for both: the log went less far on the other side. The second
+is a logistic function of the successor's coordinates, squares and products, read in the same way where it sets the
+endings apart. How far the rules are believed is decided by how well each model foretells every ending from the others.
 
 A few endings leave several explanations, and a threshold leaves a gap. Every member of the world holds one of the
 explanations and one place in the gap, in proportion to what speaks for them, so that members disagree where the context
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
+BOTH_SIDES = 10.0  # times as likely as one side alone, where the same endings speak for both
 LEAST_SHARE = 0.02  # of an ending that a rule must explain to count
 ROUNDS = 50  # of expectation and maximisation
 MOST_QUADRATIC = 12  # features with squares and products
@@ -57,11 +59,12 @@ class Rules:
         scores_EJ = _candidates(ended_ED, origin_D)
         beyond_EJ = scores_EJ > low_J
         usable_J = beyond_EJ.any(axis=0)
-        prior_J, shares_EJ = usable_J / max(1, usable_J.sum()), np.zeros_like(scores_EJ)
+        start_J = usable_J * np.repeat([1.0, 1.0, BOTH_SIDES], went_on_LD.shape[1])
+        prior_J, shares_EJ = start_J, np.zeros_like(scores_EJ)
         for _ in range(ROUNDS):
             shares_EJ = beyond_EJ * prior_J
             shares_EJ = shares_EJ / np.maximum(shares_EJ.sum(axis=1, keepdims=True), 1e-12)
-            prior_J = shares_EJ.sum(axis=0) + 1e-3 * usable_J
+            prior_J = shares_EJ.sum(axis=0) + 1e-3 * start_J
             prior_J = prior_J / max(prior_J.sum(), 1e-12)
         shares_EJ = np.where(shares_EJ > LEAST_SHARE, shares_EJ, 0.0)
         return cls(origin_D, shares_EJ / np.maximum(shares_EJ.sum(axis=1, keepdims=True), 1e-12), low_J, scores_EJ)
