@@ -102,6 +102,19 @@ def test_without_noise_counts_are_believed():
     np.testing.assert_allclose(blend(counted_S, np.zeros(3), np.zeros(3)), counted_S)
 
 
+def test_a_factor_that_all_values_share_calls_for_no_shrinkage():
+    """A goal that was reached once: all values are as wrong as the chance to reach it."""
+    visits_S, values_S = np.full(5, 0.2), np.array([0.1, 0.3, 0.2, 0.9, 0.5])
+    generator = np.random.default_rng(0)
+    factor_SR, own_SR = np.outer(values_S, generator.normal(size=64)), 0.3 * generator.normal(size=(5, 64))
+    nothing = Estimate(np.zeros(5), np.zeros((5, 64)))
+    assert Blend.best(visits_S, Estimate(values_S, factor_SR), nothing, nothing).counts == pytest.approx(1.0)
+    alone = Blend.best(visits_S, Estimate(values_S, own_SR), nothing, nothing)
+    both = Blend.best(visits_S, Estimate(values_S, own_SR + factor_SR), nothing, nothing)
+    assert 0.0 < both.counts < 0.5
+    assert both.counts == pytest.approx(alone.counts, abs=1e-9)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_generalist_reads_neighbours_off_a_table_of_places(seed):
     """The same game twice: its states shown as places on a line, and as names that say nothing."""

@@ -17,6 +17,7 @@ from icrl_gym.context.target_pairs import expected_actions
 from icrl_gym.evaluator.compiled import CompiledMixture
 from icrl_gym.evaluator.target_values import TargetValues
 from icrl_gym.evaluator.world import ImaginedValues, imagination
+from icrl_gym.evaluator.world.tabled import TabledValues
 from icrl_gym.observations import take
 from icrl_gym.pretraining.prior.controlled import draw_controlled_task
 
@@ -255,10 +256,11 @@ def test_importance_ratios_have_no_world(log):
     check_leaf(log.with_importance_ratios(np.linspace(0.5, 1.5, len(log)), "other"))
 
 
-def test_states_that_recur_have_no_smooth_world(log):
+def test_states_that_recur_are_counted_and_have_no_smooth_world(log):
     rounded = replace(log, observations=np.round(log.observations), next_observations=np.round(log.next_observations),
                       episode_ends=None)  # fmt: skip
-    check_leaf(rounded)
+    assert isinstance(fitted(rounded).compiled_, TabledValues)
+    check_leaf(replace(rounded, actions=None))  # nothing is read of a log without actions but states and rewards
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 40, 63])

@@ -1,5 +1,7 @@
 """Values by counting: exact where theory says so, and the leaf's own where nothing is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -7,8 +9,10 @@ from gymnasium import spaces
 import icrl_gym as icrl
 from icrl_gym.acting.policies import AskedPolicy, as_policy
 from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.compiled import CompiledMixture
 from icrl_gym.evaluator.world import tables
 from icrl_gym.evaluator.world.blend import Blend
+from icrl_gym.evaluator.world.tabled import TabledValues
 from icrl_gym.evaluator.world.tables import TableWorld, agreements, noise_ratio
 from icrl_gym.rivals.tabular import CertaintyEquivalence
 
@@ -358,10 +362,30 @@ def test_a_deterministic_policy_with_real_actions_is_counted():
     assert world_of(others, asked).chances.max() == 0.0
 
 
-def test_a_random_policy_with_real_actions_has_no_table():
+def test_of_a_random_policy_with_real_actions_states_are_counted_if_it_acted():
     log = box_log(np.zeros((40, 2), dtype=np.float32))
-    asked = AskedPolicy(as_policy("random", BOX), BOX)
-    assert TableWorld.fit(log, Prompt.from_trajectory(log, GAMMA), asked, acted=True) is None
+    asked, prompt = AskedPolicy(as_policy("random", BOX), BOX), Prompt.from_trajectory(log, GAMMA)
+    assert TableWorld.fit(log, prompt, asked, acted=False) is None
+    own, unknown = world_of(log, asked), world_of(log, None)
+    assert own.chances.tolist() == [1.0, 1.0]
+    np.testing.assert_array_equal(own.values(np.zeros(2)), unknown.values(np.zeros(2)))
+
+
+def test_without_its_policy_a_log_is_certainty_equivalence(monkeypatch):
+    monkeypatch.setattr(tables, "noise_ratio", lambda *_: 0.0)
+    log = sampled_log(*process(), random_policy(), 400, noise=0.3)
+    expected = CertaintyEquivalence().fit(log, GAMMA).predict(EVERYWHERE).values
+    np.testing.assert_allclose(world_of(log, None).values(np.zeros(STATES)), expected, rtol=1e-8)
+
+
+def test_the_generalist_counts_without_the_policy_but_not_a_weighted_log():
+    log = sampled_log(*process(), random_policy(), 400, noise=0.3)
+    ratios = np.random.default_rng(0).uniform(0.5, 1.5, len(log))
+    for one, kind in ((log, TabledValues), (replace(log, importance_ratios=ratios), CompiledMixture)):
+        fitted = icrl.InContextEvaluator.from_pretrained("generalist").fit(one, GAMMA)
+        assert type(fitted.compiled_) is kind
+        estimate = fitted.predict(EVERYWHERE)
+        np.testing.assert_allclose(estimate.attribution() @ log.rewards, estimate.values, rtol=1e-8)
 
 
 @pytest.mark.parametrize("space", [spaces.MultiBinary(2), spaces.MultiDiscrete([2, 2])])

@@ -377,7 +377,8 @@ class InContextEvaluator:
             return self._leaf(prompt, None if acted else asked)
         if acted and self.imagination == "log":
             asked = None
-        table = None if asked is None else TableWorld.fit(log, prompt, asked, acted=acted)
+        counted = asked is not None or (log.actions is not None and prompt.importance_ratios is None)
+        table = TableWorld.fit(log, prompt, asked, acted=acted) if counted else None
         if table is not None:
             leaf = self._leaf(prompt, None if acted else asked)
             of_rewards = None

@@ -9,6 +9,9 @@ has the shares whose estimated squared error is least: with x the deviation in (
 known, E|x - truth|^2 = |x - counted|^2 + 2 cov(x, noise of the counts) up to what is the same for all shares (Mallows
 1973, C_p, here over the states of a log). With the counts alone this is the shrinkage of James & Stein (1961).
 
+Noise along the counted deviations is left out of that: it is one factor of all values, as where a goal was reached once
+or twice. Its size goes with the values', so what was counted is as likely too little as too much.
+
 Shape legend: S states, R draws of the noise, E estimates.
 """
 
@@ -21,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+TINY = np.finfo(float).tiny
 SINGULAR = 1e-12  # reciprocal condition number below which estimates are one
 
 
@@ -68,8 +72,11 @@ class Blend:
             return cls(visits_S)
         gram_EE = (deviations_ES * visits_S) @ deviations_ES.T
         shared_EE = np.einsum("s,isr,jsr->ij", visits_S, noises_ESR, noises_ESR) / noises_ESR.shape[2]
+        along_R = (deviations_ES[0] * visits_S) @ noises_ESR[0] / max(gram_EE[0, 0], TINY)
+        across_SR = noises_ESR[0] - np.outer(deviations_ES[0], along_R)
+        across_E = np.einsum("s,isr,sr->i", visits_S, noises_ESR, across_SR) / len(along_R)
+        shares_E = least(gram_EE, gram_EE[0] - across_E)
         target_E = gram_EE[0] - shared_EE[0]  # products with the truth
-        shares_E = least(gram_EE, target_E)
         risk = shares_E @ gram_EE @ shares_E - 2 * shares_E @ target_E + max(float(target_E[0]), 0.0)
         return cls(visits_S, *shares_E.tolist(), misfit=max(0.0, float(risk - shares_E @ shared_EE @ shares_E)))
 

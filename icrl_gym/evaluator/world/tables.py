@@ -1,4 +1,4 @@
-"""Values by counting, where states recur and the policy can be asked.
+"""Values by counting, where states recur.
 
 A value is V(s) = sum_a pi(a|s) q(s, a), where pi is the policy's own and q is read off the counts:
 q(s, a) = mean of r + discount V(s') over the n_sa transitions of the pair. Pairs that were hardly ever seen borrow
@@ -21,7 +21,8 @@ the leaf's, with additive ones (additive.py) and with their mean (blend.py), by 
 estimated to do to each. A world without chance has none, and the log of another policy is no sample of the states that
 count.
 
-The log may be any policy's: counts need no importance ratios.
+The log may be any policy's: counts need no importance ratios. Where the policy is the one that acted and is not known,
+or its actions are too many to count, states alone are counted, as if it had one action.
 
 Shape legend: N transitions, S states, A actions, P pairs, F queries that are in the table, L layers, R draws.
 """
@@ -110,30 +111,37 @@ class TableWorld:
     acted: bool
 
     @classmethod
-    def fit(cls, trajectory: Trajectory, prompt: Prompt, asked: AskedPolicy, *, acted: bool) -> TableWorld | None:
+    def fit(
+        cls, trajectory: Trajectory, prompt: Prompt, asked: AskedPolicy | None, *, acted: bool
+    ) -> TableWorld | None:
         """Count.
 
         Args:
             trajectory: the log, of any behaviour.
             prompt: its prompt, for rewards and discounts.
-            asked: the policy to be evaluated.
+            asked: the policy to be evaluated, or None: the one that acted.
             acted: whether it is the one that acted.
 
         Returns:
-            None where states do not recur or are too many, or the policy's actions are neither discrete nor
+            None where states do not recur or are too many, or another policy's actions are neither discrete nor
             deterministic.
 
         Raises:
             ValueError: the policy cannot answer at a state of the log.
         """
+        most_distinct = MOST_DISTINCT * len(prompt)
+        if len(prompt.first_visits) >= most_distinct:  # features that differ are states that differ
+            return None
         goes_on = prompt.discounts > 0
         seen = concatenate([trajectory.observations, take(trajectory.next_observations, goes_on)])
         keys, first, state_C = StateKeys.of(seen)
         sources = state_C[: len(prompt)]
-        if len(np.unique(sources)) >= MOST_DISTINCT * len(prompt) or len(first) > MOST_STATES:
+        if len(np.unique(sources)) >= most_distinct or len(first) > MOST_STATES:
             return None
         states = take(seen, first)
-        choices = choices_of(asked, states, sources, trajectory.actions_for("policy"))
+        choices = None if asked is None else choices_of(asked, states, sources, trajectory.actions_for("policy"))
+        if choices is None and acted:
+            choices = np.ones((len(first), 1)), np.zeros(len(sources), dtype=np.int64)
         if choices is None:
             return None
         probability_SA, columns = choices
