@@ -21,6 +21,7 @@ from icrl_gym.evaluator.parts import PartsSum
 from icrl_gym.evaluator.setting import Setting
 from icrl_gym.evaluator.spread_head import SpreadHead
 from icrl_gym.evaluator.statistics import value_scale
+from icrl_gym.evaluator.world.tabled import TabledValues
 
 GAMMA = 0.95
 HELD = 480
@@ -331,3 +332,11 @@ def test_workers_that_lose_calls_are_an_error():
 def test_torch_distributed_without_a_group_is_an_error():
     with pytest.raises(RuntimeError, match="needs a process group: call"):
         evaluator().fit_parts([make_log(900)], GAMMA, held=HELD, workers="torch.distributed")
+
+
+def test_states_that_recur_are_not_counted_in_the_held_sample_of_a_longer_log():
+    logs = [icrl.collect("FrozenLake-v1", "random", num_transitions=400, seed=seed) for seed in (0, 1, 2)]
+    fit_parts = icrl.InContextEvaluator.from_pretrained("generalist").fit_parts
+    for held, counted in ((300, False), (1200, True)):  # the second is all of it
+        for policy in (None, "random"):
+            assert isinstance(fit_parts(logs, GAMMA, policy, held=held).compiled_, TabledValues) is counted

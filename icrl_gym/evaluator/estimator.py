@@ -377,13 +377,12 @@ class InContextEvaluator:
             return self._leaf(prompt, None if acted else asked)
         if acted and self.imagination == "log":
             asked = None
-        counted = asked is not None or (log.actions is not None and prompt.importance_ratios is None)
-        table = TableWorld.fit(log, prompt, asked, acted=acted) if counted else None
+        known = asked is not None or (log.actions is not None and prompt.importance_ratios is None)
+        whole = not isinstance(self._stream, PartsSum)  # of a log in parts a sample is held, and the leaf has read all
+        table = TableWorld.fit(log, prompt, asked, acted=acted) if known and whole else None
         if table is not None:
             leaf = self._leaf(prompt, None if acted else asked)
-            of_rewards = None
-            if isinstance(leaf, CompiledMixture) and not isinstance(self._stream, PartsSum):
-                of_rewards = leaf.values_of_rewards
+            of_rewards = leaf.values_of_rewards if isinstance(leaf, CompiledMixture) else None
             return TabledValues(leaf, lambda seen: _at(leaf, asked, seen), of_rewards, table)
         scene = Scene.of(prompt, log, asked, acted=acted, device=self.device)
         leaf = self._leaf(prompt, None if acted else asked, scene)
