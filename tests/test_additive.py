@@ -56,11 +56,24 @@ def one_hot(hands):
 
 
 def test_there_is_a_column_for_every_value_beyond_the_first_and_none_twice():
-    found = indicators(np.array([[0, 5], [1, 5], [2, 6], [2, 7]]))
+    found = indicators(np.array([[0, 5], [1, 5], [2, 6], [2, 7]]), 5)
     np.testing.assert_array_equal(found, [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 0, 1]])
-    twice = indicators({"a": np.array([0, 1, 1]), "b": np.array([[3.0], [2.0], [2.0]])})
+    twice = indicators({"a": np.array([0, 1, 1]), "b": np.array([[3.0], [2.0], [2.0]])}, 9)
+    assert twice is not None
     assert twice.shape == (3, 3)  # of two columns that say the opposite both stay
-    assert indicators((np.array([0, 1, 1]), np.array([5, 9, 9]))).shape == (3, 2)
+    same = indicators((np.array([0, 1, 1]), np.array([5, 9, 9])), 9)
+    assert same is not None
+    assert same.shape == (3, 2)
+
+
+def test_columns_are_given_up_as_soon_as_they_are_too_many():
+    frames = np.random.default_rng(0).integers(256, size=(1000, 100, 100), dtype=np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        seen = []
+        unique = np.unique
+        patch.setattr(np, "unique", lambda *args, **options: (seen.append(1), unique(*args, **options))[1])
+        assert indicators(frames, 999) is None
+    assert len(seen) < 10  # of 10,000 pixels
 
 
 def test_values_that_are_sums_are_found_from_a_process_that_is_known(monkeypatch):

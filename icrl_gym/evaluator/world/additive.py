@@ -44,8 +44,8 @@ class AdditiveValues:
         Returns:
             None where (1) is not simpler than a number for every state.
         """
-        functions_SF = indicators(states)
-        if functions_SF.shape[1] >= len(visits_S):
+        functions_SF = indicators(states, len(visits_S) - 1)
+        if functions_SF is None:
             return None
         weighed_FS = functions_SF.T * visits_S
         ridge_F = np.full(len(weighed_FS), RIDGE)
@@ -62,17 +62,18 @@ class AdditiveValues:
         return (weights_XS @ self.functions_SF) @ self.projection_FS
 
 
-def indicators(states: Observations) -> np.ndarray:
+def indicators(states: Observations, most: int) -> np.ndarray | None:
     """A column (S,) of ones, and one for every value that a number of the observation has beyond its first.
 
-    Columns that say the same are one column.
+    Columns that say the same are one column. None where there are more than ``most`` of them.
     """
     num_states = batch_size(states)
-    columns = [np.ones((num_states, 1))]
+    columns = {np.ones(num_states, dtype=bool).tobytes(): None}  # a set in order
     for _, leaf in named_leaves(states, ""):
         for shown_S in leaf.reshape(num_states, -1).T:
             values, which_S = np.unique(shown_S, return_inverse=True)
-            columns.append(which_S.reshape(-1, 1) == np.arange(1, len(values)))
-    functions_SF = np.concatenate(columns, axis=1).astype(np.float64)
-    _, first = np.unique(functions_SF, axis=1, return_index=True)
-    return functions_SF[:, np.sort(first)]
+            for value in range(1, len(values)):
+                columns[(which_S.reshape(-1) == value).tobytes()] = None
+                if len(columns) > most:
+                    return None
+    return np.stack([np.frombuffer(column, dtype=bool) for column in columns], axis=1).astype(np.float64)
