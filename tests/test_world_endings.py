@@ -114,6 +114,38 @@ def test_a_side_that_was_never_left_ends_episodes_as_the_other_does_if_nothing_s
     assert set(found[:, 0]) == {float(farthest < 1.2)}
 
 
+def test_a_state_at_which_an_episode_goes_on_refutes_what_would_end_it():
+    """Endings from 2 on, and none up to 1: a state at 1.6 moves thresholds to 2, one at 2.5 ends them."""
+    x = np.stack([np.linspace(-9.0, 1.0, 200), np.zeros(200)], axis=1)
+    endings = Endings.fit(x, np.array([[2.0, 0.0], [2.2, 0.0], [3.0, 0.0]] * 4), np.zeros(2), MEMBERS)
+    assert endings is not None
+    by_rules_K = endings.by_rules_K
+    limits = endings.limits(np.tile(np.array([[0.5, 0.0], [1.6, 0.0], [2.5, 0.0]]), (MEMBERS, 1, 1)))
+    placed_K, moved_K, refuted_K = limits.rules_KBC[by_rules_K, :, 0].T
+    np.testing.assert_allclose(placed_K, [1.875, 1.625, 1.375])
+    np.testing.assert_array_equal(moved_K, [1.875, 1.625, 2.0])
+    assert np.isinf(refuted_K).all()
+    for at, said in ((1.5, [0.0, 0.0, 0.0]), (1.9, [1.0, 1.0, 0.0]), (2.01, [1.0, 1.0, 0.0])):
+        found = endings(np.tile(np.array([at, 0.0]), (MEMBERS, 3, 1)), limits)[by_rules_K]
+        assert found[0].tolist() == said
+        assert found[2].tolist() == [1.0, float(at > 2.0), 0.0]
+    of_two = limits.of(np.array([[2, 0]] * MEMBERS))
+    np.testing.assert_array_equal(of_two.rules_KBC, limits.rules_KBC[:, [2, 0]])
+    np.testing.assert_array_equal(of_two.logistic_KB, limits.logistic_KB[:, [2, 0]])
+
+
+def test_the_logistic_function_is_refuted_in_the_same_way():
+    x = normal(600, 0)
+    ended = np.square(x[:, 0]) + np.square(x[:, 1]) > 3.0
+    endings = Endings.fit(x[~ended], x[ended], np.zeros(4), MEMBERS)
+    assert endings is not None
+    assert not endings.by_rules_K.any()
+    far = np.tile(np.array([[2.5, 2.5, 0.0, 0.0]]), (MEMBERS, 1, 1))
+    assert (endings(far) == 1.0).all()
+    assert (endings(far, endings.limits(np.zeros((MEMBERS, 1, 4)))) == 1.0).all()
+    assert (endings(far, endings.limits(far)) == 0.0).all()
+
+
 def test_members_hold_different_explanations_where_the_context_does_not_tell():
     x = normal(300, 0)
     x[:, 1] = x[:, 0]  # either of the two may be what ends an episode

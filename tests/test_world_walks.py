@@ -36,7 +36,10 @@ class Linear:
     def pays_as_seen(self, rewards_KB):
         return rewards_KB.abs() <= self.price
 
-    def advance(self, states_KBD, actions_KBX):
+    def limits(self, alive_KBD):
+        return None
+
+    def advance(self, states_KBD, actions_KBX, limits=None):
         self.calls.append(states_KBD.shape[1])
         next_KBD = states_KBD @ torch.as_tensor(MOVES) + actions_KBX * torch.as_tensor(PUSH)
         rewards_KB = torch.cat([states_KBD, actions_KBX], dim=-1) @ torch.as_tensor(PRICE)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.special import expit
@@ -74,8 +75,9 @@ class Rules:
         """Which endings some rule explains."""
         return np.asarray(self.shares_EJ.any(axis=1))
 
-    def thresholds(self, explanation: float, place: float) -> np.ndarray:
-        """One reading of the context, as a threshold for each candidate (J,), infinite where it is no rule.
+    def thresholds(self, explanation: float, place: float) -> tuple[np.ndarray, np.ndarray]:
+        """One reading of the context, as a threshold for each candidate (J,), and the least score that is known to be
+        beyond it (J,); infinite where it is no rule.
 
         Args:
             explanation: in [0, 1): which of the explanations of an ending, in the order of their cumulated shares.
@@ -84,13 +86,13 @@ class Rules:
         picked_E = (self.shares_EJ.cumsum(axis=1) <= explanation).sum(axis=1).clip(max=len(self.low_J) - 1)
         holds_EJ = (np.arange(len(self.low_J)) == picked_E[:, None]) & (self.shares_EJ > 0)
         high_J = np.where(holds_EJ, self.scores_EJ, np.inf).min(axis=0)
-        return np.where(np.isfinite(high_J), self.low_J + place * (high_J - self.low_J), np.inf)
+        return np.where(np.isfinite(high_J), self.low_J + place * (high_J - self.low_J), np.inf), high_J
 
     def foretells(self, successor_D: np.ndarray) -> float:
         """How many of some readings say that this successor ends the episode, in [0, 1]."""
         score_J = _candidates(successor_D[None], self.origin_D)[0]
         places = (np.arange(8) + 0.5) / 8
-        return float(np.mean([(score_J > self.thresholds(p, (5 * p) % 1.0)).any() for p in places]))
+        return float(np.mean([(score_J > self.thresholds(p, (5 * p) % 1.0)[0]).any() for p in places]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +132,13 @@ class Logistic:
             taken_L[np.argsort(np.where(taken_L, -np.inf, score_L))[-MOST_ADDED:]] = True
         return cls(weights_P, math.nan, math.nan)
 
-    def probabilities(self, successors_BD: np.ndarray, place: float) -> np.ndarray:
-        """Probabilities of an ending (B,): 0 or 1 by a threshold at this place of the gap, if there is one."""
-        score_B = _terms(successors_BD) @ self.weights_P
-        if math.isnan(self.low):
-            return expit(score_B)
-        return (score_B > self.low + place * (self.high - self.low)).astype(np.float64)
+    def scores(self, states_BD: np.ndarray) -> np.ndarray:
+        """Scores (B,) of states."""
+        return np.asarray(_terms(states_BD) @ self.weights_P)
+
+    def threshold(self, place: float) -> float:
+        """The score beyond which an episode ends, at this place of the gap; nan where there is none."""
+        return self.low + place * (self.high - self.low)
 
     def foretells(self, successor_D: np.ndarray) -> float:
         """How likely this successor is to end the episode, in [0, 1]."""
@@ -148,6 +151,24 @@ class Logistic:
 
 
 @dataclass(frozen=True, eq=False)
+class Limits:
+    """What ends the episode of B particles of each member.
+
+    Attributes:
+        rules_KBC: thresholds of the few rules that any member holds.
+        logistic_KB: thresholds of the logistic function's score.
+    """
+
+    rules_KBC: np.ndarray
+    logistic_KB: np.ndarray
+
+    def of(self, whose_KA: np.ndarray) -> Limits:
+        """Those of some particles."""
+        rules_KAC = np.take_along_axis(self.rules_KBC, whose_KA[..., None], axis=1)
+        return Limits(rules_KAC, np.take_along_axis(self.logistic_KB, whose_KA, axis=1))
+
+
+@dataclass(frozen=True, eq=False)
 class Endings:
     """What each of K members holds of the endings.
 
@@ -156,6 +177,7 @@ class Endings:
         rules_share: how far the rules are believed.
         by_rules_K: which members hold the rules.
         thresholds_KJ: their thresholds, infinite for the others.
+        beyond_KJ: least score that is known to be beyond each.
         places_K: where in the gap each member's thresholds lie.
     """
 
@@ -164,6 +186,7 @@ class Endings:
     rules_share: float
     by_rules_K: np.ndarray
     thresholds_KJ: np.ndarray
+    beyond_KJ: np.ndarray
     places_K: np.ndarray
 
     @classmethod
@@ -177,24 +200,62 @@ class Endings:
         share = _rules_share(went_on_LD, ended_ED, origin_D, rules)
         middle_K = (np.arange(num_members) + 0.5) / num_members
         by_rules_K, places_K = middle_K < share, middle_K[::-1]
-        thresholds_KJ = np.stack([rules.thresholds(*one) for one in zip(middle_K, places_K, strict=True)])
+        read = [rules.thresholds(*one) for one in zip(middle_K, places_K, strict=True)]
+        thresholds_KJ, beyond_KJ = (
+            np.where(by_rules_K[:, None], np.stack(part), np.inf) for part in zip(*read, strict=True)
+        )
         logistic = None if by_rules_K.all() else Logistic.fit(went_on_LD, ended_ED)
-        thresholds_KJ = np.where(by_rules_K[:, None], thresholds_KJ, np.inf)
-        return cls(rules, logistic, share, by_rules_K, thresholds_KJ, places_K)
+        return cls(rules, logistic, share, by_rules_K, thresholds_KJ, beyond_KJ, places_K)
 
-    def __call__(self, successors_KBD: np.ndarray) -> np.ndarray:
-        """Probabilities (K, B)."""
-        columns = np.flatnonzero(np.isfinite(self.thresholds_KJ).any(axis=0))
-        found_KB, num_features = np.zeros(successors_KBD.shape[:2]), successors_KBD.shape[-1]
-        for column in columns:  # a few rules
-            kind, feature = divmod(int(column), num_features)
-            x_KB = successors_KBD[..., feature]
-            score_KB = (x_KB, -x_KB, np.abs(x_KB - self.rules.origin_D[feature]))[kind]
-            found_KB = np.maximum(found_KB, score_KB > self.thresholds_KJ[:, column, None])
+    def limits(self, alive_KBD: np.ndarray) -> Limits:
+        """What ends the episodes that go on at these states.
+
+        A state that lies in the gap beyond a threshold moves it to where an ending is known. One that lies farther than
+        that refutes the rule, which then ends nothing.
+        """
+        scores_KBC, columns = self._scores(alive_KBD), self._columns
+        rules_KBC = _moved(scores_KBC, self.thresholds_KJ[:, None, columns], self.beyond_KJ[:, None, columns])
+        logistic_KB = np.full(alive_KBD.shape[:2], np.nan)
         if self.logistic is not None:
             for member in np.flatnonzero(~self.by_rules_K):
-                found_KB[member] = self.logistic.probabilities(successors_KBD[member], self.places_K[member])
+                threshold = self.logistic.threshold(self.places_K[member])
+                scores_B = self.logistic.scores(alive_KBD[member])
+                known_B = np.full_like(scores_B, self.logistic.high)
+                logistic_KB[member] = _moved(scores_B, np.full_like(scores_B, threshold), known_B)
+        return Limits(rules_KBC, logistic_KB)
+
+    def __call__(self, successors_KBD: np.ndarray, limits: Limits | None = None) -> np.ndarray:
+        """Probabilities (K, B).
+
+        Args:
+            successors_KBD: where each member's particles come to.
+            limits: of these particles, or None: those of a state at which nothing is beyond its threshold.
+        """
+        rules_KBC = self.thresholds_KJ[:, None, self._columns] if limits is None else limits.rules_KBC
+        found_KB = np.asarray((self._scores(successors_KBD) > rules_KBC).any(axis=-1), dtype=np.float64)
+        if self.logistic is not None:
+            for member in np.flatnonzero(~self.by_rules_K):
+                scores_B = self.logistic.scores(successors_KBD[member])
+                threshold = self.logistic.threshold(self.places_K[member])
+                limit = threshold if limits is None else limits.logistic_KB[member]
+                found_KB[member] = expit(scores_B) if math.isnan(threshold) else scores_B > limit
         return found_KB
+
+    @cached_property
+    def _columns(self) -> np.ndarray:
+        """The candidates that are rules for any member: a few."""
+        return np.flatnonzero(np.isfinite(self.thresholds_KJ).any(axis=0))
+
+    def _scores(self, states_KBD: np.ndarray) -> np.ndarray:
+        """Scores (K, B, C) of states under these."""
+        kinds, features = np.divmod(self._columns, states_KBD.shape[-1])
+        x_KBC = states_KBD[..., features]
+        return np.select([kinds == 0, kinds == 1], [x_KBC, -x_KBC], np.abs(x_KBC - self.rules.origin_D[features]))
+
+
+def _moved(scores: np.ndarray, thresholds: np.ndarray, beyond: np.ndarray) -> np.ndarray:
+    """Thresholds where nothing ends at these scores."""
+    return np.where(scores <= thresholds, thresholds, np.where(scores < beyond, beyond, np.inf))
 
 
 def _rules_share(went_on_LD: np.ndarray, ended_ED: np.ndarray, origin_D: np.ndarray, rules: Rules) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.keys import evenly
-from icrl_gym.evaluator.world.endings import Endings
+from icrl_gym.evaluator.world.endings import Endings, Limits
 from icrl_gym.evaluator.world.regression import SmoothRegression
 
 MEMBERS = 4
@@ -145,8 +145,12 @@ class World:
         """Which rewards lie within what counts as seen."""
         return (rewards >= self.low_reward) & (rewards <= self.high_reward)
 
-    def advance(self, states_KBD: Tensor, actions_KBX: Tensor) -> Step:
-        """One step of every state."""
+    def limits(self, alive_KBD: Tensor) -> Limits | None:
+        """What ends the episodes that go on at these states; None where nothing does."""
+        return None if self.endings is None else self.endings.limits(alive_KBD.cpu().numpy())
+
+    def advance(self, states_KBD: Tensor, actions_KBX: Tensor, limits: Limits | None = None) -> Step:
+        """One step of every state, under the limits of its particle."""
         terms_KBP, kernel_KBM = self.regression.read(torch.cat([states_KBD, actions_KBX], dim=-1))
         outputs_KBO = self.regression.outputs(terms_KBP, kernel_KBM)
         moved_KBD = outputs_KBO[..., :-1].masked_fill(self.still_D, 0.0)
@@ -155,7 +159,7 @@ class World:
         if self.endings is None:
             nothing_KB = torch.zeros_like(rewards_KB)
             return Step(next_KBD, rewards_KB, nothing_KB, nothing_KB, terms_KBP, kernel_KBM, None)
-        endings_KB = torch.as_tensor(self.endings(next_KBD.cpu().numpy()), device=next_KBD.device)
+        endings_KB = torch.as_tensor(self.endings(next_KBD.cpu().numpy(), limits), device=next_KBD.device)
         weights_KBE = _ending_weights(next_KBD, self.ended_features_ED, self.ending_width)
         ending_rewards_KB = weights_KBE @ self.ending_rewards_E
         return Step(next_KBD, rewards_KB, endings_KB, ending_rewards_KB, terms_KBP, kernel_KBM, weights_KBE)

@@ -92,7 +92,7 @@ class Walker:
         num_features = states_KBD.shape[-1]
         states_KBD, discounts_KB = states_KBD.clone(), torch.ones_like(states_KBD[..., 0])
         earned_KB, going_KB = torch.zeros_like(discounts_KB), self.world.seen(states_KBD)
-        whose_KA = _going_first(going_KB)
+        whose_KA, limits = _going_first(going_KB), self.world.limits(states_KBD)
         for index in range(num_steps):
             if whose_KA.shape[1] and int(going_KB.sum(dim=1).max()) < GATHER_AGAIN * whose_KA.shape[1]:
                 whose_KA = _going_first(going_KB)
@@ -101,7 +101,9 @@ class Walker:
                 continue
             spread_KAD = whose_KA[..., None].expand(-1, -1, num_features)
             now_KAD = states_KBD.gather(1, spread_KAD)
-            step = self.world.advance(now_KAD, act(index, now_KAD, whose_KA.cpu().numpy()))
+            which_KA = whose_KA.cpu().numpy()
+            limits_KA = None if limits is None else limits.of(which_KA)
+            step = self.world.advance(now_KAD, act(index, now_KAD, which_KA), limits_KA)
             going_KA = going_KB.gather(1, whose_KA) & self.world.pays_as_seen(step.rewards_KB)
             going_KB = going_KB.scatter(1, whose_KA, going_KA)
             yield Stop(states_KBD, discounts_KB, earned_KB, going_KB), step, whose_KA
