@@ -252,6 +252,27 @@ def test_earnings_are_weights_times_the_logs_rewards(wall, reward_noise):
     np.testing.assert_allclose(half, weights / 2)
 
 
+@pytest.mark.parametrize("gather_again", [walks.GATHER_AGAIN, 2.0])
+def test_walks_go_on_from_where_an_episode_goes_on(gather_again, monkeypatch):
+    """The log ends beyond a wall at 0.3; who asks for a state behind it says that it does not end there."""
+    monkeypatch.setattr(walks, "GATHER_AGAIN", gather_again)  # above 1: particles change places at every step
+    prompt, world, features = world_of(linear_log(wall=0.3))
+    assert world.endings is not None
+    assert world.endings.by_rules_K.all()
+    walking = Walker(world, (Asked(prompt),), features, GAMMA)
+    queries = prompt.queries(np.array([[0.28, -0.4], [0.45, 0.0], [-0.2, 0.0]]))
+    assert [float(world.endings(np.tile(x, (MEMBERS, 1, 1))).max()) for x in queries] == [0.0, 1.0, 0.0]
+    first, later = walking.follow(queries, (1, 12), 2)
+    discounts_QB, later_QB = (
+        stop.discounts_KB.numpy().reshape(MEMBERS, 3, 2).transpose(1, 0, 2) for stop in (first, later)
+    )
+    assert (discounts_QB[0] == 0.0).all()  # it crosses the wall
+    np.testing.assert_allclose(discounts_QB[1:], GAMMA)
+    np.testing.assert_allclose(later_QB[1], GAMMA**12)
+    (alone,) = walking.follow(queries[1:2], (12,), 2)
+    np.testing.assert_array_equal(alone.states_KBD, later.states_KBD[:, 2:4])
+
+
 def test_too_few_transitions_are_no_world():
     log = linear_log(60)
     prompt = Prompt.from_trajectory(log, GAMMA)
