@@ -44,7 +44,7 @@ class Linear:
         next_KBD = states_KBD @ torch.as_tensor(MOVES) + actions_KBX * torch.as_tensor(PUSH)
         rewards_KB = torch.cat([states_KBD, actions_KBX], dim=-1) @ torch.as_tensor(PRICE)
         endings_KB = torch.full_like(rewards_KB, self.chance).masked_fill(next_KBD[..., 0] > self.wall, 1.0)
-        return Step(next_KBD, rewards_KB, endings_KB, torch.full_like(rewards_KB, self.ending), states_KBD, None, None)
+        return Step(next_KBD, rewards_KB, endings_KB, torch.full_like(rewards_KB, self.ending), (), None)
 
 
 class Raw:

@@ -7,6 +7,7 @@ E endings, P terms.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.keys import evenly
-from icrl_gym.evaluator.world.endings import Endings, Limits
+from icrl_gym.evaluator.world.events import Events, Limits
 from icrl_gym.evaluator.world.regression import SmoothRegression
 
 MEMBERS = 4
@@ -39,7 +40,7 @@ class Step:
         rewards_KB: rewards of going on.
         endings_KB: probabilities of an ending.
         ending_rewards_KB: rewards at it.
-        terms_KBP, kernel_KBM: what the regression read, for attribution.
+        reward_reads: what the rewards of going on are linear in, for `World.reward_weights`.
         ending_weights_KBE: weights of the endings' rewards, None where the context holds no ending.
     """
 
@@ -47,8 +48,7 @@ class Step:
     rewards_KB: Tensor
     endings_KB: Tensor
     ending_rewards_KB: Tensor
-    terms_KBP: Tensor
-    kernel_KBM: Tensor | None
+    reward_reads: tuple[Tensor, ...]
     ending_weights_KBE: Tensor | None
 
 
@@ -75,7 +75,7 @@ class World:
     num_transitions: int
     rows_KM: np.ndarray
     held_out: tuple[np.ndarray, ...]
-    endings: Endings | None
+    endings: Events | None
     ended_E: np.ndarray
     ended_features_ED: Tensor
     ending_rewards_E: Tensor
@@ -124,7 +124,7 @@ class World:
         )]  # fmt: skip
         still_D = torch.as_tensor(states_ND.std(axis=0) < 1e-9, device=device)
         held_out = tuple(np.flatnonzero(piece_N == member) for member in range(MEMBERS))
-        endings = Endings.fit(successors_ND[live_N], successors_ND[ended], origin_D, MEMBERS)
+        endings = Events.fit(successors_ND[live_N], successors_ND[ended], origin_D, MEMBERS)
         return cls(
             regression, len(prompt), rows_KM, held_out, endings, ended, tensors[0], tensors[1],
             _ending_width(tensors[0], tensors[1], prompt.kernel_width(ENDING_BANDWIDTH)),
@@ -156,13 +156,28 @@ class World:
         moved_KBD = outputs_KBO[..., :-1].masked_fill(self.still_D, 0.0)
         next_KBD = states_KBD + moved_KBD
         rewards_KB = outputs_KBO[..., -1]
+        reads = (terms_KBP, torch.ones_like(terms_KBP[..., :1]), *(() if kernel_KBM is None else (kernel_KBM,)))
         if self.endings is None:
             nothing_KB = torch.zeros_like(rewards_KB)
-            return Step(next_KBD, rewards_KB, nothing_KB, nothing_KB, terms_KBP, kernel_KBM, None)
+            return Step(next_KBD, rewards_KB, nothing_KB, nothing_KB, reads, None)
         endings_KB = torch.as_tensor(self.endings(next_KBD.cpu().numpy(), limits), device=next_KBD.device)
         weights_KBE = _ending_weights(next_KBD, self.ended_features_ED, self.ending_width)
         ending_rewards_KB = weights_KBE @ self.ending_rewards_E
-        return Step(next_KBD, rewards_KB, endings_KB, ending_rewards_KB, terms_KBP, kernel_KBM, weights_KBE)
+        return Step(next_KBD, rewards_KB, endings_KB, ending_rewards_KB, reads, weights_KBE)
+
+
+    def reward_weights(self, reads_KQX: Sequence[Tensor]) -> np.ndarray:
+        """Weights (Q, N) of the context's rewards in sums of rewards of going on, over all members.
+
+        Args:
+            reads_KQX: sums of the steps' ``reward_reads``, each weighed as its reward is.
+        """
+        terms_KQP, mass_KQ1, *kernel_KQM = reads_KQX
+        weights_QN = np.zeros((terms_KQP.shape[1], self.num_transitions))
+        found_KQM = self.regression.reward_attribution(terms_KQP, kernel_KQM[0] if kernel_KQM else None, mass_KQ1)
+        for rows_M, found_QM in zip(self.rows_KM, found_KQM.cpu().numpy(), strict=True):
+            weights_QN[:, rows_M] += found_QM
+        return weights_QN
 
 
 def _paid(rewards_N: np.ndarray) -> tuple[float, float]:

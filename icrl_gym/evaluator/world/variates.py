@@ -128,31 +128,24 @@ class ActionVariates:
     def transposed(self, weights_QN: np.ndarray) -> np.ndarray:
         """Weights (Q, N) of the rewards as they were, from those of the rewards in expectation."""
         live_QN = weights_QN * (self.prompt.discounts > 0)
-        regression, device = self.world.regression, self.world.low_KD.device
-        terms_KQP, kernel_KQL = None, None
+        totals: list[Tensor] = []
         for rows_KB, counted_KB in _blocks(self.world):
-            weights_KQB = torch.as_tensor(np.moveaxis(live_QN[:, rows_KB] * counted_KB, 0, 1), device=device)
-            terms_KBP, kernel_KBL = self._differences(rows_KB)
-            terms_KQP = _plus(terms_KQP, weights_KQB @ terms_KBP)
-            kernel_KQL = kernel_KQL if kernel_KBL is None else _plus(kernel_KQL, weights_KQB @ kernel_KBL)
-        assert terms_KQP is not None
-        found_KQL = regression.reward_attribution(terms_KQP, kernel_KQL, torch.zeros_like(terms_KQP[..., :1]))
-        total_QN = weights_QN.copy()
-        for rows_L, found_QL in zip(self.world.rows_KM, found_KQL.cpu().numpy(), strict=True):
-            total_QN[:, rows_L] -= self.share * found_QL
-        return total_QN
+            weights_KQB = torch.as_tensor(
+                np.moveaxis(live_QN[:, rows_KB] * counted_KB, 0, 1), device=self.world.low_KD.device
+            )
+            read = [weights_KQB @ part for part in self._differences(rows_KB)]
+            totals = _plus(totals, read)
+        return weights_QN - self.share * self.world.reward_weights(totals)
 
-    def _differences(self, rows_KB: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """What the regression reads at the logged actions less the mean of that at the policy's."""
-        terms_KBP, kernel_KBL = None, None
+    def _differences(self, rows_KB: np.ndarray) -> list[Tensor]:
+        """What rewards are read from at the logged actions less the mean of that at the policy's."""
+        totals: list[Tensor] = []
         for features_NX, weights_N in self.actions.parts:
             step = _advance(self.prompt, self.world, features_NX, rows_KB)
-            weights_KB1 = torch.as_tensor(weights_N[rows_KB, None], device=step.terms_KBP.device)
-            terms_KBP = _plus(terms_KBP, weights_KB1 * step.terms_KBP)
-            if step.kernel_KBM is not None:
-                kernel_KBL = _plus(kernel_KBL, weights_KB1 * step.kernel_KBM)
-        assert terms_KBP is not None
-        return terms_KBP, kernel_KBL
+            weights_KB1 = torch.as_tensor(weights_N[rows_KB, None], device=step.rewards_KB.device)
+            read = [weights_KB1 * part for part in step.reward_reads]
+            totals = _plus(totals, read)
+        return totals
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,5 +216,5 @@ def _slope(foretold_N: np.ndarray, errors_N: np.ndarray) -> float:
     return min(1.0, max(0.0, float(foretold_N @ errors_N) / power)) if power > 0 else 0.0
 
 
-def _plus(total: Tensor | None, more: Tensor) -> Tensor:
-    return more if total is None else total + more
+def _plus(totals: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    return [one + two for one, two in zip(totals, more, strict=True)] if totals else more

@@ -129,7 +129,8 @@ class Walker:
         The walks are those of `follow`; the members and the particles count equally.
         """
         world, num_queries = self.world, len(features_QD)
-        sums = [_Sum(num_queries, num_particles) for _ in range(4)]
+        on_the_way: list[_Sum] = []
+        at_endings = _Sum(num_queries, num_particles)
         share_TQ = torch.as_tensor(weights_TQ / (num_particles * len(world.rows_KM)), device=world.low_KD.device)
         for index, (stop, step, whose_KA) in enumerate(self._walk(features_QD, len(weights_TQ), num_particles)):
             if step is None:
@@ -137,19 +138,15 @@ class Walker:
             at_KA = (stop.discounts_KB * stop.going_KB).gather(1, whose_KA)
             at_KA = at_KA * share_TQ[index][whose_KA // num_particles]
             lives_KA = at_KA * (1.0 - step.endings_KB)
-            sums[0].add(whose_KA, lives_KA, step.terms_KBP)
-            sums[1].add(whose_KA, lives_KA, step.kernel_KBM)
-            sums[2].add(whose_KA, at_KA * step.endings_KB, step.ending_weights_KBE)
-            sums[3].add(whose_KA, lives_KA, torch.ones_like(lives_KA[..., None]))
-        terms_KQP, kernel_KQM, ending_KQE, mass_KQ1 = (one.total_KQX for one in sums)
-        weights_QN = np.zeros((num_queries, world.num_transitions))
-        if terms_KQP is None or mass_KQ1 is None:
-            return weights_QN
-        found_KQM = world.regression.reward_attribution(terms_KQP, kernel_KQM, mass_KQ1)
-        for member, rows_M in enumerate(world.rows_KM):
-            weights_QN[:, rows_M] += found_KQM[member].cpu().numpy()
-        if ending_KQE is not None:
-            weights_QN[:, world.ended_E] += ending_KQE.sum(dim=0).cpu().numpy()
+            on_the_way = on_the_way or [_Sum(num_queries, num_particles) for _ in step.reward_reads]
+            for total, read_KAX in zip(on_the_way, step.reward_reads, strict=True):
+                total.add(whose_KA, lives_KA, read_KAX)
+            at_endings.add(whose_KA, at_KA * step.endings_KB, step.ending_weights_KBE)
+        if not on_the_way:
+            return np.zeros((num_queries, world.num_transitions))
+        weights_QN = world.reward_weights([one.total_KQX for one in on_the_way if one.total_KQX is not None])
+        if at_endings.total_KQX is not None:
+            weights_QN[:, world.ended_E] += at_endings.total_KQX.sum(dim=0).cpu().numpy()
         return weights_QN
 
     def _walk(

@@ -1,18 +1,18 @@
-"""Whether a transition ends the episode, as a function of its successor.
+"""Whether a transition is an event, the end of an episode above all, as a function of its successor.
 
 Most endings in practice are thresholds: a body leaves a box, falls below a height, tilts too far. So the first model is
 a set of *rules*: one coordinate of the successor, or its distance from the origin of the observation, exceeds a
-threshold that lies somewhere between the largest value at which an episode went on and the least of the endings that
-the rule explains. Where nothing but the seen range is visited, no rule ever gives a false alarm. A distance is
-preferred to one side of it where the same endings speak for both: the log went less far on the other side. The second
-is a logistic function of the successor's coordinates, squares and products, read in the same way where it sets the
-endings apart. How far the rules are believed is decided by how well each model foretells every ending from the others.
+threshold that lies somewhere between the largest value of all other successors and the least of the events that the
+rule explains. Where nothing but the seen range is visited, no rule ever gives a false alarm. A distance is preferred
+to one side of it where the same events speak for both: the log went less far on the other side. The second is a
+logistic function of the successor's coordinates, squares and products, read in the same way where it sets the events
+apart. How far the rules are believed is decided by how well each model foretells every event from the others.
 
-A few endings leave several explanations, and a threshold leaves a gap. Every member of the world holds one of the
+A few events leave several explanations, and a threshold leaves a gap. Every member of the world holds one of the
 explanations and one place in the gap, in proportion to what speaks for them, so that members disagree where the context
 does not tell.
 
-Shape legend: L successors that went on, E endings, D features, J candidate rules, K members, B queries, P terms.
+Shape legend: L other successors, E events, D features, J candidate rules, K members, B queries, P terms.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from functools import cached_property
 import numpy as np
 from scipy.special import expit
 
-BOTH_SIDES = 10.0  # times as likely as one side alone, where the same endings speak for both
-LEAST_SHARE = 0.02  # of an ending that a rule must explain to count
+BOTH_SIDES = 10.0  # times as likely as one side alone, where the same events speak for both
+LEAST_SHARE = 0.02  # of an event that a rule must explain to count
 ROUNDS = 50  # of expectation and maximisation
 MOST_QUADRATIC = 12  # features with squares and products
-LOGISTIC_RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # the first that sets the endings apart
+LOGISTIC_RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # the first that sets the events apart
 NEWTON_STEPS = 60
-MOST_LEFT_OUT = 8  # endings that are left out in turn
-SURPRISE = 0.02  # probability of an ending that a model has no word for
+MOST_LEFT_OUT = 8  # events that are left out in turn
+SURPRISE = 0.02  # probability of an event that a model has no word for
 RULES_FIRST = 1.0  # nats by which rules are preferred
-MOST_WENT_ON = 2048  # successors that stand for all in a likelihood
-MOST_ADDED = 256  # successors nearest to the endings that a likelihood takes in at a time
+MOST_OTHERS = 2048  # of the other successors stand for all in a likelihood
+MOST_ADDED = 256  # of them, nearest to the events, that a likelihood takes in at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,9 @@ class Rules:
 
     Attributes:
         origin_D: features of the observation 0.
-        shares_EJ: how likely each candidate (x, -x and |x - origin|) is what ended each episode; 0 where none can be.
-        low_J: largest value at which an episode went on.
-        scores_EJ: values of the endings.
+        shares_EJ: how likely each candidate (x, -x and |x - origin|) explains each event; 0 where it cannot.
+        low_J: largest value of the other successors.
+        scores_EJ: values of the events.
     """
 
     origin_D: np.ndarray
@@ -54,13 +54,13 @@ class Rules:
     scores_EJ: np.ndarray
 
     @classmethod
-    def fit(cls, went_on_LD: np.ndarray, ended_ED: np.ndarray, origin_D: np.ndarray) -> Rules:
-        """The few rules that explain most endings, by expectation and maximisation."""
-        low_J = _candidates(went_on_LD, origin_D).max(axis=0)
-        scores_EJ = _candidates(ended_ED, origin_D)
+    def fit(cls, others_LD: np.ndarray, events_ED: np.ndarray, origin_D: np.ndarray) -> Rules:
+        """The few rules that explain most events, by expectation and maximisation."""
+        low_J = _candidates(others_LD, origin_D).max(axis=0)
+        scores_EJ = _candidates(events_ED, origin_D)
         beyond_EJ = scores_EJ > low_J
         usable_J = beyond_EJ.any(axis=0)
-        start_J = usable_J * np.repeat([1.0, 1.0, BOTH_SIDES], went_on_LD.shape[1])
+        start_J = usable_J * np.repeat([1.0, 1.0, BOTH_SIDES], others_LD.shape[1])
         prior_J, shares_EJ = start_J, np.zeros_like(scores_EJ)
         for _ in range(ROUNDS):
             shares_EJ = beyond_EJ * prior_J
@@ -72,7 +72,7 @@ class Rules:
 
     @property
     def explained_E(self) -> np.ndarray:
-        """Which endings some rule explains."""
+        """Which events some rule explains."""
         return np.asarray(self.shares_EJ.any(axis=1))
 
     def thresholds(self, explanation: float, place: float) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +80,7 @@ class Rules:
         beyond it (J,); infinite where it is no rule.
 
         Args:
-            explanation: in [0, 1): which of the explanations of an ending, in the order of their cumulated shares.
+            explanation: in [0, 1): which of the explanations of an event, in the order of their cumulated shares.
             place: in [0, 1]: where in the gap the thresholds lie.
         """
         picked_E = (self.shares_EJ.cumsum(axis=1) <= explanation).sum(axis=1).clip(max=len(self.low_J) - 1)
@@ -89,7 +89,7 @@ class Rules:
         return np.where(np.isfinite(high_J), self.low_J + place * (high_J - self.low_J), np.inf), high_J
 
     def foretells(self, successor_D: np.ndarray) -> float:
-        """How many of some readings say that this successor ends the episode, in [0, 1]."""
+        """How many of some readings say that this successor is an event, in [0, 1]."""
         score_J = _candidates(successor_D[None], self.origin_D)[0]
         places = (np.arange(8) + 0.5) / 8
         return float(np.mean([(score_J > self.thresholds(p, (5 * p) % 1.0)[0]).any() for p in places]))
@@ -101,7 +101,7 @@ class Logistic:
 
     Attributes:
         weights_P: coefficients.
-        low, high: largest score at which an episode went on, and least score of an ending. Where the endings lie apart
+        low, high: largest score of the other successors, and least score of an event. Where the events lie apart
             the probability rises linearly in between; else (nan) it is the logistic function.
     """
 
@@ -110,22 +110,22 @@ class Logistic:
     high: float
 
     @classmethod
-    def fit(cls, went_on_LD: np.ndarray, ended_ED: np.ndarray) -> Logistic:
-        """Maximum likelihood by Newton's method, with the largest ridge that sets the endings apart.
+    def fit(cls, others_LD: np.ndarray, events_ED: np.ndarray) -> Logistic:
+        """Maximum likelihood by Newton's method, with the largest ridge that sets the events apart.
 
-        Of many successors that went on, some stand for all, and those most like endings are taken in ridge by ridge.
+        Of many other successors some stand for all, and those most like events are taken in ridge by ridge.
         """
-        went_on_LP, ended_EP = _terms(went_on_LD), _terms(ended_ED)
-        num_rows, weights_P = len(went_on_LP), np.zeros(went_on_LP.shape[1])
-        some = np.linspace(0, num_rows - 1, min(num_rows, MOST_WENT_ON)).round().astype(int)
+        others_LP, events_EP = _terms(others_LD), _terms(events_ED)
+        num_rows, weights_P = len(others_LP), np.zeros(others_LP.shape[1])
+        some = np.linspace(0, num_rows - 1, min(num_rows, MOST_OTHERS)).round().astype(int)
         some_L = np.isin(np.arange(num_rows), some)
-        taken_L = np.full(num_rows, num_rows <= MOST_WENT_ON)  # rows that stand for themselves alone
+        taken_L = np.full(num_rows, num_rows <= MOST_OTHERS)  # rows that stand for themselves alone
         for ridge in LOGISTIC_RIDGES:
             standing_L = some_L & ~taken_L
             counts_L = np.where(standing_L, (~taken_L).sum() / max(1, standing_L.sum()), 1.0)
             held_L = some_L | taken_L
-            weights_P = _maximum_likelihood(went_on_LP[held_L], ended_EP, ridge, weights_P, counts_L[held_L])
-            score_L, high = went_on_LP @ weights_P, float((ended_EP @ weights_P).min())
+            weights_P = _maximum_likelihood(others_LP[held_L], events_EP, ridge, weights_P, counts_L[held_L])
+            score_L, high = others_LP @ weights_P, float((events_EP @ weights_P).min())
             low = float(score_L.max())
             if high > low:
                 return cls(weights_P, low, high)
@@ -137,11 +137,11 @@ class Logistic:
         return np.asarray(_terms(states_BD) @ self.weights_P)
 
     def threshold(self, place: float) -> float:
-        """The score beyond which an episode ends, at this place of the gap; nan where there is none."""
+        """The score beyond which a successor is an event, at this place of the gap; nan where there is none."""
         return self.low + place * (self.high - self.low)
 
     def foretells(self, successor_D: np.ndarray) -> float:
-        """How likely this successor is to end the episode, in [0, 1]."""
+        """How likely this successor is to be an event, in [0, 1]."""
         score = float((_terms(successor_D[None]) @ self.weights_P)[0])
         return (
             float(expit(score))
@@ -169,8 +169,8 @@ class Limits:
 
 
 @dataclass(frozen=True, eq=False)
-class Endings:
-    """What each of K members holds of the endings.
+class Events:
+    """What each of K members holds of the events.
 
     Attributes:
         rules, logistic: the models; the second is None where no member holds it.
@@ -191,20 +191,20 @@ class Endings:
 
     @classmethod
     def fit(
-        cls, went_on_LD: np.ndarray, ended_ED: np.ndarray, origin_D: np.ndarray, num_members: int
-    ) -> Endings | None:
-        """The members' models of a context's endings; None where it holds none, or nothing that went on."""
-        if not len(ended_ED) or not len(went_on_LD):
+        cls, others_LD: np.ndarray, events_ED: np.ndarray, origin_D: np.ndarray, num_members: int
+    ) -> Events | None:
+        """The members' models of a context's events; None where there are none, or nothing else."""
+        if not len(events_ED) or not len(others_LD):
             return None
-        rules = Rules.fit(went_on_LD, ended_ED, origin_D)
-        share = _rules_share(went_on_LD, ended_ED, origin_D, rules)
+        rules = Rules.fit(others_LD, events_ED, origin_D)
+        share = _rules_share(others_LD, events_ED, origin_D, rules)
         middle_K = (np.arange(num_members) + 0.5) / num_members
         by_rules_K, places_K = middle_K < share, middle_K[::-1]
         read = [rules.thresholds(*one) for one in zip(middle_K, places_K, strict=True)]
         thresholds_KJ, beyond_KJ = (
             np.where(by_rules_K[:, None], np.stack(part), np.inf) for part in zip(*read, strict=True)
         )
-        logistic = None if by_rules_K.all() else Logistic.fit(went_on_LD, ended_ED)
+        logistic = None if by_rules_K.all() else Logistic.fit(others_LD, events_ED)
         return cls(rules, logistic, share, by_rules_K, thresholds_KJ, beyond_KJ, places_K)
 
     def limits(self, alive_KBD: np.ndarray) -> Limits:
@@ -258,17 +258,17 @@ def _moved(scores: np.ndarray, thresholds: np.ndarray, beyond: np.ndarray) -> np
     return np.where(scores <= thresholds, thresholds, np.where(scores < beyond, beyond, np.inf))
 
 
-def _rules_share(went_on_LD: np.ndarray, ended_ED: np.ndarray, origin_D: np.ndarray, rules: Rules) -> float:
-    if len(ended_ED) == 1:
+def _rules_share(others_LD: np.ndarray, events_ED: np.ndarray, origin_D: np.ndarray, rules: Rules) -> float:
+    if len(events_ED) == 1:
         return float(rules.explained_E.all())
-    left_out = np.unique(np.linspace(0, len(ended_ED) - 1, min(len(ended_ED), MOST_LEFT_OUT)).round().astype(int))
+    left_out = np.unique(np.linspace(0, len(events_ED) - 1, min(len(events_ED), MOST_LEFT_OUT)).round().astype(int))
     difference = 0.0
     for index in left_out:
-        others_ED, one_D = np.delete(ended_ED, index, axis=0), ended_ED[index]
-        by_rules = Rules.fit(went_on_LD, others_ED, origin_D).foretells(one_D)
-        by_logistic = Logistic.fit(went_on_LD, others_ED).foretells(one_D)
+        others_ED, one_D = np.delete(events_ED, index, axis=0), events_ED[index]
+        by_rules = Rules.fit(others_LD, others_ED, origin_D).foretells(one_D)
+        by_logistic = Logistic.fit(others_LD, others_ED).foretells(one_D)
         difference += math.log(SURPRISE + (1 - SURPRISE) * by_rules) - math.log(SURPRISE + (1 - SURPRISE) * by_logistic)
-    return float(expit(difference * len(ended_ED) / len(left_out) + RULES_FIRST))
+    return float(expit(difference * len(events_ED) / len(left_out) + RULES_FIRST))
 
 
 def _candidates(x_BD: np.ndarray, origin_D: np.ndarray) -> np.ndarray:
@@ -284,23 +284,23 @@ def _terms(x_BD: np.ndarray) -> np.ndarray:
 
 
 def _maximum_likelihood(
-    went_on_LP: np.ndarray, ended_EP: np.ndarray, ridge: float, weights_P: np.ndarray, counts_L: np.ndarray
+    others_LP: np.ndarray, events_EP: np.ndarray, ridge: float, weights_P: np.ndarray, counts_L: np.ndarray
 ) -> np.ndarray:
-    """Coefficients by Newton's method with backtracking, from a start; all zero starts at the rate of endings.
+    """Coefficients by Newton's method with backtracking, from a start; all zero starts at the rate of events.
 
-    A row that went on counts as ``counts_L`` rows.
+    A row of the others counts as ``counts_L`` rows.
     """
-    terms_BP = np.concatenate([went_on_LP, ended_EP])
-    ended_B = np.concatenate([np.zeros(len(went_on_LP)), np.ones(len(ended_EP))])
-    counts_B = np.concatenate([counts_L, np.ones(len(ended_EP))])
+    terms_BP = np.concatenate([others_LP, events_EP])
+    event_B = np.concatenate([np.zeros(len(others_LP)), np.ones(len(events_EP))])
+    counts_B = np.concatenate([counts_L, np.ones(len(events_EP))])
     penalty_P = np.full(terms_BP.shape[1], ridge)
     penalty_P[0] = 1e-3 * ridge
     if not weights_P.any():
-        weights_P = np.eye(len(weights_P))[0] * -math.log((counts_L.sum() + 0.5) / (len(ended_EP) + 0.5))
+        weights_P = np.eye(len(weights_P))[0] * -math.log((counts_L.sum() + 0.5) / (len(events_EP) + 0.5))
 
     def loss(candidate_P: np.ndarray) -> float:
         score_B = terms_BP @ candidate_P
-        likelihood = (counts_B * np.logaddexp(0.0, score_B)).sum() - score_B[len(went_on_LP) :].sum()
+        likelihood = (counts_B * np.logaddexp(0.0, score_B)).sum() - score_B[len(others_LP) :].sum()
         return float(likelihood + 0.5 * (penalty_P * candidate_P**2).sum())
 
     least = loss(weights_P)
@@ -308,7 +308,7 @@ def _maximum_likelihood(
         probability_B = expit(terms_BP @ weights_P)
         curvature_B = counts_B * probability_B * (1.0 - probability_B)
         hessian_PP = (terms_BP * curvature_B[:, None]).T @ terms_BP + np.diag(penalty_P + 1e-9)
-        gradient_P = terms_BP.T @ (counts_B * (probability_B - ended_B)) + penalty_P * weights_P
+        gradient_P = terms_BP.T @ (counts_B * (probability_B - event_B)) + penalty_P * weights_P
         step_P = np.linalg.solve(hessian_PP, gradient_P)
         rate = 1.0
         while rate > 1e-4 and (tried := loss(weights_P - rate * step_P)) > least:

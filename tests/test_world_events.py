@@ -1,9 +1,9 @@
-"""Endings read off a context: rules and quadrics that are right where it tells, and several where it does not."""
+"""Events read off a context: rules and quadrics that are right where it tells, and several where it does not."""
 
 import numpy as np
 import pytest
 
-from icrl_gym.evaluator.world.endings import MOST_WENT_ON, Endings, Rules
+from icrl_gym.evaluator.world.events import MOST_OTHERS, Events, Rules
 
 MEMBERS = 4
 
@@ -43,7 +43,7 @@ CASES = {"half space": (half_space, normal), "box": (box, normal), "ball": (ball
 def fitted(ends, draw, rows=600, seed=0):
     x = draw(rows, seed)
     ended = ends(x)
-    endings = Endings.fit(x[~ended], x[ended], np.zeros(x.shape[1]), MEMBERS)
+    endings = Events.fit(x[~ended], x[ended], np.zeros(x.shape[1]), MEMBERS)
     assert endings is not None
     return endings, x[~ended], x[ended]
 
@@ -96,7 +96,7 @@ def test_distances_are_from_the_origin_of_the_observation():
     origin = np.array([2.0, 0.0, 0.0, 0.0])
     x = normal(600, 0) + origin
     ended = np.abs(x[:, 0] - 2.0) > 1.5
-    endings = Endings.fit(x[~ended], x[ended], origin, MEMBERS)
+    endings = Events.fit(x[~ended], x[ended], origin, MEMBERS)
     assert endings is not None
     held = np.isfinite(endings.thresholds_KJ).any(axis=0)
     assert held[8]
@@ -105,9 +105,9 @@ def test_distances_are_from_the_origin_of_the_observation():
 
 @pytest.mark.parametrize("farthest", [1.1, 1.5])
 def test_a_side_that_was_never_left_ends_episodes_as_the_other_does_if_nothing_says_otherwise(farthest):
-    """Endings on the right alone, beyond 1.2; on the left the log went so far."""
+    """Events on the right alone, beyond 1.2; on the left the log went so far."""
     x = np.linspace(-farthest, 1.2, 300)[:, None] * np.array([1.0, 0.0])
-    endings = Endings.fit(x, np.array([[1.21, 0.0], [1.25, 0.0]]), np.zeros(2), MEMBERS)
+    endings = Events.fit(x, np.array([[1.21, 0.0], [1.25, 0.0]]), np.zeros(2), MEMBERS)
     assert endings is not None
     found = says(endings, np.array([[-1.3, 0.0], [1.3, 0.0]]))[endings.by_rules_K]
     assert found[:, 1].min() == 1.0
@@ -115,9 +115,9 @@ def test_a_side_that_was_never_left_ends_episodes_as_the_other_does_if_nothing_s
 
 
 def test_a_state_at_which_an_episode_goes_on_refutes_what_would_end_it():
-    """Endings from 2 on, and none up to 1: a state at 1.6 moves thresholds to 2, one at 2.5 ends them."""
+    """Events from 2 on, and none up to 1: a state at 1.6 moves thresholds to 2, one at 2.5 ends them."""
     x = np.stack([np.linspace(-9.0, 1.0, 200), np.zeros(200)], axis=1)
-    endings = Endings.fit(x, np.array([[2.0, 0.0], [2.2, 0.0], [3.0, 0.0]] * 4), np.zeros(2), MEMBERS)
+    endings = Events.fit(x, np.array([[2.0, 0.0], [2.2, 0.0], [3.0, 0.0]] * 4), np.zeros(2), MEMBERS)
     assert endings is not None
     by_rules_K = endings.by_rules_K
     limits = endings.limits(np.tile(np.array([[0.5, 0.0], [1.6, 0.0], [2.5, 0.0]]), (MEMBERS, 1, 1)))
@@ -137,7 +137,7 @@ def test_a_state_at_which_an_episode_goes_on_refutes_what_would_end_it():
 def test_the_logistic_function_is_refuted_in_the_same_way():
     x = normal(600, 0)
     ended = np.square(x[:, 0]) + np.square(x[:, 1]) > 3.0
-    endings = Endings.fit(x[~ended], x[ended], np.zeros(4), MEMBERS)
+    endings = Events.fit(x[~ended], x[ended], np.zeros(4), MEMBERS)
     assert endings is not None
     assert not endings.by_rules_K.any()
     far = np.tile(np.array([[2.5, 2.5, 0.0, 0.0]]), (MEMBERS, 1, 1))
@@ -150,7 +150,7 @@ def test_members_hold_different_explanations_where_the_context_does_not_tell():
     x = normal(300, 0)
     x[:, 1] = x[:, 0]  # either of the two may be what ends an episode
     ended = x[:, 0] > 1.2
-    endings = Endings.fit(x[~ended], x[ended], np.zeros(4), MEMBERS)
+    endings = Events.fit(x[~ended], x[ended], np.zeros(4), MEMBERS)
     assert endings is not None
     apart = np.array([[2.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]])
     found = says(endings, apart)[endings.by_rules_K]
@@ -162,7 +162,7 @@ def test_members_hold_different_places_in_the_gap():
     x = np.zeros((200, 2))
     x[:, 0] = np.linspace(-1.0, 1.0, 200)
     ended = np.stack([np.linspace(2.0, 3.0, 12), np.zeros(12)], axis=1)
-    endings = Endings.fit(x, ended, np.full(2, -9.0), MEMBERS)
+    endings = Events.fit(x, ended, np.full(2, -9.0), MEMBERS)
     assert endings is not None
     across = np.stack([np.linspace(1.0, 2.0, 101), np.zeros(101)], axis=1)
     thresholds = 1.0 + (says(endings, across) == 0).sum(axis=1) / 101
@@ -173,7 +173,7 @@ def test_members_hold_different_places_in_the_gap():
 def test_one_ending_is_enough(explained):
     x = normal(200, 0)
     ended = np.array([[6.0, 0.0, 0.0, 0.0]]) if explained else np.array([[0.6, 0.6, 0.6, 0.6]])
-    endings = Endings.fit(x, ended, np.zeros(4), MEMBERS)
+    endings = Events.fit(x, ended, np.zeros(4), MEMBERS)
     assert endings is not None
     assert endings.rules_share == float(explained)
     found = says(endings, np.concatenate([x, ended]))
@@ -185,7 +185,7 @@ def test_one_ending_is_enough(explained):
 
 def test_one_ending_leaves_the_members_several_explanations():
     x = normal(200, 0)
-    endings = Endings.fit(x, np.array([[6.0, 6.0, 0.0, 0.0]]), np.zeros(4), MEMBERS)
+    endings = Events.fit(x, np.array([[6.0, 6.0, 0.0, 0.0]]), np.zeros(4), MEMBERS)
     assert endings is not None
     held = [tuple(np.flatnonzero(np.isfinite(row)) % 4) for row in endings.thresholds_KJ]
     assert set(held) == {(0,), (1,)}
@@ -193,15 +193,15 @@ def test_one_ending_leaves_the_members_several_explanations():
 
 def test_no_ending_and_nothing_but_endings_are_no_model():
     x = normal(50, 0)
-    assert Endings.fit(x, x[:0], np.zeros(4), MEMBERS) is None
-    assert Endings.fit(x[:0], x, np.zeros(4), MEMBERS) is None
+    assert Events.fit(x, x[:0], np.zeros(4), MEMBERS) is None
+    assert Events.fit(x[:0], x, np.zeros(4), MEMBERS) is None
 
 
-@pytest.mark.parametrize("rows", [800, 2 * MOST_WENT_ON])
+@pytest.mark.parametrize("rows", [800, 2 * MOST_OTHERS])
 def test_endings_by_chance_are_as_likely_as_they_were(rows):
     x = normal(rows, 0)
     ended = np.random.default_rng(1).random(rows) < 0.1
-    endings = Endings.fit(x[~ended], x[ended], np.zeros(4), MEMBERS)
+    endings = Events.fit(x[~ended], x[ended], np.zeros(4), MEMBERS)
     assert endings is not None
     assert endings.rules_share < 0.3
     assert says(endings, normal(500, 2)).mean() == pytest.approx(0.1, abs=0.03)
@@ -209,8 +209,8 @@ def test_endings_by_chance_are_as_likely_as_they_were(rows):
 
 @pytest.mark.parametrize("ends", [half_space, ball])
 def test_a_long_context_gives_no_false_alarm_on_what_it_saw_either(ends):
-    x = normal(MOST_WENT_ON + 2500, 0)
+    x = normal(MOST_OTHERS + 2500, 0)
     ended = ends(x)
-    endings = Endings.fit(x[~ended], x[ended], np.zeros(4), MEMBERS)
+    endings = Events.fit(x[~ended], x[ended], np.zeros(4), MEMBERS)
     assert endings is not None
     assert says(endings, x[~ended]).max() == 0.0
