@@ -337,5 +337,11 @@ class ReportConfig:
     archive: Path | None = None
     """Write all records there too, as one compressed CSV (.csv.gz) from which every page can be made again; refused
     where a record comes from uncommitted code."""
+    onto: Path | None = None
+    """An archive that this run brings up to date: its records stay where the run answers nothing anew and measured
+    nothing with other agents."""
+    before: Path | None = None
+    """Folder of a run of an earlier version with the same agents; its `generalist` stands in the report as
+    `generalist_before`."""
     tensorboard: bool = False
     """Write HParams for TensorBoard into the run's folder: one entry per estimator and setting."""

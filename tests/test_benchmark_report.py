@@ -19,6 +19,7 @@ from icrl_gym.benchmark.report import (
     figures,
     headline,
     hparams,
+    joining,
     pages,
     tables,
     write_report,
@@ -352,6 +353,33 @@ def test_records_survive_the_archive_to_six_digits_and_the_same_records_give_the
             assert back.scores[name] == (None if value is None else pytest.approx(value, rel=1e-5))
     archive.write_archive_of(list(found.values())[::-1], path)
     assert path.read_bytes() == first
+
+
+def with_agents(one, sha):
+    """The record as measured with another snapshot of the policy."""
+    return replace(one, cell=replace(one.cell, conditions=replace(one.cell.conditions, policy_sha256=sha)))
+
+
+def test_a_run_brings_an_archive_up_to_date_and_never_mixes_agents():
+    old = [record(CART, "lstd", 1.0), record(CART, "td", 2.0), record(BALANCE, "lstd", 3.0)]
+    anew = record(CART, "lstd", 0.5)
+    assert joining.brought_up_to_date(old, [anew]) == [old[1], old[2], anew]
+    retrained = with_agents(record(CART, "lstd", 0.5), "other")
+    assert joining.brought_up_to_date(old, [retrained]) == [old[2], retrained]
+    assert joining.brought_up_to_date(old, []) == old
+
+
+def test_a_version_before_stands_beside_this_one_in_the_archive(tmp_path):
+    run, before, path = tmp_path / "run", tmp_path / "before", tmp_path / "records.csv.gz"
+    for folder, error in ((run, 0.5), (before, 0.8)):
+        save(folder, [record(CART, name, error, seed) for name in ("generalist", "td") for seed in SEEDS])
+    write_report(ReportConfig(run, archive=path, before=before))
+    found = archive.read_archive_of(path)
+    assert sorted({r.cell.variant.estimator for r in found}) == ["generalist", "generalist_before", "td"]
+    assert {r.scores["rmse_over_std"] for r in found if r.cell.variant.estimator == "generalist_before"} == {0.8}
+    save(tmp_path / "more", [record(BALANCE, "generalist", 0.4, seed) for seed in SEEDS])
+    write_report(ReportConfig(tmp_path / "more", archive=path, onto=path))
+    assert len(archive.read_archive_of(path)) == len(found) + len(SEEDS)
 
 
 def test_uncommitted_mixed_and_foreign_records_are_refused(tmp_path):

@@ -9,6 +9,7 @@ from icrl_gym.benchmark.records import Record, load_records
 from icrl_gym.benchmark.report import errors, headline, pages, tables
 from icrl_gym.benchmark.report.archive import read_archive_of, write_archive_of
 from icrl_gym.benchmark.report.hparams import write_hparams
+from icrl_gym.benchmark.report.joining import as_before, brought_up_to_date
 from icrl_gym.configuration import ReportConfig
 from icrl_gym.runs import write_text
 from icrl_gym.scoring.document import Picture, Section, html_page, markdown, markdown_table
@@ -31,11 +32,15 @@ def write_report(config: ReportConfig) -> tuple[str, list[Path]]:
         The claim and who wins where, as Markdown, and the paths of what was written.
 
     Raises:
-        ValueError: no record in the folder, one that cannot be read, an estimator that was not run, or, for the CSV, a
+        ValueError: no record in a folder, one that cannot be read, an estimator that was not run, or, for the CSV, a
             record from uncommitted code.
         OSError: a file cannot be written.
     """
     records = read_run(config.run)
+    if config.before is not None:
+        records += as_before(read_run(config.before))
+    if config.onto is not None:
+        records = brought_up_to_date(read_archive_of(config.onto), records)
     choice = pages.choose(records, config.subject, config.show)
     found = all_sections(records, choice)
     written = []

@@ -18,15 +18,16 @@ CLASSICAL = ("lstd", "kbrl", "softmax_td", "nadaraya_watson")  # who is tuned in
 HINDSIGHT = "best in hindsight"
 FQE = "fqe"
 # Other forms of the subject: earlier, without the policy, without walks. They are compared with, and are no rivals.
-FORMS = ("generalist_before", "generalist_from_log", "generalist_at_rest", "generalist_expected")
+SUBJECT, BEFORE = "generalist", "generalist_before"
+FORMS = (BEFORE, "generalist_from_log", "generalist_at_rest", "generalist_expected")
 PARTS = (
     ("the policy's action in expectation", "generalist_expected", "generalist_at_rest"),
     ("walks in the world beside it", "generalist", "generalist_expected"),
     ("walks, the policy known by its log alone", "generalist_from_log", "generalist_at_rest"),
     ("to be told the policy", "generalist", "generalist_from_log"),
     ("ten heads in place of one", "generalist_at_rest", res.REFERENCE),
-    ("all changes since the last version", "generalist", "generalist_before"),
-    ("the same, without the policy", "generalist_from_log", "generalist_before"),
+    ("all changes since the last version", SUBJECT, BEFORE),
+    ("the same, without the policy", "generalist_from_log", BEFORE),
 )
 
 Rows = list[tuple[Field, ...]]

@@ -20,7 +20,7 @@ METRIC = "rmse_over_std"
 SELECTION = (
     "CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0", "FrozenLake-v1",
     "CliffWalking-v1", "InvertedPendulum-v5", "Reacher-v5", "icrl_envs:icrl/BoyanChain-v0",
-    "icrl_envs:icrl/RandomMRP-v0", "icrl_envs:icrl/Loop-v0",
+    "icrl_envs:icrl/RandomMRP-v0", "icrl_envs:icrl/Loop-v0", "icrl_envs:icrl/PointGoal-v0",
 )  # fmt: skip
 SMALLEST_SPREAD = 2.0  # truths whose standard deviation is below this many noise floors say nothing about spread
 SMALLEST_ERROR = 1e-9  # what an error of zero counts as in a geometric mean
