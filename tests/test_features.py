@@ -125,3 +125,49 @@ def test_an_empty_batch_of_images_has_no_rows_and_all_columns():
     images = np.random.default_rng(0).integers(0, 255, size=(30, 40, 40, 3), dtype=np.uint8)
     feature_map = FeatureMap(spaces.Box(0, 255, (40, 40, 3), np.uint8)).fit(images)
     assert feature_map(images[:0]).shape == (0, feature_map(images[:2]).shape[1])
+
+
+def goal_space(achieved=(2,), desired=(2,), dtype=np.float64):
+    box = lambda shape: spaces.Box(-np.inf, np.inf, shape, dtype)  # noqa: E731
+    return spaces.Dict({"observation": box((1,)), "achieved_goal": box(achieved), "desired_goal": box(desired)})
+
+
+def test_a_goal_adds_the_difference_and_the_distance_that_is_left():
+    batch = {
+        "observation": np.zeros((3, 1)),
+        "achieved_goal": np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 5.0]]),
+        "desired_goal": np.array([[3.0, 4.0], [3.0, 4.0], [3.0, 4.0]]),
+    }
+    feature_map = FeatureMap(goal_space()).fit(batch)
+    added = np.array([[-3.0, -4.0, 5.0], [0.0, -4.0, 4.0], [0.0, 1.0, 1.0]])
+    features = feature_map(batch)
+    assert features.shape == (3, 8)
+    np.testing.assert_allclose(features[:, 5:], (added - added.mean(axis=0)) / added.std(axis=0))
+    for key, part in feature_map.inverse(features).items():
+        np.testing.assert_allclose(part, batch[key])
+
+
+def test_moved_features_are_completed_by_those_of_the_goal():
+    generator = np.random.default_rng(0)
+    batch = {key: generator.normal(size=(20, *part.shape)) for key, part in goal_space().items()}
+    feature_map = FeatureMap(goal_space()).fit(batch)
+    moved = feature_map(batch)
+    moved[:, -3:] = 9.0
+    np.testing.assert_allclose(feature_map.completed(moved.reshape(4, 5, 8)).reshape(20, 8), feature_map(batch))
+    plain = FeatureMap(spaces.Box(-1.0, 1.0, (2,))).fit(np.eye(2, dtype=np.float32))
+    assert plain.completed(moved) is moved
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        goal_space(desired=(3,)),
+        goal_space(dtype=np.int64),
+        spaces.Dict({"achieved_goal": spaces.Box(-1.0, 1.0, (2,))}),
+        spaces.Dict({"achieved_goal": spaces.Box(-1.0, 1.0, (2,)), "desired_goal": spaces.Discrete(2)}),
+        spaces.Box(-1.0, 1.0, (2,)),
+    ],
+)
+def test_what_cannot_be_compared_is_no_goal(space):
+    assert not FeatureMap(space).has_goal
+    assert not FeatureMap(goal_space(), lambda batch: batch["observation"]).has_goal

@@ -327,3 +327,28 @@ def test_small_frames_are_block_means_with_the_previous_one_first():
     assert (again == first).all()
     with pytest.raises(ValueError, match=r"grey frames of shape \(height, width\).*got \(4,\)"):
         small_frames.SmallFrames(gymnasium.make("CartPole-v1"))
+
+
+# --- a goal ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space m..imum value is .*infinity")
+def test_a_point_is_paid_where_it_is_at_its_goal():
+    env = gymnasium.make("icrl_envs:icrl/PointGoal-v0")
+    check_env(env.unwrapped, skip_render_check=True)
+    observation, _ = env.reset(seed=0)
+    paid = []
+    for _ in range(150):
+        to_goal = observation["desired_goal"] - observation["achieved_goal"]
+        action = np.clip(4.0 * to_goal - 30.0 * observation["observation"][2:], -1.0, 1.0).astype(np.float32)
+        observation, reward, terminated, truncated, info = env.step(action)
+        there = np.linalg.norm(observation["achieved_goal"] - observation["desired_goal"]) < 0.15
+        assert reward == float(there)
+        assert reward == env.unwrapped.compute_reward(observation["achieved_goal"], observation["desired_goal"], info)
+        assert not terminated
+        paid.append(reward)
+    assert truncated
+    assert paid[0] == 0.0
+    assert paid[-1] == 1.0
+    rewards = env.unwrapped.compute_reward(np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([[0.1, 0.0], [0.0, 0.0]]), None)
+    assert rewards.tolist() == [1.0, 0.0]

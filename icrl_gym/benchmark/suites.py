@@ -54,6 +54,7 @@ _CLASSIC = (
     *_stages("Pendulum-v1", "ppo", 10000, 20000, 30000, extra="classic"),
     *_stages("MountainCar-v0", "dqn", 80000, 100000, 120000, extra="classic"),
     *_stages("MountainCarContinuous-v0", "sac", 10000, 20000, 30000, extra="classic"),
+    *_stages("icrl_envs:icrl/PointGoal-v0", "ppo", 20000, 40000, 60000, extra=""),
 )
 _BOX2D = (
     *_stages("LunarLander-v3", "ppo", 25000, 50000, 100000, extra="box2d"),

@@ -8,6 +8,7 @@
 | MultiDiscrete | one-hot per component up to 256 in all, else the numbers, standardised |
 | MultiBinary | the bits |
 | Dict, Tuple | the parts side by side |
+| Dict with a goal (`GoalEnv`) | also what is achieved less what is desired, and how far that is |
 | Text, Graph, Sequence, OneOf | refused |
 
 Everything learned from data is learned from the context alone. A categorical component that differs adds 2 to the
@@ -34,6 +35,7 @@ MAX_POOLED_SIDE = 16  # pixels
 LONE_DISCRETE_SCALE = 4.0  # distinct values of a lone Discrete space: squared distance 2 * 4^2
 CONSTANT_TOLERANCE = 1e-7  # a coordinate whose spread is below this fraction of its magnitude is constant
 PROJECTION_SEED = 0
+GOAL_KEYS = ("achieved_goal", "desired_goal")  # of Gymnasium-Robotics' `GoalEnv`
 
 FeatureFunction = Callable[[Observations], Any]  # raw observations (B,) + shape -> (B, D)
 
@@ -211,11 +213,13 @@ class FeatureMap:
     def __init__(self, space: spaces.Space, function: FeatureFunction | None = None) -> None:
         self.space = space
         self._function = function
+        self.has_goal = function is None and _has_goal(space)
         if function is not None:
             self._encoders: list[LeafEncoder] = [NumericEncoder()]
         else:
             alone = not isinstance(space, (spaces.Dict, spaces.Tuple))
             self._encoders = [_encoder(part, path, alone) for path, part in _leaf_spaces(space, "observations")]
+            self._encoders += [NumericEncoder()] if self.has_goal else []
 
     def fit(self, observations: Observations) -> FeatureMap:
         """Learn standardisation from the context's source observations, (N,) + shape. Returns self."""
@@ -244,13 +248,22 @@ class FeatureMap:
     def inverse(self, features_BD: np.ndarray) -> Observations:
         """Raw observations (B,) + shape of features (B, D), if the map is `invertible`."""
         leaves, start = [], 0
-        for encoder, (_, space) in zip(self._encoders, _leaf_spaces(self.space, "observations"), strict=True):
+        for (_, space), encoder in zip(_leaf_spaces(self.space, "observations"), self._encoders, strict=False):
             assert isinstance(encoder, NumericEncoder)
             count = int(np.prod(space.shape or ()))
             numbers = encoder.inverse(features_BD[:, start : start + count])
             leaves.append(numbers.reshape(len(features_BD), *(space.shape or ())).astype(space.dtype))
             start += count
         return _structured(self.space, leaves)
+
+    def completed(self, features: np.ndarray) -> np.ndarray:
+        """Features (..., D) whose goal part is that of their other parts, if the map is `invertible`."""
+        if not self.has_goal:
+            return features
+        features_BD = features.reshape(-1, features.shape[-1])
+        goal_BG = self._encoders[-1](_from_goal(self.inverse(features_BD)))
+        told_BT = features_BD[:, : features_BD.shape[1] - goal_BG.shape[1]]
+        return np.concatenate([told_BT, goal_BG], axis=1).reshape(features.shape)
 
     def zero(self) -> Observations:
         """One observation, all of whose numbers are 0, if the map is `invertible`."""
@@ -279,7 +292,7 @@ class FeatureMap:
         leaves = dict(named_leaves(batch, "observations"))
         for path, leaf in leaves.items():
             check_finite(leaf, path)
-        return list(leaves.values())
+        return [*leaves.values(), *([_from_goal(batch)] if self.has_goal else [])]
 
 
 def sb3_features(model: Any) -> FeatureFunction:
@@ -299,6 +312,24 @@ def sb3_features(model: Any) -> FeatureFunction:
             return policy.extract_features(tensor, extractor).double().cpu().numpy()
 
     return features
+
+
+def _has_goal(space: spaces.Space) -> bool:
+    """Whether observations tell a goal and what is achieved of it, as numbers that can be compared."""
+    if not isinstance(space, spaces.Dict):
+        return False
+    achieved, desired = (space.spaces.get(key) for key in GOAL_KEYS)
+    if not (isinstance(achieved, spaces.Box) and isinstance(desired, spaces.Box)):
+        return False
+    numbers = achieved.dtype.kind == desired.dtype.kind == "f"
+    return numbers and achieved.shape == desired.shape and int(np.prod(achieved.shape)) < MAX_FEATURES
+
+
+def _from_goal(batch: Any) -> np.ndarray:
+    """What is achieved less what is desired, and the length of that, (B, G + 1)."""
+    achieved, desired = (_rows(np.asarray(batch[key], dtype=np.float64)) for key in GOAL_KEYS)
+    difference_BG = achieved - desired
+    return np.column_stack([difference_BG, np.linalg.norm(difference_BG, axis=1)])
 
 
 def _encoder(space: spaces.Space, path: str, alone: bool) -> LeafEncoder:

@@ -186,6 +186,14 @@ RECIPES: tuple[Recipe, ...] = (
         policy_class="MultiInputPolicy",
         options={"n_steps": 512},
     ),
+    Recipe(
+        "icrl_envs:icrl/PointGoal-v0",
+        "PPO",
+        (20_000, 40_000, 60_000),
+        num_envs=4,
+        policy_class="MultiInputPolicy",
+        options={"n_steps": 512},
+    ),
 )
 
 

@@ -18,7 +18,7 @@ Shape legend: L other successors, E events, D features, J candidate rules, K mem
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -190,9 +190,7 @@ class Events:
     places_K: np.ndarray
 
     @classmethod
-    def fit(
-        cls, others_LD: np.ndarray, events_ED: np.ndarray, origin_D: np.ndarray, num_members: int
-    ) -> Events | None:
+    def fit(cls, others_LD: np.ndarray, events_ED: np.ndarray, origin_D: np.ndarray, num_members: int) -> Events | None:
         """The members' models of a context's events; None where there are none, or nothing else."""
         if not len(events_ED) or not len(others_LD):
             return None
@@ -206,6 +204,14 @@ class Events:
         )
         logistic = None if by_rules_K.all() else Logistic.fit(others_LD, events_ED)
         return cls(rules, logistic, share, by_rules_K, thresholds_KJ, beyond_KJ, places_K)
+
+    def of_member(self, member: int) -> Events:
+        """What one member holds, as the only one."""
+        one = slice(member, member + 1)
+        return replace(
+            self, by_rules_K=self.by_rules_K[one], thresholds_KJ=self.thresholds_KJ[one],
+            beyond_KJ=self.beyond_KJ[one], places_K=self.places_K[one],
+        )  # fmt: skip
 
     def limits(self, alive_KBD: np.ndarray) -> Limits:
         """What ends the episodes that go on at these states.

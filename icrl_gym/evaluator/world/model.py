@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from icrl_gym.context.features import FeatureMap
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.keys import evenly
 from icrl_gym.evaluator.world.events import Events, Limits
+from icrl_gym.evaluator.world.levels import RewardLevels
 from icrl_gym.evaluator.world.regression import SmoothRegression
 
 MEMBERS = 4
@@ -69,6 +71,8 @@ class World:
         low_KD, high_KD: range of the context's states with each member's margin.
         still_D: features that never move.
         low_reward, high_reward: range of the context's rewards of going on, with a margin.
+        feature_map: of observations.
+        levels: rewards of going on that take few values; None where the regression reads them.
     """
 
     regression: SmoothRegression
@@ -85,6 +89,8 @@ class World:
     still_D: Tensor
     low_reward: float
     high_reward: float
+    feature_map: FeatureMap
+    levels: RewardLevels | None
 
     @classmethod
     def fit(
@@ -122,13 +128,17 @@ class World:
             successors_ND[ended], prompt.rewards[ended],
             states_ND.min(axis=0) - margins_KD, states_ND.max(axis=0) + margins_KD,
         )]  # fmt: skip
+        levels = RewardLevels.fit(
+            successors_ND[live_N], prompt.rewards[live_N], np.flatnonzero(live_N),
+            piece_N[live_N] == np.arange(MEMBERS)[:, None], origin_D, regression.choices[-1].error,
+        )  # fmt: skip
         still_D = torch.as_tensor(states_ND.std(axis=0) < 1e-9, device=device)
         held_out = tuple(np.flatnonzero(piece_N == member) for member in range(MEMBERS))
         endings = Events.fit(successors_ND[live_N], successors_ND[ended], origin_D, MEMBERS)
         return cls(
             regression, len(prompt), rows_KM, held_out, endings, ended, tensors[0], tensors[1],
             _ending_width(tensors[0], tensors[1], prompt.kernel_width(ENDING_BANDWIDTH)),
-            tensors[2], tensors[3], still_D, *_paid(prompt.rewards[live_N]),
+            tensors[2], tensors[3], still_D, *_paid(prompt.rewards[live_N]), prompt.feature_map, levels,
         )  # fmt: skip
 
     @property
@@ -145,6 +155,12 @@ class World:
         """Which rewards lie within what counts as seen."""
         return (rewards >= self.low_reward) & (rewards <= self.high_reward)
 
+    def completed(self, states_KBD: Tensor) -> Tensor:
+        """States whose derived features are those of their others."""
+        if not self.feature_map.has_goal:
+            return states_KBD
+        return torch.as_tensor(self.feature_map.completed(states_KBD.cpu().numpy()), device=states_KBD.device)
+
     def limits(self, alive_KBD: Tensor) -> Limits | None:
         """What ends the episodes that go on at these states; None where nothing does."""
         return None if self.endings is None else self.endings.limits(alive_KBD.cpu().numpy())
@@ -154,9 +170,13 @@ class World:
         terms_KBP, kernel_KBM = self.regression.read(torch.cat([states_KBD, actions_KBX], dim=-1))
         outputs_KBO = self.regression.outputs(terms_KBP, kernel_KBM)
         moved_KBD = outputs_KBO[..., :-1].masked_fill(self.still_D, 0.0)
-        next_KBD = states_KBD + moved_KBD
-        rewards_KB = outputs_KBO[..., -1]
-        reads = (terms_KBP, torch.ones_like(terms_KBP[..., :1]), *(() if kernel_KBM is None else (kernel_KBM,)))
+        next_KBD = self.completed(states_KBD + moved_KBD)
+        if self.levels is None:
+            rewards_KB = outputs_KBO[..., -1]
+            reads = (terms_KBP, torch.ones_like(terms_KBP[..., :1]), *(() if kernel_KBM is None else (kernel_KBM,)))
+        else:
+            reads = (self.levels.shares(next_KBD),)
+            rewards_KB = self.levels.rewards(*reads)
         if self.endings is None:
             nothing_KB = torch.zeros_like(rewards_KB)
             return Step(next_KBD, rewards_KB, nothing_KB, nothing_KB, reads, None)
@@ -165,13 +185,14 @@ class World:
         ending_rewards_KB = weights_KBE @ self.ending_rewards_E
         return Step(next_KBD, rewards_KB, endings_KB, ending_rewards_KB, reads, weights_KBE)
 
-
     def reward_weights(self, reads_KQX: Sequence[Tensor]) -> np.ndarray:
         """Weights (Q, N) of the context's rewards in sums of rewards of going on, over all members.
 
         Args:
             reads_KQX: sums of the steps' ``reward_reads``, each weighed as its reward is.
         """
+        if self.levels is not None:
+            return self.levels.attribution(reads_KQX[0].sum(dim=0).cpu().numpy(), self.num_transitions)
         terms_KQP, mass_KQ1, *kernel_KQM = reads_KQX
         weights_QN = np.zeros((terms_KQP.shape[1], self.num_transitions))
         found_KQM = self.regression.reward_attribution(terms_KQP, kernel_KQM[0] if kernel_KQM else None, mass_KQ1)
