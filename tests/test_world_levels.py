@@ -1,13 +1,17 @@
 """Rewards of few values: read exactly where a threshold tells them, not used where it does not."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
 import icrl_gym as icrl
-from icrl_gym.evaluator.world import ImaginedValues
-from icrl_gym.evaluator.world.levels import FEWEST_EVENTS, MOST_ROWS, MOST_VALUES, RewardLevels
+from icrl_gym.context.prompt import Prompt
+from icrl_gym.evaluator.world import ImaginedValues, model
+from icrl_gym.evaluator.world.levels import FEWEST_EVENTS, MOST_VALUES, RewardLevels
+from icrl_gym.evaluator.world.scene import Scene
 
 MEMBERS, GAMMA = 4, 0.95
 
@@ -17,9 +21,9 @@ def stretches(count):
     return np.arange(count) * 16 // count % MEMBERS == np.arange(MEMBERS)[:, None]
 
 
-def fitted(successors, rewards, error=1.0, rows=None):
+def fitted(successors, rewards, rows=None):
     rows = np.arange(len(rewards)) if rows is None else rows
-    return RewardLevels.fit(successors, rewards, rows, stretches(len(rewards)), np.zeros(successors.shape[1]), error)
+    return RewardLevels.fit(successors, rewards, rows, stretches(len(rewards)), np.zeros(successors.shape[1]))
 
 
 def places(count, seed=0):
@@ -55,7 +59,7 @@ def test_a_member_has_not_seen_the_events_that_it_is_kept_from():
     """Everything that pays beyond .5 lies in one member's part: it alone does not know of it."""
     x = places(800)
     x[:, 0] = np.where(stretches(800)[2], x[:, 0], np.minimum(x[:, 0], 0.45))
-    levels = fitted(x, np.where((x[:, 0] > 0.5) | (x[:, 1] < -0.9), 1.0, 0.0), error=np.inf)
+    levels = fitted(x, np.where((x[:, 0] > 0.5) | (x[:, 1] < -0.9), 1.0, 0.0))
     assert levels is not None
     told = foretold(levels, np.array([[0.9, 0.0], [0.0, -0.95], [0.0, 0.0]]))
     assert told[2].tolist() == [0.0, 1.0, 0.0]
@@ -63,18 +67,54 @@ def test_a_member_has_not_seen_the_events_that_it_is_kept_from():
 
 
 @pytest.mark.parametrize(
-    ("rewards", "error"),
+    "rewards",
     [
-        (lambda x: np.zeros(len(x)), 1.0),  # one value
-        (lambda x: np.round(x[:, 0] * (MOST_VALUES + 2)), 1.0),  # many
-        (lambda x: np.arange(len(x)) < FEWEST_EVENTS - 1, 1.0),  # hardly any events
-        (near, 1e-6),  # foretold better without
-        (lambda x: np.random.default_rng(2).random(len(x)) < 0.3, 1.0),  # chance
+        lambda x: np.zeros(len(x)),  # one value
+        lambda x: np.round(x[:, 0] * (MOST_VALUES + 2)),  # many
+        lambda x: np.arange(len(x)) < FEWEST_EVENTS - 1,  # hardly any events
+        lambda x: stretches(len(x))[1],  # a member holds no event
     ],
 )
-def test_other_rewards_have_no_levels(rewards, error):
+def test_other_rewards_have_no_levels(rewards):
     x = places(800)
-    assert fitted(x, np.asarray(rewards(x), dtype=np.float64), error) is None
+    assert fitted(x, np.asarray(rewards(x), dtype=np.float64)) is None
+
+
+@pytest.mark.parametrize("rarer", [True, False])
+def test_where_thresholds_explain_one_of_two_values_it_is_the_event(rarer):
+    """Outside of a stripe 0 is paid: no threshold explains the inside, whichever is rarer."""
+    x, others = places(800), places(400, seed=1)
+    half = 0.7 if rarer else 0.3
+    levels = fitted(x, np.where(np.abs(x[:, 0]) < half, 1.0, 0.0))
+    assert levels is not None
+    assert levels.values_V.tolist() == [1.0, 0.0]
+    assert (foretold(levels, others) == np.where(np.abs(others[:, 0]) < half, 1.0, 0.0)).mean() > 0.99
+
+
+def log_that_pays(pays):
+    """A point's log under random pushes, whose rewards are a function of the places that it comes to."""
+    log = icrl.collect("icrl_envs:icrl/PointGoal-v0", "random", num_transitions=600, seed=0)
+    return replace(log, rewards=pays(log.next_observations["achieved_goal"]).astype(float))
+
+
+def world_of(log):
+    """The world of a log whose policy is not given."""
+    prompt = Prompt.from_trajectory(log, GAMMA)
+    found = Scene.of(prompt, log, None, acted=True)
+    assert found is not None
+    return found.walker.world
+
+
+@pytest.mark.parametrize(
+    ("pays", "used"),
+    [
+        (lambda x: x[:, 0] > 0.3, True),
+        (lambda x: np.random.default_rng(2).random(len(x)) < 0.3, False),
+        (lambda x: x[:, 0], False),
+    ],
+)
+def test_levels_are_used_where_they_foretell_what_members_left_out(pays, used):
+    assert (world_of(log_that_pays(pays)).levels is not None) == used
 
 
 def test_weights_of_rewards_fall_on_the_transitions_that_paid_them():
@@ -90,11 +130,11 @@ def test_weights_of_rewards_fall_on_the_transitions_that_paid_them():
     np.testing.assert_allclose(weights_QN @ np.nan_to_num(rewards_N), shares_QV @ levels.values_V)
 
 
-def test_of_a_long_log_some_transitions_are_read():
-    x = places(4 * MOST_ROWS)
-    levels = fitted(x, near(x))
+def test_of_a_long_log_some_transitions_are_read(monkeypatch):
+    monkeypatch.setattr(model, "MOST_LEVEL_ROWS", 100)
+    levels = world_of(log_that_pays(lambda x: x[:, 0] > 0.3)).levels
     assert levels is not None
-    assert sum(map(len, levels.rows_V)) == MOST_ROWS
+    assert sum(map(len, levels.rows_V)) == 100
 
 
 def steer(observation):

@@ -1,11 +1,11 @@
 """`RewardLevels`: rewards of going on that take few values, each of which is an event that the successor shows.
 
 A goal that is reached or not, a pipe that is passed: such a reward is a jump, which a smooth function of state and
-action blurs and a threshold on the successor reads exactly. The commonest value is paid where no event of another value
-is. A member knows the events of its own transitions alone, and whether levels are used is decided by how well members
-foretell the rewards that they left out, beside the smooth function.
+action blurs and a threshold on the successor reads exactly. One value is paid where no event of another value is: the
+commonest, or the rarer of two where thresholds explain the commonest alone. A member knows the events of its own
+transitions alone, so that members can be asked for the rewards that they left out.
 
-Shape legend: L transitions that went on, V values (the commonest is the first), K members, B states, D features,
+Shape legend: L transitions that went on, V values (the first is no event), K members, B states, D features,
 Q queries, N transitions.
 """
 
@@ -17,11 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icrl_gym.evaluator.keys import evenly
-from icrl_gym.evaluator.world.events import Events
+from icrl_gym.evaluator.world.events import Events, Rules
 
 MOST_VALUES = 4
-MOST_ROWS = 2048  # transitions that events are read from, evenly spaced
 FEWEST_EVENTS = 4  # of each value
 
 
@@ -42,28 +40,25 @@ class RewardLevels:
     @classmethod
     def fit(
         cls, successors_LD: np.ndarray, rewards_L: np.ndarray, rows_L: np.ndarray, left_out_KL: np.ndarray,
-        origin_D: np.ndarray, error: float,
+        origin_D: np.ndarray,
     ) -> RewardLevels | None:  # fmt: skip
-        """Levels, or None where rewards take many values or one, or are foretold better without levels.
+        """Levels, or None where rewards take many values or one, or a member holds no event of a value.
 
         Args:
             successors_LD, rewards_L: transitions that went on.
             rows_L: their numbers in the context.
             left_out_KL: which of them each member was fitted without.
             origin_D: features of the observation 0.
-            error: mean squared error of foretelling a reward without levels, in units of their variance.
         """
         values_V, which_L, counts_V = np.unique(rewards_L, return_inverse=True, return_counts=True)
-        if not 2 <= len(values_V) <= MOST_VALUES:
+        if not 2 <= len(values_V) <= MOST_VALUES or counts_V.min() < FEWEST_EVENTS:
             return None
-        order_V, some = np.argsort(-counts_V, kind="stable"), evenly(np.arange(len(rewards_L)), MOST_ROWS)
-        successors_LD, rewards_L, rows_L, left_out_KL = (
-            successors_LD[some], rewards_L[some], rows_L[some], left_out_KL[:, some],
-        )  # fmt: skip
-        of_value_VL = which_L[some] == order_V[:, None]
-        if of_value_VL.sum(axis=1).min() < FEWEST_EVENTS:
-            return None
-        events_KV = []
+        of_value_VL = which_L == np.arange(len(values_V))[:, None]
+        order_V = np.argsort(-counts_V, kind="stable")
+        if len(values_V) == 2:
+            rarer, commoner = (_explained(successors_LD, of_value_VL[value], origin_D) for value in order_V[::-1])
+            order_V = order_V[::-1] if commoner and not rarer else order_V
+        of_value_VL, events_KV = of_value_VL[order_V], []
         for member, left_out_L in enumerate(left_out_KL):
             found = [
                 _read(successors_LD, paid_L, ~left_out_L, origin_D, member, len(left_out_KL))
@@ -72,13 +67,14 @@ class RewardLevels:
             events_KV.append(tuple(events for events in found if events is not None))
         if any(len(events_V) < len(values_V) - 1 for events_V in events_KV):
             return None
-        rows_V = tuple(rows_L[paid_L] for paid_L in of_value_VL)
-        levels = cls(values_V[order_V], rows_V, tuple(events_KV))
-        squares = 0.0
+        return cls(values_V[order_V], tuple(rows_L[paid_L] for paid_L in of_value_VL), tuple(events_KV))
+
+    def foretold(self, successors_LD: np.ndarray, left_out_KL: np.ndarray) -> np.ndarray:
+        """Rewards (L,) of transitions, each by the member that was fitted without it."""
+        found_L = np.empty(len(successors_LD))
         for member, left_out_L in enumerate(left_out_KL):
-            foretold_L = levels._shares_of(member, successors_LD[left_out_L]) @ levels.values_V
-            squares += float(np.square(foretold_L - rewards_L[left_out_L]).sum())
-        return levels if squares < error * left_out_KL.sum() * rewards_L.var() else None
+            found_L[left_out_L] = self._shares_of(member, successors_LD[left_out_L]) @ self.values_V
+        return found_L
 
     def shares(self, successors_KBD: Tensor) -> Tensor:
         """How likely each value is, (K, B, V), at successors of each member."""
@@ -101,6 +97,11 @@ class RewardLevels:
         rarer_VB = np.concatenate([events(successors_BD[None]) for events in self.events_KV[member]])
         rarer_VB = rarer_VB / np.maximum(rarer_VB.sum(axis=0), 1.0)
         return np.concatenate([1.0 - rarer_VB.sum(axis=0, keepdims=True), rarer_VB]).T
+
+
+def _explained(successors_LD: np.ndarray, paid_L: np.ndarray, origin_D: np.ndarray) -> bool:
+    """Whether rules explain where a value is paid."""
+    return bool(Rules.fit(successors_LD[~paid_L], successors_LD[paid_L], origin_D).explained_E.all())
 
 
 def _read(

@@ -18,7 +18,7 @@ from icrl_gym.context.features import FeatureMap
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.keys import evenly
 from icrl_gym.evaluator.world.events import Events, Limits
-from icrl_gym.evaluator.world.levels import RewardLevels
+from icrl_gym.evaluator.world.levels import MOST_VALUES, RewardLevels
 from icrl_gym.evaluator.world.regression import SmoothRegression
 
 MEMBERS = 4
@@ -26,6 +26,7 @@ PIECES = 16  # stretches of the context that the members leave out in turn
 MOST_ROWS = 768  # of a member, evenly spaced
 FEWEST_ROWS = 64
 MOST_ENDINGS = 256  # evenly spaced
+MOST_LEVEL_ROWS = 2048  # transitions from which rewards of few values are read, evenly spaced
 NEAR, FAR = 1.0, 4.0  # standard deviations beyond the context's range that still count as seen
 STAYING = ((5, 1), (2, 2), (0, 3))  # with at least so many endings, so many members stay near
 REWARD_MARGIN = 0.25  # of the range of the context's rewards, beyond it
@@ -128,10 +129,7 @@ class World:
             successors_ND[ended], prompt.rewards[ended],
             states_ND.min(axis=0) - margins_KD, states_ND.max(axis=0) + margins_KD,
         )]  # fmt: skip
-        levels = RewardLevels.fit(
-            successors_ND[live_N], prompt.rewards[live_N], np.flatnonzero(live_N),
-            piece_N[live_N] == np.arange(MEMBERS)[:, None], origin_D, regression.choices[-1].error,
-        )  # fmt: skip
+        levels = _levels(regression, inputs_NX, successors_ND, prompt.rewards, live_N, piece_N, origin_D)
         still_D = torch.as_tensor(states_ND.std(axis=0) < 1e-9, device=device)
         held_out = tuple(np.flatnonzero(piece_N == member) for member in range(MEMBERS))
         endings = Events.fit(successors_ND[live_N], successors_ND[ended], origin_D, MEMBERS)
@@ -199,6 +197,31 @@ class World:
         for rows_M, found_QM in zip(self.rows_KM, found_KQM.cpu().numpy(), strict=True):
             weights_QN[:, rows_M] += found_QM
         return weights_QN
+
+
+def _levels(
+    regression: SmoothRegression, inputs_NX: np.ndarray, successors_ND: np.ndarray, rewards_N: np.ndarray,
+    live_N: np.ndarray, piece_N: np.ndarray, origin_D: np.ndarray,
+) -> RewardLevels | None:  # fmt: skip
+    """Levels of the rewards of going on, where members foretell those that they left out with less squared error by
+    them than by the regression.
+    """
+    if len(np.unique(rewards_N[live_N])) > MOST_VALUES:
+        return None
+    rows_L = evenly(np.flatnonzero(live_N), MOST_LEVEL_ROWS)
+    left_out_KL = piece_N[rows_L] == np.arange(MEMBERS)[:, None]
+    successors_LD, rewards_L = successors_ND[rows_L], rewards_N[rows_L]
+    levels = RewardLevels.fit(successors_LD, rewards_L, rows_L, left_out_KL, origin_D)
+    if levels is None:
+        return None
+    x_LX = torch.as_tensor(inputs_NX[rows_L], dtype=torch.float64, device=regression.inputs_KMX.device)
+    smooth_KL = regression.outputs(*regression.read(x_LX.expand(MEMBERS, -1, -1)))[..., -1].cpu().numpy()
+    by_smooth, by_levels = (
+        float(np.square(foretold_L - rewards_L).mean())
+        for foretold_L in (smooth_KL[left_out_KL.argmax(axis=0), np.arange(len(rows_L))],
+                           levels.foretold(successors_LD, left_out_KL))
+    )  # fmt: skip
+    return levels if by_levels < by_smooth else None
 
 
 def _paid(rewards_N: np.ndarray) -> tuple[float, float]:
