@@ -17,6 +17,7 @@ from torch import Tensor
 from icrl_gym.context.features import FeatureMap
 from icrl_gym.context.prompt import Prompt
 from icrl_gym.evaluator.keys import evenly
+from icrl_gym.evaluator.world.bounds import Bounds
 from icrl_gym.evaluator.world.events import Events, Limits
 from icrl_gym.evaluator.world.levels import MOST_VALUES, RewardLevels
 from icrl_gym.evaluator.world.regression import SmoothRegression
@@ -74,6 +75,7 @@ class World:
         low_reward, high_reward: range of the context's rewards of going on, with a margin.
         feature_map: of observations.
         levels: rewards of going on that take few values; None where the regression reads them.
+        bounds: where numbers are cut off.
     """
 
     regression: SmoothRegression
@@ -92,6 +94,7 @@ class World:
     high_reward: float
     feature_map: FeatureMap
     levels: RewardLevels | None
+    bounds: Bounds
 
     @classmethod
     def fit(
@@ -110,11 +113,13 @@ class World:
         states_ND = prompt.source_features
         live_N, ended = prompt.discounts > 0, evenly(np.flatnonzero(prompt.discounts == 0), MOST_ENDINGS)
         piece_N = np.arange(len(prompt)) * PIECES // len(prompt) % MEMBERS
-        members = [np.flatnonzero(live_N & (piece_N != member)) for member in range(MEMBERS)]
+        bounds = Bounds.of(states_ND, successors_ND, live_N)
+        free_N = live_N & ~bounds.touched_N
+        members = [np.flatnonzero(free_N & (piece_N != member)) for member in range(MEMBERS)]
         num_rows = min(MOST_ROWS, *map(len, members))
         if num_rows < FEWEST_ROWS:
             return None
-        live = evenly(np.flatnonzero(live_N), MOST_ROWS)
+        live = evenly(np.flatnonzero(free_N), MOST_ROWS)
         index_of = np.full(len(prompt), -1)
         rows_KM = np.stack([evenly(rows, num_rows) for rows in members])
         used = np.union1d(live, rows_KM)
@@ -136,7 +141,7 @@ class World:
         return cls(
             regression, len(prompt), rows_KM, held_out, endings, ended, tensors[0], tensors[1],
             _ending_width(tensors[0], tensors[1], prompt.kernel_width(ENDING_BANDWIDTH)),
-            tensors[2], tensors[3], still_D, *_paid(prompt.rewards[live_N]), prompt.feature_map, levels,
+            tensors[2], tensors[3], still_D, *_paid(prompt.rewards[live_N]), prompt.feature_map, levels, bounds,
         )  # fmt: skip
 
     @property
@@ -168,7 +173,7 @@ class World:
         terms_KBP, kernel_KBM = self.regression.read(torch.cat([states_KBD, actions_KBX], dim=-1))
         outputs_KBO = self.regression.outputs(terms_KBP, kernel_KBM)
         moved_KBD = outputs_KBO[..., :-1].masked_fill(self.still_D, 0.0)
-        next_KBD = self.completed(states_KBD + moved_KBD)
+        next_KBD = self.completed(self.bounds.held(states_KBD + moved_KBD))
         if self.levels is None:
             rewards_KB = outputs_KBO[..., -1]
             reads = (terms_KBP, torch.ones_like(terms_KBP[..., :1]), *(() if kernel_KBM is None else (kernel_KBM,)))
