@@ -55,6 +55,8 @@ class Bounds:
     def of(cls, states_ND: np.ndarray, successors_ND: np.ndarray, live_N: np.ndarray) -> Bounds:
         """Those that the transitions that went on show."""
         found, touched_N = [], np.zeros(len(states_ND), bool)
+        if not live_N.any():
+            return cls((), touched_N)
         for feature in range(states_ND.shape[1]):
             if len(np.unique(successors_ND[live_N, feature])) < LEAST_DISTINCT * live_N.sum():
                 continue
