@@ -326,7 +326,7 @@ def _has_goal(space: spaces.Space) -> bool:
 
 
 def _from_goal(batch: Any) -> np.ndarray:
-    """What is achieved less what is desired, and the length of that, (B, G + 1)."""
+    """Differences (B, G + 1) of what is achieved from what is desired, the last column their length."""
     achieved, desired = (_rows(np.asarray(batch[key], dtype=np.float64)) for key in GOAL_KEYS)
     difference_BG = achieved - desired
     return np.column_stack([difference_BG, np.linalg.norm(difference_BG, axis=1)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from icrl_gym.benchmark.cells import Conditions
 from icrl_gym.benchmark.records import Record
 from icrl_gym.benchmark.report.comparisons import BEFORE, SUBJECT
 
@@ -16,19 +17,19 @@ def brought_up_to_date(older: Sequence[Record], newer: Sequence[Record]) -> list
     truth, so that no table compares values of two policies.
     """
     answered = {record.cell.question for record in newer}
-    measured = {(record.cell.task, _policies(record)) for record in newer}
+    measured = {(record.cell.task, _measured_with(record)) for record in newer}
     tasks = {task for task, _ in measured}
     kept = [
         record
         for record in older
         if record.cell.question not in answered
-        and (record.cell.task not in tasks or (record.cell.task, _policies(record)) in measured)
+        and (record.cell.task not in tasks or (record.cell.task, _measured_with(record)) in measured)
     ]
     return [*kept, *newer]
 
 
 def as_before(records: Sequence[Record]) -> list[Record]:
-    """What `generalist` answered in another run, as the answers of the version before."""
+    """Answers of `generalist` in another run, as those of the version before."""
     return [
         replace(record, cell=replace(record.cell, variant=replace(record.cell.variant, estimator=BEFORE)))
         for record in records
@@ -36,9 +37,6 @@ def as_before(records: Sequence[Record]) -> list[Record]:
     ]
 
 
-def _policies(record: Record) -> tuple[object, ...]:
-    """What decides the truth and the contexts, beside the task."""
-    conditions = record.cell.conditions
-    return (
-        conditions.num_queries, conditions.num_rollouts, conditions.policy_sha256, conditions.behaviour_sha256,
-    )  # fmt: skip
+def _measured_with(record: Record) -> Conditions:
+    """Conditions of the truth and the contexts; an estimator's weights are none of them."""
+    return replace(record.cell.conditions, weights_sha256=None)
