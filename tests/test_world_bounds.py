@@ -8,6 +8,8 @@ import torch
 import icrl_gym as icrl
 from icrl_gym.evaluator.world.bounds import FEWEST_ARRIVALS, MOST_TOUCHING, Bounds
 
+MOST_OFF = 1e-3  # standard deviations: of one step, contacts among them
+
 
 def bouncing(count=600, wall=1.0, push=0.0, seed=0):
     """A position that noise pushes about and a wall cuts off, where its velocity becomes 0; states and successors."""
@@ -71,6 +73,12 @@ def test_a_car_that_hits_its_wall_is_followed_as_if_there_were_none():
     world = evaluator.compiled_.walker.world
     assert [bound.feature for bound in world.bounds.bounds] == [0]
     assert world.bounds.bounds[0].also[0][0] == 1
+    states = torch.as_tensor(evaluator.prompt_.source_features).expand(4, -1, -1)
+    actions = evaluator.compiled_.walker.action_features(log.actions)
+    step = world.advance(states, torch.as_tensor(actions, dtype=torch.float64).expand(4, -1, -1))
+    successors = evaluator.prompt_.feature_map(log.next_observations)
+    went_on = evaluator.prompt_.discounts > 0
+    assert np.abs(step.next_KBD.numpy() - successors)[:, went_on].max() < MOST_OFF
     truth = icrl.monte_carlo_values(
         gymnasium.make("MountainCar-v0"), rocking, num_queries=40, num_rollouts=2, gamma=0.99, seed=5
     )
