@@ -37,7 +37,7 @@ from icrl_gym.tracking import ScalarWriter, check_writable, open_writer
 STATE_VERSION = 4  # version of the training states
 SHARDS_VERSION = 5  # version of the shards and of what says what they are
 WITHOUT_EFFECT = ("out", "checkpoint", "jobs", "device", "tensorboard")  # on the weights, but for rounding
-LOOKS = 13  # looks of candidates at environments outside the selection set; docs/log.md lists them
+LOOKS = 14  # looks of candidates at environments outside the selection set; docs/log.md lists them
 STATE = "spread.pt"
 TRAINING = "training the error bars"  # what progress is told
 LONGEST_WAIT = timedelta(days=2)  # how long a process waits for the shards of the others
