@@ -53,19 +53,19 @@ class Bounds:
 
     @classmethod
     def of(cls, states_ND: np.ndarray, successors_ND: np.ndarray, live_N: np.ndarray) -> Bounds:
-        """Those that the transitions that went on show."""
+        """Bounds of the features, as transitions that went on show them."""
         found, touched_N = [], np.zeros(len(states_ND), bool)
         if not live_N.any():
             return cls((), touched_N)
         for feature in range(states_ND.shape[1]):
             if len(np.unique(successors_ND[live_N, feature])) < LEAST_DISTINCT * live_N.sum():
                 continue
+            steps_N = np.abs(successors_ND[:, feature] - states_ND[:, feature])
+            usual = float(np.sqrt(np.square(steps_N[live_N]).mean()))
             for sign in (-1, 1):
                 value = sign * float((sign * successors_ND[live_N, feature]).max())
                 at_N = live_N & (successors_ND[:, feature] == value)
                 arrivals_N = at_N & (states_ND[:, feature] != value)
-                steps_N = np.abs(successors_ND[:, feature] - states_ND[:, feature])
-                usual = float(np.sqrt(np.square(steps_N[live_N]).mean()))
                 if arrivals_N.sum() < FEWEST_ARRIVALS or steps_N[arrivals_N].mean() < ABRUPT * usual:
                     continue
                 there_D = successors_ND[arrivals_N][0]
